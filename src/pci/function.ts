@@ -1,0 +1,64 @@
+/**
+ * The contract of a PCI function as the rest of the machine sees it. Models live in `devices/`; they extend
+ * `Function` in this room, which gives them config space, BARs, MSI and DMA.
+ */
+import type { FaultRecord, TranslateStatus } from "../hardware/unit.ts";
+
+export interface PciAddress {
+  readonly segment: number;
+  readonly bus: number;
+  readonly device: number;
+  readonly function: number;
+}
+
+export type BarKind = "mem32" | "mem64" | "io";
+
+export interface Bar {
+  readonly index: number;
+  readonly kind: BarKind;
+  /** Bytes, a power of two. */
+  readonly size: number;
+  readonly prefetchable: boolean;
+  /** Host physical address where firmware placed it. */
+  readonly base: number;
+  /** False: VFIO offers no mmap of it (the machine file's option). */
+  readonly mappable: boolean;
+}
+
+/** Where a message-signalled interrupt goes; a function sends it as an ordinary write through its unit. */
+export interface PciFunction {
+  readonly address: PciAddress;
+  /** "0000:01:00.0" */
+  readonly name: string;
+  readonly rid: number;
+  /** Name of the model, "nvme". */
+  readonly model: string;
+  readonly bars: readonly Bar[];
+  /** Bytes of config space: 256 or 4096. */
+  readonly configSize: number;
+  /** The physical config space: what the bus sees. Width 1, 2 or 4; naturally aligned. */
+  configRead(offset: number, width: 1 | 2 | 4): number;
+  configWrite(offset: number, width: 1 | 2 | 4, value: number): void;
+  /** Any width and alignment a CPU can make (1 … 64 bytes). A model answers all-ones or ignores what it does not know. */
+  barRead(bar: number, offset: number, into: Uint8Array): void;
+  barWrite(bar: number, offset: number, data: Uint8Array): void;
+  /** Function-level reset: registers, queues and parked operations are gone. */
+  reset(): void;
+  /** Interrupt line (INTx) asserted? Level; `onIntx` is told when it changes. */
+  readonly intx: boolean;
+  onIntx: (asserted: boolean) => void;
+}
+
+/** What a function uses to reach memory: each access goes through its unit. */
+export interface DmaPort {
+  /** OK, fault (nothing more was transferred; why is in `lastFault`), or stalled: `park` must be called with how to go on. */
+  read(lo: number, hi: number, into: Uint8Array, pasid?: number): TranslateStatus;
+  write(lo: number, hi: number, data: Uint8Array, pasid?: number): TranslateStatus;
+  /** After `stalled`: `resume(true)` = try the same access again; `resume(false)` = it has failed. */
+  park(resume: (ok: boolean) => void): void;
+  /** Drops every parked operation (reset, unplug). */
+  dropParked(): void;
+  /** Sends an interrupt message. */
+  message(lo: number, hi: number, data: number): TranslateStatus;
+  readonly lastFault: FaultRecord | undefined;
+}
