@@ -1,10 +1,16 @@
 /**
  * Registers, table entries and queue descriptors of Intel VT-d (Virtualization Technology for Directed I/O,
- * revision 4.1): offsets, bits and meanings, nothing that acts. Section numbers are that revision's. A field of a
- * 64-bit quantity is named by the word it lies in: `lo` = bits 31:0, `hi` = bits 63:32.
+ * revision 4.1): offsets, bits and meanings, nothing that acts. Section numbers are that revision's.
  *
  * Left out: scalable-mode entries and descriptors, performance monitoring, enhanced commands.
  */
+import { address, bit, bits, type Declarations, type Layout, layout } from "../../uapi/layout.ts";
+
+/** The mask of every field within the 32-bit word that holds its first bit. */
+const masks = <F extends Declarations>(of: Layout<F>): { readonly [K in keyof F]: number } =>
+  Object.fromEntries(Object.entries(of.fields).map(([name, field]) => [name, field.mask])) as {
+    readonly [K in keyof F]: number;
+  };
 
 /** §11.4: offsets from the unit's base, in bytes. IVA and IOTLB lie at ECAP.IRO·16, FRCD at CAP.FRO·16. */
 export const Register = {
@@ -46,228 +52,233 @@ export const Register = {
   PEUADDR: 0xec,
 } as const;
 
-/** Bytes of one register page; a unit's register file is this long unless FRO or IRO lie beyond it. */
+/** Bytes of one register page; a unit's register file is a whole number of them. */
 export const REGISTER_PAGE_BYTES = 0x1000;
 
-/** §11.4.4 Global Command and §11.4.5 Global Status: the same bit positions, written and read. */
-export const Gcmd = {
-  /** Translation enable. */
-  TE: 0x8000_0000,
-  /** Set root table pointer (one-shot). */
-  SRTP: 0x4000_0000,
-  /** Set fault log (one-shot; advanced fault logging). */
-  SFL: 0x2000_0000,
-  /** Enable advanced fault logging. */
-  EAFL: 0x1000_0000,
-  /** Write buffer flush (one-shot; only with CAP.RWBF). */
-  WBF: 0x0800_0000,
-  /** Queued invalidation enable. */
-  QIE: 0x0400_0000,
-  /** Interrupt remapping enable. */
-  IRE: 0x0200_0000,
-  /** Set interrupt remap table pointer (one-shot). */
-  SIRTP: 0x0100_0000,
-  /** Compatibility format interrupts pass (only with IR). */
-  CFI: 0x0080_0000,
-} as const;
-/** Commands that act when written as 1 and need not be kept when another bit is written. */
+/** §11.4.2 Capability. */
+export const CapRegister = layout("CAP", 8, {
+  ND: bits(0, 2, "domains: 2^(4 + 2·ND)"),
+  AFL: bit(3, "advanced fault logging"),
+  RWBF: bit(4, "required write-buffer flushing"),
+  PLMR: bit(5, "protected low memory region"),
+  PHMR: bit(6, "protected high memory region"),
+  CM: bit(7, "caching mode: not-present and faulting entries may be cached"),
+  SAGAW: bits(8, 12, "supported adjusted guest address widths: bit n is AW n"),
+  MGAW: bits(16, 21, "maximum guest address width, minus 1"),
+  ZLR: bit(22, "zero-length reads of write-only pages"),
+  FRO: bits(24, 33, "offset of the fault recording registers, in 16 bytes"),
+  SLLPS: bits(34, 37, "second-stage large pages: bit 0 2 MiB, bit 1 1 GiB"),
+  PSI: bit(39, "page-selective invalidation"),
+  NFR: bits(40, 47, "number of fault recording registers, minus 1"),
+  MAMV: bits(48, 53, "maximum address mask value"),
+  DWD: bit(54, "write draining"),
+  DRD: bit(55, "read draining"),
+  FL1GP: bit(56, "first-stage 1 GiB pages"),
+  PI: bit(59, "posted interrupts"),
+  FL5LP: bit(60, "first-stage 5-level paging"),
+  ECMDS: bit(61, "enhanced commands"),
+  ESIRTPS: bit(62, "SIRTP invalidates the interrupt entry cache"),
+  ESRTPS: bit(63, "SRTP invalidates the DMA-remapping caches"),
+});
+/** Bits of CAP.SLLPS. */
+export const LargePages = { twoMegabytes: 1, oneGigabyte: 2 } as const;
+/** SAGAW bit n stands for AW n: 1 = 39 bits and 3 levels, 2 = 48 and 4, 3 = 57 and 5. */
+export const addressWidthOf = (aw: number): number => 30 + 9 * aw;
+
+/** §11.4.3 Extended Capability. */
+export const EcapRegister = layout("ECAP", 8, {
+  C: bit(0, "page-walk coherency"),
+  QI: bit(1, "queued invalidation"),
+  DT: bit(2, "device-TLB"),
+  IR: bit(3, "interrupt remapping"),
+  EIM: bit(4, "extended interrupt mode"),
+  PT: bit(6, "pass-through"),
+  SC: bit(7, "snoop control"),
+  IRO: bits(8, 17, "offset of the IOTLB registers, in 16 bytes"),
+  MHMV: bits(20, 23, "maximum handle mask value"),
+  MTS: bit(25, "memory types"),
+  NEST: bit(26, "nested translation"),
+  PRS: bit(29, "page requests"),
+  ERS: bit(30, "execute requests"),
+  SRS: bit(31, "supervisor requests"),
+  NWFS: bit(33, "no write flag"),
+  EAFS: bit(34, "extended accessed flag"),
+  PSS: bits(35, 39, "PASID width, minus 1"),
+  PASID: bit(40, "PASID"),
+  DIT: bit(41, "device-TLB invalidation throttle"),
+  PDS: bit(42, "page-request drain"),
+  SMTS: bit(43, "scalable mode"),
+  VCS: bit(44, "virtual command"),
+  SSADS: bit(45, "second-stage accessed and dirty bits"),
+  SSTS: bit(46, "second-stage translation in scalable mode"),
+  FSTS: bit(47, "first-stage translation"),
+  SMPWCS: bit(48, "scalable-mode page-walk coherency"),
+  RPS: bit(49, "RID_PASID"),
+  PMS: bit(51, "performance monitoring"),
+});
+
+/** §11.4.4 Global Command; §11.4.5 Global Status has the same bits at the same places. */
+export const GcmdRegister = layout("GCMD", 4, {
+  CFI: bit(23, "compatibility format interrupts"),
+  SIRTP: bit(24, "set interrupt remap table pointer"),
+  IRE: bit(25, "interrupt remapping enable"),
+  QIE: bit(26, "queued invalidation enable"),
+  WBF: bit(27, "write buffer flush"),
+  EAFL: bit(28, "enable advanced fault logging"),
+  SFL: bit(29, "set fault log"),
+  SRTP: bit(30, "set root table pointer"),
+  TE: bit(31, "translation enable"),
+});
+export const Gcmd = masks(GcmdRegister);
+/** Commands that act once when written as 1; a write that changes another command leaves them 0. */
 export const GCMD_ONE_SHOT = Gcmd.SRTP + Gcmd.SFL + Gcmd.WBF + Gcmd.SIRTP;
 
-/** §11.4.6 Root Table Address: TTM, bits 11:10 of lo; RTA, bits 63:12. */
-export const Rtaddr = { TTM_SHIFT: 10, TTM_MASK: 0x3 } as const;
-/** Translation table modes. */
+/** §11.4.6 Root Table Address. */
+export const RtaddrRegister = layout("RTADDR", 8, {
+  TTM: bits(10, 11, "translation table mode", { 0: "legacy", 1: "scalable", 2: "reserved", 3: "abort DMA" }),
+  RTA: address(12, 63, "root table"),
+});
 export const Ttm = { legacy: 0, scalable: 1, reserved: 2, abort: 3 } as const;
 
-/** §11.4.7 Context Command. DID 15:0, SID 31:16 (lo); FM 33:32, CAIG 60:59, CIRG 62:61, ICC 63 (hi). */
-export const Ccmd = {
-  ICC_HI: 0x8000_0000,
-  CIRG_SHIFT_HI: 29,
-  CAIG_SHIFT_HI: 27,
-  SID_SHIFT: 16,
-  FM_MASK_HI: 0x3,
-} as const;
+/** Granularity of an invalidation: CIRG and CAIG, IIRG and IAIG, and G of the descriptors. */
+export const Granularity = { reserved: 0, global: 1, domain: 2, device: 3, page: 3 } as const;
+const contextGranularity = { 0: "reserved", 1: "global", 2: "domain-selective", 3: "device-selective" };
+const iotlbGranularity = { 0: "reserved", 1: "global", 2: "domain-selective", 3: "page-selective" };
 
-/** §11.4.8 IOTLB Invalidate. DID 47:32, DW 48, DR 49, IAIG 58:57, IIRG 61:60, IVT 63: all in hi. */
-export const Iotlb = {
-  IVT_HI: 0x8000_0000,
-  IIRG_SHIFT_HI: 28,
-  IAIG_SHIFT_HI: 25,
-  DR_HI: 0x0002_0000,
-  DW_HI: 0x0001_0000,
-  DID_MASK_HI: 0xffff,
-} as const;
-/** §11.4.8.2 Invalidate Address: AM 5:0, IH 6, ADDR 63:12. */
-export const Iva = { AM_MASK: 0x3f, IH: 0x40 } as const;
+/** §11.4.7 Context Command. */
+export const CcmdRegister = layout("CCMD", 8, {
+  DID: bits(0, 15, "domain id"),
+  SID: bits(16, 31, "source id"),
+  FM: bits(32, 33, "function mask"),
+  CAIG: bits(59, 60, "granularity performed", contextGranularity),
+  CIRG: bits(61, 62, "granularity requested", contextGranularity),
+  ICC: bit(63, "invalidate context-cache; reads 1 until done"),
+});
 
-/** Granularities of CCMD, IOTLB and of the descriptors with the same fields. 0 is reserved. */
-export const Granularity = { global: 1, domain: 2, device: 3, page: 3 } as const;
+/** §11.4.8.1 IOTLB Invalidate, at ECAP.IRO·16 + 8. */
+export const IotlbRegister = layout("IOTLB", 8, {
+  DID: bits(32, 47, "domain id"),
+  DW: bit(48, "drain writes"),
+  DR: bit(49, "drain reads"),
+  IAIG: bits(57, 58, "granularity performed", iotlbGranularity),
+  IIRG: bits(60, 61, "granularity requested", iotlbGranularity),
+  IVT: bit(63, "invalidate IOTLB; reads 1 until done"),
+});
+/** §11.4.8.2 Invalidate Address, at ECAP.IRO·16; write-only. */
+export const IvaRegister = layout("IVA", 8, {
+  AM: bits(0, 5, "address mask: lg2 of pages"),
+  IH: bit(6, "invalidation hint: only leaves changed"),
+  ADDR: address(12, 63, "address"),
+});
 
-/** §11.4.9 Fault Status. All but PPF and FRI are cleared by writing 1. */
-export const Fsts = {
-  /** Primary fault overflow. */
-  PFO: 0x01,
-  /** Primary pending fault: the OR of every FRCD.F. */
-  PPF: 0x02,
-  /** Advanced fault overflow, advanced pending fault: only with CAP.AFL. */
-  AFO: 0x04,
-  APF: 0x08,
-  /** Invalidation queue error. */
-  IQE: 0x10,
-  /** Invalidation completion error, invalidation time-out error: device-TLB. */
-  ICE: 0x20,
-  ITE: 0x40,
-  /** Index of the first pending fault record. */
-  FRI_SHIFT: 8,
-  FRI_MASK: 0xff,
-} as const;
+/** §11.4.9 Fault Status. */
+export const FstsRegister = layout("FSTS", 4, {
+  PFO: bit(0, "primary fault overflow (write 1 to clear)"),
+  PPF: bit(1, "primary pending fault: a fault record has F set"),
+  AFO: bit(2, "advanced fault overflow"),
+  APF: bit(3, "advanced pending fault"),
+  IQE: bit(4, "invalidation queue error (write 1 to clear)"),
+  ICE: bit(5, "invalidation completion error (write 1 to clear)"),
+  ITE: bit(6, "invalidation time-out error (write 1 to clear)"),
+  FRI: bits(8, 15, "index of the first pending fault record"),
+});
+export const Fsts = masks(FstsRegister);
 
-/** §11.4.10 Fault Event Control; Invalidation and Page Request Event Control have the same bits. */
-export const EventControl = { IM: 0x8000_0000, IP: 0x4000_0000 } as const;
+/** §11.4.10 Fault Event Control; those of invalidation completions and page requests have the same bits. */
+export const EventControlRegister = layout("FECTL", 4, {
+  IP: bit(30, "interrupt pending"),
+  IM: bit(31, "interrupt mask"),
+});
+export const EventControl = masks(EventControlRegister);
 
-/** §11.4.14 Fault Recording, 128 bits. Bits 31:12 and 63:32 of the first half are the page. Second half: */
-export const Frcd = {
-  BYTES: 16,
-  /** lo of the second half. */
-  SID_MASK: 0xffff,
-  /** Type bit 2: with T1, 0/0 write, 0/1 read, 1/0 page request, 1/1 AtomicOp. */
-  T2: 0x1000_0000,
-  PRIV: 0x2000_0000,
-  EXE: 0x4000_0000,
-  /** PASID present. */
-  PP: 0x8000_0000,
-  /** hi of the second half. */
-  FR_MASK_HI: 0xff,
-  PV_SHIFT_HI: 8,
-  AT_SHIFT_HI: 28,
-  T1_HI: 0x4000_0000,
-  F_HI: 0x8000_0000,
-} as const;
+/** §11.4.14 Fault Recording. */
+export const FaultRecording = layout("FRCD", 16, {
+  FI: address(12, 63, "page of the faulting request"),
+  SID: bits(64, 79, "source id"),
+  T2: bit(92, "type, bit 2"),
+  PRIV: bit(93, "privilege mode requested"),
+  EXE: bit(94, "execute requested"),
+  PP: bit(95, "PASID present"),
+  FR: bits(96, 103, "fault reason"),
+  PV: bits(104, 123, "PASID value"),
+  AT: bits(124, 125, "address type of the request"),
+  T1: bit(126, "type, bit 1: read (with T2: AtomicOp)"),
+  F: bit(127, "fault (write 1 to clear)"),
+});
 
 /** §11.4.17 Protected Memory Enable. */
-export const Pmen = { EPM: 0x8000_0000, PRS: 0x1 } as const;
+export const PmenRegister = layout("PMEN", 4, {
+  PRS: bit(0, "protected region status"),
+  EPM: bit(31, "enable protected memory"),
+});
+export const Pmen = masks(PmenRegister);
 
-/** §11.4.22 Invalidation Queue Head, §11.4.23 Tail: bits 18:4 of lo, bytes from the queue's start. */
-export const IQ_POINTER_MASK = 0x7_fff0;
-/** §11.4.24 Invalidation Queue Address: QS 2:0 (2^QS pages), DW 11 (256-bit descriptors), IQA 63:12. */
-export const Iqa = { QS_MASK: 0x7, DW: 0x800 } as const;
-/** §11.4.25 Invalidation Completion Status: IWC, written 1 to clear. */
-export const Ics = { IWC: 0x1 } as const;
-/** §11.4.30 Invalidation Queue Error Record: IQEI 3:0. Implemented from VER.MAX 4 on. */
-export const Iqei = {
-  unknown: 0,
-  tailOutOfRange: 1,
-  fetch: 2,
-  type: 3,
-  reserved: 4,
-  width: 5,
-  tailUnaligned: 6,
-  mode: 7,
-} as const;
+/** §11.4.22 Invalidation Queue Head and §11.4.23 Tail: byte offset of a descriptor from the queue's start. */
+export const IqPointerRegister = layout("IQT", 8, { Q: bits(4, 18, "descriptor, in 16 bytes") });
+export const IQ_POINTER_MASK = IqPointerRegister.fields.Q.mask;
+/** §11.4.24 Invalidation Queue Address. */
+export const IqaRegister = layout("IQA", 8, {
+  QS: bits(0, 2, "size: 2^QS pages"),
+  DW: bit(11, "descriptor width", { 0: "128-bit", 1: "256-bit" }),
+  IQA: address(12, 63, "invalidation queue"),
+});
+/** §11.4.25 Invalidation Completion Status. */
+export const IcsRegister = layout("ICS", 4, { IWC: bit(0, "a wait descriptor with IF completed") });
+export const Ics = masks(IcsRegister);
+/** §11.4.30 Invalidation Queue Error Record; exists from VER.MAX 4 on. */
+export const IqercdRegister = layout("IQERCD", 8, {
+  IQEI: bits(0, 3, "what raised IQE", {
+    0: "not told",
+    1: "the tail is beyond the queue",
+    2: "a descriptor could not be fetched",
+    3: "descriptor of a type that is not valid",
+    4: "a reserved field of a descriptor is set",
+    5: "descriptor width not valid in this mode",
+    6: "the tail is not a multiple of the descriptor's size",
+    7: "translation table mode not valid",
+  }),
+  ITESID: bits(32, 47, "source id of an invalidation time-out"),
+  ICESID: bits(48, 63, "source id of an invalidation completion error"),
+});
+/** §11.4.26 Interrupt Remapping Table Address. */
+export const IrtaRegister = layout("IRTA", 8, {
+  S: bits(0, 3, "size: 2^(S + 1) entries"),
+  EIME: bit(11, "extended interrupt mode"),
+  IRTA: address(12, 63, "interrupt remapping table"),
+});
 
-/** §11.4.2 Capability register: bit positions [first, last]. */
-export const Cap = {
-  ND: [0, 2],
-  AFL: [3, 3],
-  RWBF: [4, 4],
-  PLMR: [5, 5],
-  PHMR: [6, 6],
-  CM: [7, 7],
-  SAGAW: [8, 12],
-  MGAW: [16, 21],
-  ZLR: [22, 22],
-  FRO: [24, 33],
-  SLLPS: [34, 37],
-  PSI: [39, 39],
-  NFR: [40, 47],
-  MAMV: [48, 53],
-  DWD: [54, 54],
-  DRD: [55, 55],
-  FL1GP: [56, 56],
-  PI: [59, 59],
-  FL5LP: [60, 60],
-  ECMDS: [61, 61],
-  ESIRTPS: [62, 62],
-  ESRTPS: [63, 63],
-} as const;
-/** SAGAW bit n is AW value n: 1 = 39 bits, 3 levels; 2 = 48, 4; 3 = 57, 5. */
-export const addressWidthOf = (aw: number): number => 30 + 9 * aw;
-/** SLLPS bits. */
-export const Sllps = { twoMegabytes: 1, oneGigabyte: 2 } as const;
+/** §9.1 Root entry, one a bus. Bits of CTP beyond the host address width are reserved. */
+export const RootEntry = layout("root entry", 16, {
+  P: bit(0, "present"),
+  CTP: address(12, 63, "context table"),
+});
 
-/** §11.4.3 Extended Capability register: bit positions [first, last]. */
-export const Ecap = {
-  C: [0, 0],
-  QI: [1, 1],
-  DT: [2, 2],
-  IR: [3, 3],
-  EIM: [4, 4],
-  PT: [6, 6],
-  SC: [7, 7],
-  IRO: [8, 17],
-  MHMV: [20, 23],
-  MTS: [25, 25],
-  NEST: [26, 26],
-  PRS: [29, 29],
-  ERS: [30, 30],
-  SRS: [31, 31],
-  NWFS: [33, 33],
-  EAFS: [34, 34],
-  PSS: [35, 39],
-  PASID: [40, 40],
-  DIT: [41, 41],
-  PDS: [42, 42],
-  SMTS: [43, 43],
-  VCS: [44, 44],
-  SSADS: [45, 45],
-  SSTS: [46, 46],
-  FSTS: [47, 47],
-  SMPWCS: [48, 48],
-  RPS: [49, 49],
-  PMS: [51, 51],
-} as const;
-type Bits = readonly [first: number, last: number];
-/** A field of CAP or ECAP as a number. */
-export const capabilityField = (register: bigint, [first, last]: Bits): number =>
-  Number((register >> BigInt(first)) & ((1n << BigInt(last - first + 1)) - 1n));
-
-/**
- * §9.1 Root entry, 128 bits, one a bus. Lower half: P 0, reserved 11:1, CTP 63:12 (bits beyond the host address width
- * are reserved). Upper half reserved.
- */
-export const RootEntry = { BYTES: 16, P: 0x1, RESERVED_LO: 0xffe } as const;
-
-/**
- * §9.3 Context entry, 128 bits, one a device and function. Lower half: P 0, FPD 1, TT 3:2, reserved 11:4, SSPTPTR
- * 63:12. Upper half: AW 2:0, ignored 6:3, reserved 7, DID 23:8, reserved 63:24.
- */
-export const ContextEntry = {
-  BYTES: 16,
-  P: 0x1,
-  /** Fault processing disable. */
-  FPD: 0x2,
-  TT_SHIFT: 2,
-  TT_MASK: 0x3,
-  RESERVED_LO: 0xff0,
-  /** Words 2 and 3: the upper half. */
-  AW_MASK_2: 0x7,
-  IGNORED_2: 0x78,
-  RESERVED_2: 0xff00_0080,
-  DID_SHIFT_2: 8,
-  DID_MASK: 0xffff,
-  RESERVED_3: 0xffff_ffff,
-} as const;
-/** Translation types of a context entry. */
+/** §9.3 Context entry, one a device and function. Bits of SSPTPTR beyond the host address width are reserved. */
+export const ContextEntry = layout("context entry", 16, {
+  P: bit(0, "present"),
+  FPD: bit(1, "fault processing disable"),
+  TT: bits(2, 3, "translation type", {
+    0: "second stage",
+    1: "second stage, with device-TLB",
+    2: "pass-through",
+    3: "reserved",
+  }),
+  SSPTPTR: address(12, 63, "second-stage page table"),
+  AW: bits(64, 66, "address width", { 1: "39 bits", 2: "48 bits", 3: "57 bits" }),
+  IGN: bits(67, 70, "ignored"),
+  DID: bits(72, 87, "domain id"),
+});
 export const TranslationType = { secondStage: 0, deviceTlb: 1, passThrough: 2, reserved: 3 } as const;
 
-/** §6.5.2 Invalidation descriptors: type in bits 3:0 and, as bits 6:4 of the type, 11:9. */
-export const Descriptor = {
-  TYPE_MASK: 0xf,
-  TYPE_EXTENSION_SHIFT: 9,
-  TYPE_EXTENSION_MASK: 0x7,
-  /** Bytes with IQA.DW clear and set. */
-  BYTES: 16,
-  WIDE_BYTES: 32,
-} as const;
+/** §6.5.2 Bytes of a descriptor with IQA.DW clear and set. A wide one's upper half is reserved in legacy mode. */
+export const DESCRIPTOR_BYTES = 16;
+export const WIDE_DESCRIPTOR_BYTES = 32;
+/** §6.5.2 What every descriptor has: bits 6:4 of its type lie apart. */
+const descriptorType = {
+  TYPE: bits(0, 3, "type, bits 3:0"),
+  TYPE_HIGH: bits(9, 11, "type, bits 6:4"),
+};
+export const Descriptor = layout("descriptor", 16, descriptorType);
 export const DescriptorType = {
   contextCache: 0x1,
   iotlb: 0x2,
@@ -280,66 +291,56 @@ export const DescriptorType = {
   pageGroupResponse: 0x9,
 } as const;
 
-/** §6.5.2.1 Context-cache invalidate: G 5:4 (as `Granularity`), DID 31:16, SID 47:32, FM 49:48. */
-export const ContextCacheInvalidate = {
-  G_SHIFT: 4,
-  G_MASK: 0x3,
-  DID_SHIFT: 16,
-  SID_MASK_HI: 0xffff,
-  FM_SHIFT_HI: 16,
-  FM_MASK: 0x3,
-  RESERVED_0: 0x0000_f1c0,
-  RESERVED_1: 0xfffc_0000,
-  RESERVED_2: 0xffff_ffff,
-  RESERVED_3: 0xffff_ffff,
-} as const;
+/** §6.5.2.1 Context-cache invalidate. */
+export const ContextCacheInvalidate = layout("context-cache invalidate", 16, {
+  ...descriptorType,
+  G: bits(4, 5, "granularity", contextGranularity),
+  DID: bits(16, 31, "domain id"),
+  SID: bits(32, 47, "source id"),
+  FM: bits(48, 49, "function mask"),
+});
 
-/** §6.5.2.3 IOTLB invalidate: G 5:4, DW 6, DR 7, DID 31:16; upper half AM 5:0, IH 6, ADDR 63:12. */
-export const IotlbInvalidate = {
-  G_SHIFT: 4,
-  G_MASK: 0x3,
-  DW: 0x40,
-  DR: 0x80,
-  DID_SHIFT: 16,
-  AM_MASK_2: 0x3f,
-  IH_2: 0x40,
-  RESERVED_0: 0x0000_f100,
-  RESERVED_1: 0xffff_ffff,
-  RESERVED_2: 0x0000_0f80,
-} as const;
+/** §6.5.2.3 IOTLB invalidate. */
+export const IotlbInvalidate = layout("IOTLB invalidate", 16, {
+  ...descriptorType,
+  G: bits(4, 5, "granularity", iotlbGranularity),
+  DW: bit(6, "drain writes"),
+  DR: bit(7, "drain reads"),
+  DID: bits(16, 31, "domain id"),
+  AM: bits(64, 69, "address mask: lg2 of pages"),
+  IH: bit(70, "invalidation hint: only leaves changed"),
+  ADDR: address(76, 127, "address"),
+});
 
-/** §6.5.2.5 Device-TLB invalidate: PFSID 15:12 and 63:52, MIP 20:16, SID 47:32; upper half S 0, ADDR 63:12. */
-export const DeviceTlbInvalidate = {
-  PFSID_LOW_SHIFT: 12,
-  MIP_SHIFT: 16,
-  MIP_MASK: 0x1f,
-  SID_MASK_HI: 0xffff,
-  S_2: 0x1,
-  RESERVED_0: 0xffe0_01f0,
-  RESERVED_1: 0x000f_0000,
-  RESERVED_2: 0x0000_0ffe,
-} as const;
+/** §6.5.2.5 Device-TLB invalidate. */
+export const DeviceTlbInvalidate = layout("device-TLB invalidate", 16, {
+  ...descriptorType,
+  PFSID_LOW: bits(12, 15, "source id of the physical function, bits 3:0"),
+  MIP: bits(16, 20, "maximum invalidations pending"),
+  SID: bits(32, 47, "source id"),
+  PFSID_HIGH: bits(52, 63, "source id of the physical function, bits 15:4"),
+  S: bit(64, "the address encodes a size"),
+  ADDR: address(76, 127, "address"),
+});
 
-/** §6.5.2.7 Interrupt entry cache invalidate: G 4 (1 = by index), IM 31:27, IIDX 47:32. */
-export const InterruptEntryInvalidate = {
-  G: 0x10,
-  IM_SHIFT: 27,
-  IIDX_MASK_HI: 0xffff,
-  RESERVED_0: 0x07ff_f1e0,
-  RESERVED_1: 0xffff_0000,
-  RESERVED_2: 0xffff_ffff,
-  RESERVED_3: 0xffff_ffff,
-} as const;
+/** §6.5.2.7 Interrupt entry cache invalidate. */
+export const InterruptEntryInvalidate = layout("interrupt entry cache invalidate", 16, {
+  ...descriptorType,
+  G: bit(4, "granularity", { 0: "global", 1: "by index" }),
+  IM: bits(27, 31, "index mask: lg2 of entries"),
+  IIDX: bits(32, 47, "interrupt index"),
+});
 
-/** §6.5.2.8 Invalidation wait: IF 4, SW 5, FN 6, PD 7, status data 63:32; upper half status address 63:2. */
-export const InvalidationWait = {
-  IF: 0x10,
-  SW: 0x20,
-  FN: 0x40,
-  PD: 0x80,
-  RESERVED_0: 0xffff_f100,
-  RESERVED_2: 0x0000_0003,
-} as const;
+/** §6.5.2.8 Invalidation wait. */
+export const InvalidationWait = layout("invalidation wait", 16, {
+  ...descriptorType,
+  IF: bit(4, "interrupt flag"),
+  SW: bit(5, "status write"),
+  FN: bit(6, "fence"),
+  PD: bit(7, "page-request drain"),
+  STATUS: bits(32, 63, "status data"),
+  ADDR: address(66, 127, "status address"),
+});
 
-/** §3.15 The interrupt address range: requests without PASID to it are interrupts, not memory. */
+/** §3.15 The interrupt address range: requests without PASID to 0xFEEx_xxxx are interrupts, not memory. */
 export const InterruptRange = { MASK_LO: 0xfff0_0000, VALUE_LO: 0xfee0_0000 } as const;
