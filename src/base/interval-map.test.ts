@@ -1,0 +1,105 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { IntervalMap } from "./interval-map.ts";
+
+/** A 64-bit address as the map's two words. */
+const key = (address: bigint): [number, number] => [Number(address >> 12n), Number(address & 0xfffn)];
+const address = (page: number, offset: number): bigint => (BigInt(page) << 12n) | BigInt(offset);
+
+interface Interval {
+  start: bigint;
+  last: bigint;
+  value: number;
+}
+const contents = (map: IntervalMap<number>): Interval[] => {
+  const all: Interval[] = [];
+  for (let more = map.first(); more; more = map.next())
+    all.push({
+      start: address(map.startPage, map.startOffset),
+      last: address(map.lastPage, map.lastOffset),
+      value: map.value,
+    });
+  return all;
+};
+const insert = (map: IntervalMap<number>, { start, last, value }: Interval): boolean =>
+  map.insert(...key(start), ...key(last), value);
+
+describe("IntervalMap", () => {
+  it("holds the whole address space in one interval", () => {
+    const map = new IntervalMap<string>();
+    expect(map.insert(...key(0n), ...key(2n ** 64n - 1n), "all")).toBe(true);
+    expect(map.find(...key(2n ** 63n + 12345n))).toBe(true);
+    expect(map.insert(...key(5n), ...key(5n), "in it")).toBe(false);
+    expect(address(map.lastPage, map.lastOffset)).toBe(2n ** 64n - 1n);
+  });
+
+  it("tells neighbours that touch from intervals that overlap", () => {
+    const map = new IntervalMap<number>();
+    expect(insert(map, { start: 0x1000n, last: 0x1fffn, value: 1 })).toBe(true);
+    expect(insert(map, { start: 0x2000n, last: 0x2000n, value: 2 })).toBe(true);
+    expect(insert(map, { start: 0x1fffn, last: 0x1fffn, value: 3 })).toBe(false);
+    expect(map.find(...key(0x2001n))).toBe(false);
+    expect(map.seek(...key(0x2001n))).toBe(false);
+    expect(map.previous()).toBe(true);
+    expect(map.value).toBe(2);
+  });
+
+  it("agrees with a sorted list over random inserts, removals and searches", () => {
+    const space = fc.bigInt(0n, 2n ** 64n - 1n);
+    const near = fc.bigInt(0n, 5000n); // where collisions are likely
+    const step = fc.record({
+      what: fc.constantFrom("insert", "insert", "insert", "remove", "find", "overlaps"),
+      start: fc.oneof(near, near, space),
+      length: fc.bigInt(0n, 40n),
+    });
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 400 }), (steps) => {
+        const map = new IntervalMap<number>();
+        let model: Interval[] = [];
+        steps.forEach(({ what, start, length }, value) => {
+          const last = start + length > 2n ** 64n - 1n ? 2n ** 64n - 1n : start + length;
+          const hits = model.filter((i) => i.start <= last && i.last >= start);
+          if (what === "insert") {
+            expect(insert(map, { start, last, value })).toBe(hits.length === 0);
+            if (hits.length === 0) model = [...model, { start, last, value }];
+          } else if (what === "remove") {
+            const found = map.find(...key(start));
+            const hit = model.find((i) => i.start <= start && i.last >= start);
+            expect(found).toBe(hit !== undefined);
+            if (!found) return;
+            expect(map.value).toBe(hit!.value);
+            const more = map.remove();
+            model = model.filter((i) => i !== hit);
+            const after = model
+              .filter((i) => i.start > hit!.start)
+              .sort((a, b) => (a.start < b.start ? -1 : 1))[0];
+            expect(more ? map.value : undefined).toBe(after?.value);
+          } else if (what === "overlaps") {
+            expect(map.overlaps(...key(start), ...key(last))).toBe(hits.length > 0);
+          } else {
+            const next = model.filter((i) => i.last >= start).sort((a, b) => (a.start < b.start ? -1 : 1))[0];
+            expect(map.seek(...key(start))).toBe(next !== undefined);
+            if (next) expect(map.value).toBe(next.value);
+          }
+        });
+        expect(map.size).toBe(model.length);
+        expect(contents(map)).toEqual(model.sort((a, b) => (a.start < b.start ? -1 : 1)));
+      }),
+      { numRuns: 150 },
+    );
+  });
+
+  it("keeps order through thousands of splits and through emptying", () => {
+    const map = new IntervalMap<number>();
+    const count = 20_000;
+    for (let i = 0; i < count; i++)
+      expect(map.insert((i * 7919) % count, 0, (i * 7919) % count, 4095, i)).toBe(true);
+    let expected = 0;
+    for (let more = map.first(); more; more = map.next()) expect(map.startPage).toBe(expected++);
+    expect(expected).toBe(count);
+    map.first();
+    for (let left = count; left > 0; left--) expect(map.remove()).toBe(left > 1);
+    expect(map.size).toBe(0);
+    expect(map.first()).toBe(false);
+  });
+});
