@@ -1,0 +1,200 @@
+/**
+ * The address space of a modelled process: virtual pages over RAM frames of host memory. Pinned frames outlive the
+ * mapping they came from, as on Linux. A range may be marked private: the first pin of it then asks for adoption
+ * (`Restart`), as the memory of a real process does.
+ */
+import { FRAME_BYTES, type HostMemory } from "../memory/host-memory.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import { type Pin, Restart, type UserMemory } from "./call.ts";
+
+/** Addresses a user may have: 47 bits. */
+const USER_END = 0x8000_0000_0000;
+
+interface Frame {
+  readonly pa: number;
+  /** The mapping and the pins that hold it. */
+  references: number;
+}
+
+interface Page {
+  readonly frame: Frame;
+  writable: boolean;
+  adopted: boolean;
+}
+
+export interface MapOptions {
+  readonly writable?: boolean;
+  /** Must be adopted by its owner before it can be pinned. */
+  readonly private?: boolean;
+}
+
+let nextId = 1;
+
+export class ModelMemory implements UserMemory {
+  readonly id = nextId++;
+  lockedPages = 0;
+  pinnedPages = 0;
+  readonly #host: HostMemory;
+  readonly #pages = new Map<number, Page>();
+  /** Adoptions that were made, for tests. */
+  adoptions = 0;
+
+  constructor(host: HostMemory) {
+    this.#host = host;
+  }
+
+  /** Fresh zeroed pages; what was there goes (MAP_FIXED). Throws ENOMEM. */
+  map(va: number, length: number, options: MapOptions = {}): void {
+    this.#checkWhole(va, length);
+    this.unmap(va, length);
+    for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
+      const pa = this.#host.allocate(1);
+      if (pa < 0) throw new LinuxError("ENOMEM", "no frame of host memory is free");
+      this.#pages.set(page, {
+        frame: { pa, references: 1 },
+        writable: options.writable ?? true,
+        adopted: !options.private,
+      });
+    }
+  }
+
+  unmap(va: number, length: number): void {
+    this.#checkWhole(va, length);
+    for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
+      const mapped = this.#pages.get(page);
+      if (!mapped) continue;
+      this.#pages.delete(page);
+      this.#drop(mapped.frame);
+    }
+  }
+
+  protect(va: number, length: number, writable: boolean): void {
+    this.#checkWhole(va, length);
+    for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
+      const mapped = this.#pages.get(page);
+      if (!mapped) throw new LinuxError("ENOMEM", `page ${hex(page * FRAME_BYTES)} is not mapped`);
+      mapped.writable = writable;
+    }
+  }
+
+  /** The owner has moved these ranges to where they can be pinned. */
+  adopt(ranges: Restart["ranges"]): void {
+    this.adoptions += 1;
+    for (const { va, length } of ranges)
+      for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
+        const mapped = this.#pages.get(page);
+        if (mapped) mapped.adopted = true;
+      }
+  }
+
+  /** Physical address behind a virtual one, or -1. */
+  physical(va: number): number {
+    const mapped = this.#pages.get(Math.floor(va / FRAME_BYTES));
+    return mapped ? mapped.frame.pa + (va % FRAME_BYTES) : -1;
+  }
+
+  get mappedPages(): number {
+    return this.#pages.size;
+  }
+
+  read(va: bigint, into: Uint8Array): void {
+    this.#eachPage(va, into.length, false, (pa, done, count) =>
+      this.#host.readBytes(pa, into.subarray(done, done + count)),
+    );
+  }
+
+  write(va: bigint, data: Uint8Array): void {
+    this.#eachPage(va, data.length, true, (pa, done, count) =>
+      this.#host.writeBytes(pa, data.subarray(done, done + count)),
+    );
+  }
+
+  /** Writes regardless of protection: what the program itself did while it could. */
+  poke(va: number, data: Uint8Array): void {
+    for (let done = 0; done < data.length; ) {
+      const pa = this.physical(va + done);
+      const count = Math.min(data.length - done, FRAME_BYTES - ((va + done) % FRAME_BYTES));
+      if (pa < 0) throw fault(va + done, "not mapped");
+      this.#host.writeBytes(pa, data.subarray(done, done + count));
+      done += count;
+    }
+  }
+
+  pin(va: number, length: number, writable: boolean): Pin {
+    this.#checkWhole(va, length);
+    if (va + length > USER_END) throw fault(va, "beyond the user's addresses");
+    const frames: Frame[] = [];
+    let ask = false;
+    for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
+      const mapped = this.#pages.get(page);
+      if (!mapped) throw fault(page * FRAME_BYTES, "not mapped");
+      if (writable && !mapped.writable) throw fault(page * FRAME_BYTES, "read-only");
+      ask ||= !mapped.adopted;
+      frames.push(mapped.frame);
+    }
+    if (ask) throw new Restart([{ va, length }]);
+    for (const frame of frames) frame.references += 1;
+    return {
+      va,
+      pages: frames.length,
+      writable,
+      extents: extentsOf(frames),
+      unpin: (first, count) => {
+        for (const frame of frames.slice(first, first + count)) this.#drop(frame);
+      },
+    };
+  }
+
+  /** Every mapping goes. */
+  release(): void {
+    for (const { frame } of this.#pages.values()) this.#drop(frame);
+    this.#pages.clear();
+  }
+
+  #drop(frame: Frame): void {
+    frame.references -= 1;
+    if (frame.references < 0) throw new Error(`frame ${hex(frame.pa)} was given back twice`);
+    if (frame.references === 0) this.#host.free(frame.pa, 1);
+  }
+
+  #eachPage(
+    va: bigint,
+    length: number,
+    write: boolean,
+    access: (pa: number, done: number, count: number) => boolean,
+  ): void {
+    if (length === 0) return;
+    if (va + BigInt(length) > BigInt(USER_END)) throw fault(va, "beyond the user's addresses");
+    const start = Number(va);
+    for (let done = 0; done < length; ) {
+      const at = start + done;
+      const count = Math.min(length - done, FRAME_BYTES - (at % FRAME_BYTES));
+      const mapped = this.#pages.get(Math.floor(at / FRAME_BYTES));
+      if (!mapped) throw fault(at, "not mapped");
+      if (write && !mapped.writable) throw fault(at, "read-only");
+      if (!access(mapped.frame.pa + (at % FRAME_BYTES), done, count)) throw fault(at, "lost its frame");
+      done += count;
+    }
+  }
+
+  #checkWhole(va: number, length: number): void {
+    if (va % FRAME_BYTES !== 0 || length % FRAME_BYTES !== 0)
+      throw new RangeError(`${hex(va)} + ${hex(length)}: whole pages are needed`);
+  }
+}
+
+const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
+
+const fault = (va: number | bigint, why: string): LinuxError =>
+  new LinuxError("EFAULT", `user address ${hex(va)} is ${why}`);
+
+const extentsOf = (frames: readonly Frame[]): Float64Array => {
+  const runs: number[] = [];
+  for (const { pa } of frames) {
+    const pfn = pa / FRAME_BYTES;
+    const last = runs.length - 2;
+    if (last >= 0 && runs[last]! + runs[last + 1]! === pfn) runs[last + 1]! += 1;
+    else runs.push(pfn, 1);
+  }
+  return Float64Array.from(runs);
+};
