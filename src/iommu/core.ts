@@ -1,0 +1,142 @@
+/**
+ * The kernel-side core: devices, their groups, who owns a group's DMA, and which domain it has. It knows no vendor:
+ * drivers do the work, the core keeps the rules. A group is the unit of isolation and of ownership; all its devices
+ * have one domain. While nobody owns a group, and while its owner has given it none, its domain is the blocked one.
+ */
+import type { EventSink } from "../base/events.ts";
+import type { PciFunction } from "../pci/function.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import type { DeviceCapabilities, Domain, IommuDriver, PagingDomain, ReservedRegion } from "./driver.ts";
+
+export interface Device {
+  readonly function: PciFunction;
+  readonly driver: IommuDriver;
+  readonly group: Group;
+  readonly capabilities: DeviceCapabilities;
+  /** "0000:01:00.0" */
+  readonly name: string;
+}
+
+export class Group {
+  /** The number in /dev/vfio/N and in the sysfs link. */
+  readonly id: number;
+  readonly #devices: Device[] = [];
+  readonly #events: EventSink;
+  #owner: object | undefined;
+  #domain: Domain | undefined;
+
+  constructor(id: number, events: EventSink) {
+    this.id = id;
+    this.#events = events;
+  }
+
+  get devices(): readonly Device[] {
+    return this.#devices;
+  }
+  /** The domain its owner gave it; undefined: blocked. */
+  get domain(): Domain | undefined {
+    return this.#domain;
+  }
+  get owned(): boolean {
+    return this.#owner !== undefined;
+  }
+
+  /** Used by the core while it builds the group. */
+  admit(device: Device): void {
+    this.#devices.push(device);
+    device.driver.attach(device.function, device.driver.blocked);
+  }
+
+  /** Takes the group's DMA; an owner may claim once. Throws EBUSY while somebody else has it. */
+  claim(owner: object): void {
+    if (this.#owner !== undefined && this.#owner !== owner)
+      throw new LinuxError(
+        "EBUSY",
+        "its DMA already has an owner; it must be released first",
+        `group ${this.id}`,
+      );
+    this.#owner = owner;
+  }
+
+  /** Gives the DMA back: devices are blocked from now on. */
+  release(owner: object): void {
+    if (this.#owner !== owner) return;
+    this.detach();
+    this.#owner = undefined;
+  }
+
+  /**
+   * Gives all devices this domain, or none: when one does not fit, those before it get back what they had, and the
+   * error of the driver (EINVAL, EPERM) is thrown.
+   */
+  attach(domain: Domain): void {
+    const before = this.#domain;
+    this.#devices.forEach((device, index) => {
+      try {
+        device.driver.attach(device.function, domain);
+      } catch (error) {
+        for (const done of this.#devices.slice(0, index))
+          done.driver.attach(done.function, before ?? done.driver.blocked);
+        throw error;
+      }
+    });
+    this.#domain = domain;
+    if (this.#events.on) this.#events.emit("attach", { group: this.id, domain: domain.name });
+  }
+
+  /** Back to blocked. */
+  detach(): void {
+    if (this.#domain === undefined) return;
+    for (const device of this.#devices) device.driver.attach(device.function, device.driver.blocked);
+    if (this.#events.on) this.#events.emit("detach", { group: this.id, domain: this.#domain.name });
+    this.#domain = undefined;
+  }
+
+  /** Reserved regions of all devices, by address, those of equal kind and range once. */
+  reserved(): readonly ReservedRegion[] {
+    const all = new Map<string, ReservedRegion>();
+    for (const device of this.#devices)
+      for (const region of device.driver.reserved(device.function))
+        all.set(`${region.start} ${region.length} ${region.kind}`, region);
+    return [...all.values()].sort((a, b) => a.start - b.start);
+  }
+}
+
+export class IommuCore {
+  readonly #events: EventSink;
+  readonly #groups = new Map<number, Group>();
+  readonly #devices = new Map<string, Device>();
+
+  constructor(events: EventSink) {
+    this.#events = events;
+  }
+
+  get groups(): ReadonlyMap<number, Group> {
+    return this.#groups;
+  }
+  /** By name, "0000:01:00.0". */
+  get devices(): ReadonlyMap<string, Device> {
+    return this.#devices;
+  }
+
+  /** A new, empty group; numbers count from 0. */
+  addGroup(): Group {
+    const group = new Group(this.#groups.size, this.#events);
+    this.#groups.set(group.id, group);
+    return group;
+  }
+
+  /** Puts a function behind its driver and into a group. Throws ENODEV when the driver's unit does not cover it. */
+  addDevice(pciFunction: PciFunction, driver: IommuDriver, group: Group): Device {
+    const capabilities = driver.probe(pciFunction);
+    const device: Device = { function: pciFunction, driver, group, capabilities, name: pciFunction.name };
+    this.#devices.set(device.name, device);
+    group.admit(device);
+    return device;
+  }
+
+  /** A new, empty domain that fits the device. Throws ENOMEM, EOPNOTSUPP. */
+  allocatePaging(device: Device): PagingDomain {
+    return device.driver.allocatePaging(device.function);
+  }
+}
