@@ -1,0 +1,109 @@
+import { describe, expect, it } from "vitest";
+import { MachineFileError, parseDevice, parseMachine, withDevices } from "./file.ts";
+import { parseSize } from "./schema.ts";
+
+const complaintsOf = (run: () => unknown): string => {
+  try {
+    run();
+  } catch (error) {
+    if (error instanceof MachineFileError) return error.message;
+    throw error;
+  }
+  throw new Error("nothing was wrong");
+};
+
+const machine = `
+name: mine
+units:
+  - model: vtd
+devices:
+  - model: nvme
+    at: "0000:01:00.0"
+    size: 64M
+`;
+
+describe("a machine file", () => {
+  it("is read with defaults filled in", () => {
+    const parsed = parseMachine(machine, "m.yaml");
+    expect(parsed.units[0]).toMatchObject({ name: "dmar0", "address-widths": [39, 48], "fault-records": 8 });
+    expect(parsed.devices[0]).toMatchObject({ model: "nvme", size: 64 * 2 ** 20, queues: 16 });
+    expect(parsed.memory.ram).toBe(2 ** 30);
+  });
+
+  it.each([
+    ["a misspelt key", machine.replace("size:", "sise:"), /^m\.yaml:8: devices\.0\.sise: no such setting$/m],
+    [
+      "a value of the wrong kind",
+      machine.replace("64M", "lots"),
+      /^m\.yaml:8: devices\.0\.size: .*such as "1G"/m,
+    ],
+    [
+      "an address out of range",
+      machine.replace("01:00.0", "01:20.0"),
+      /^m\.yaml:7: devices\.0\.at: .*00 to 1f/m,
+    ],
+    [
+      "an unknown model",
+      machine.replace("nvme", "nvm"),
+      /^m\.yaml:6: devices\.0\.model: "nvm" .*one of nvme, test, bare/m,
+    ],
+    ["a missing part", "name: mine\nunits:\n  - model: vtd\n", /^m\.yaml:1: devices: it is missing/m],
+    ["text that is not YAML", "name: [", /^m\.yaml:\d+: /],
+    [
+      "two devices at one address",
+      `${machine}  - model: test\n    at: "0000:01:00.0"\n`,
+      /^m\.yaml:10: devices\.1\.at: there is another device at 0000:01:00\.0$/m,
+    ],
+    [
+      "a unit that is not there",
+      `${machine}    unit: dmar7\n`,
+      /^m\.yaml:9: devices\.0\.unit: no unit is named dmar7; there is dmar0$/m,
+    ],
+  ])("names file, line and what is allowed for %s", (_what, text, expected) => {
+    expect(complaintsOf(() => parseMachine(text, "m.yaml"))).toMatch(expected);
+  });
+
+  it("tells all complaints at once", () => {
+    const text = machine.replace("64M", "lots").replace("model: vtd", "model: vtd\n    fault-records: 0");
+    expect(complaintsOf(() => parseMachine(text, "m.yaml")).split("\n")).toHaveLength(2);
+  });
+});
+
+describe("--device", () => {
+  it("is a device with settings", () => {
+    expect(parseDevice("nvme@01:00.0,file=a=b.img,size=1G,serial=0042")).toMatchObject({
+      model: "nvme",
+      at: "0000:01:00.0",
+      file: "a=b.img",
+      size: 2 ** 30,
+      serial: "0042",
+    });
+  });
+
+  it.each(["nvme", "nvme@1", "disk@0000:01:00.0", "nvme@0000:01:00.0,size", "nvme@0000:01:00.0,colour=red"])(
+    "repeats the option and says what is wrong: %s",
+    (option) => expect(complaintsOf(() => parseDevice(option))).toContain(`--device ${option}: `),
+  );
+
+  it("replaces what stood at its address and is added elsewhere", () => {
+    const parsed = parseMachine(machine, "m.yaml");
+    const changed = withDevices(parsed, [parseDevice("test@0000:01:00.0"), parseDevice("bare@0000:05:00.0")]);
+    expect(changed.devices.map(({ model, at }) => `${model} ${at}`)).toEqual([
+      "test 0000:01:00.0",
+      "bare 0000:05:00.0",
+    ]);
+    expect(parsed.devices).toHaveLength(1);
+  });
+});
+
+describe("a size", () => {
+  it.each([
+    ["4096", 4096],
+    ["64K", 65536],
+    ["1GiB", 2 ** 30],
+    ["1.5G", undefined],
+    ["-1", undefined],
+    ["", undefined],
+    ["99999999999T", undefined],
+  ])("%s", (text, bytes) => expect(parseSize(text)).toBe(bytes));
+});

@@ -1,0 +1,147 @@
+/**
+ * Machine files and `--device` options, from text to a checked description. Every complaint names the place (file and
+ * line, or the option), what was found there and what is allowed; all complaints are told at once.
+ */
+import * as v from "valibot";
+import { type Document, isMap, isNode, isSeq, LineCounter, type Node, parseDocument } from "yaml";
+import { type DeviceDescription, deviceSchema, type MachineDescription, machineSchema } from "./schema.ts";
+
+/** Text that is no machine; `message` has one line a complaint. */
+export class MachineFileError extends Error {
+  override readonly name = "MachineFileError";
+}
+
+/** The checked description in a machine file. Throws MachineFileError. */
+export const parseMachine = (text: string, file: string): MachineDescription => {
+  const lines = new LineCounter();
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
+  if (document.errors.length > 0)
+    throw new MachineFileError(
+      document.errors
+        .map((error) => `${file}:${lines.linePos(error.pos[0]).line}: ${error.message.split("\n")[0]}`)
+        .join("\n"),
+    );
+  const result = v.safeParse(machineSchema, document.toJS() ?? {});
+  const complaints = result.success
+    ? crossChecks(result.output)
+    : result.issues.flatMap((issue) => flatten(issue)).map(describe);
+  if (complaints.length === 0 && result.success) return result.output;
+  throw new MachineFileError(
+    complaints
+      .map(({ path, text }) => `${file}:${lineOf(document, lines, path)}: ${pathText(path)}${text}`)
+      .join("\n"),
+  );
+};
+
+/** `nvme@0000:01:00.0,file=disk.img,size=1G` as a device of a machine. Throws MachineFileError. */
+export const parseDevice = (option: string): DeviceDescription => {
+  const [head = "", ...settings] = option.split(",");
+  const at = head.indexOf("@");
+  if (at <= 0)
+    throw new MachineFileError(
+      `--device ${option}: a device is MODEL@BUS:DEVICE.FUNCTION[,key=value…], such as nvme@0000:01:00.0,size=1G`,
+    );
+  const given: Record<string, string | number | boolean> = {
+    model: head.slice(0, at),
+    at: head.slice(at + 1),
+  };
+  for (const setting of settings) {
+    const equals = setting.indexOf("=");
+    if (equals <= 0) throw new MachineFileError(`--device ${option}: "${setting}" is not key=value`);
+    const text = setting.slice(equals + 1);
+    given[setting.slice(0, equals)] =
+      /^\d+$/.test(text) && setting.slice(0, equals) !== "serial" ? Number(text) : text;
+  }
+  const result = v.safeParse(deviceSchema, given);
+  if (result.success) return result.output;
+  throw new MachineFileError(
+    result.issues
+      .flatMap((issue) => flatten(issue))
+      .map(describe)
+      .map(({ path, text }) => `--device ${option}: ${pathText(path)}${text}`)
+      .join("\n"),
+  );
+};
+
+/** The machine with these devices: one at an address that is taken replaces what was there. */
+export const withDevices = (
+  machine: MachineDescription,
+  devices: readonly DeviceDescription[],
+): MachineDescription => {
+  const result = {
+    ...machine,
+    devices: [
+      ...machine.devices.filter((old) => !devices.some((device) => device.at === old.at)),
+      ...devices,
+    ],
+  };
+  const complaints = crossChecks(result);
+  if (complaints.length > 0)
+    throw new MachineFileError(
+      complaints.map(({ path, text }) => `--device: ${pathText(path)}${text}`).join("\n"),
+    );
+  return result;
+};
+
+type Path = readonly (string | number)[];
+interface Complaint {
+  readonly path: Path;
+  readonly text: string;
+}
+type Issue = v.BaseIssue<unknown>;
+
+/** A union's own complaint says less than that of the branch it would have been. */
+const flatten = (issue: Issue): Issue[] =>
+  issue.type === "variant" && issue.issues ? issue.issues.flatMap((inner) => flatten(inner)) : [issue];
+
+const describe = (issue: Issue): Complaint => {
+  const path = (issue.path ?? []).map((item) => item.key as string | number);
+  const found = issue.received === "undefined" ? "it is missing" : `${issue.received} is not allowed here`;
+  if (issue.type === "strict_object" && issue.expected === "never") return { path, text: "no such setting" };
+  return { path, text: issue.type === "strict_object" ? found : `${found}: ${readable(issue)}` };
+};
+const readable = (issue: Issue): string =>
+  issue.message.startsWith("Invalid") ? `expected ${issue.expected ?? "something else"}` : issue.message;
+
+const crossChecks = (machine: MachineDescription): Complaint[] => {
+  const complaints: Complaint[] = [];
+  const units = new Set<string>();
+  machine.units.forEach((unit, index) => {
+    if (units.has(unit.name))
+      complaints.push({ path: ["units", index, "name"], text: `there is another unit named ${unit.name}` });
+    units.add(unit.name);
+  });
+  const taken = new Set<string>();
+  machine.devices.forEach((device, index) => {
+    if (taken.has(device.at))
+      complaints.push({ path: ["devices", index, "at"], text: `there is another device at ${device.at}` });
+    taken.add(device.at);
+    if (device.unit !== undefined && !units.has(device.unit))
+      complaints.push({
+        path: ["devices", index, "unit"],
+        text: `no unit is named ${device.unit}; there is ${[...units].join(", ")}`,
+      });
+  });
+  return complaints;
+};
+
+const pathText = (path: Path): string => (path.length === 0 ? "" : `${path.join(".")}: `);
+
+/** The line of the innermost thing on the path that the text has. */
+const lineOf = (document: Document, lines: LineCounter, path: Path): number => {
+  let node: unknown = document.contents;
+  let best: Node | undefined = isNode(node) ? node : undefined;
+  for (const key of path) {
+    const inner: unknown = isMap(node) || isSeq(node) ? node.get(key, true) : undefined;
+    if (!isNode(inner)) {
+      const pair = isMap(node)
+        ? node.items.find((item) => isNode(item.key) && String(item.key) === String(key))
+        : undefined;
+      if (pair && isNode(pair.key)) best = pair.key;
+      break;
+    }
+    node = inner;
+    best = inner;
+  }
+  return lines.linePos(best?.range?.[0] ?? 0).line;
+};

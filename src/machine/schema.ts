@@ -1,0 +1,112 @@
+/**
+ * What a machine file may say (YAML; docs/machine-files.md): units, devices, memory. One schema gives the types, the
+ * checks and the messages. Sizes are numbers of bytes or "64K", "2M", "1G"; addresses are hexadecimal strings.
+ */
+import * as v from "valibot";
+
+const UNITS = { K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 } as const;
+
+/** "1G", "512M", "4096" → bytes; undefined when it is not a size. */
+export const parseSize = (text: string): number | undefined => {
+  const match = /^(\d+)([KMGT])?(?:i?B)?$/i.exec(text.trim());
+  if (!match) return undefined;
+  const unit = match[2]?.toUpperCase() as keyof typeof UNITS | undefined;
+  const bytes = Number(match[1]) * (unit ? UNITS[unit] : 1);
+  return Number.isSafeInteger(bytes) ? bytes : undefined;
+};
+
+const size = v.pipe(
+  v.union([v.number(), v.string()], 'a size: bytes, or a number with K, M, G or T, such as "1G"'),
+  v.transform((given) => (typeof given === "number" ? given : parseSize(given))),
+  v.number('a size: bytes, or a number with K, M, G or T, such as "1G"'),
+  v.integer("a whole number of bytes"),
+  v.minValue(1, "a size above 0"),
+);
+
+const address = v.pipe(
+  v.union([v.number(), v.string()], 'an address, such as "0x7f000000"'),
+  v.transform((given) => (typeof given === "number" ? given : Number(given))),
+  v.number(),
+  v.safeInteger('an address, such as "0x7f000000"'),
+  v.minValue(0, "an address, 0 or above"),
+);
+
+const SLOT = /^([0-9a-f]{4}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$/;
+const slot = v.pipe(
+  v.string('a PCI address, such as "0000:01:00.0"'),
+  v.toLowerCase(),
+  v.transform((text) => (/^[0-9a-f]{2}:/.test(text) ? `0000:${text}` : text)),
+  v.regex(
+    SLOT,
+    'a PCI address: segment, bus, device (00 to 1f) and function (0 to 7), such as "0000:01:00.0"',
+  ),
+);
+
+const oneOf = <const T extends readonly (string | number)[]>(allowed: T) =>
+  v.picklist(allowed, `one of ${allowed.join(", ")}`);
+
+const vtdUnit = v.strictObject({
+  model: v.literal("vtd"),
+  name: v.optional(v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_-]*$/, 'a name such as "dmar0"')), "dmar0"),
+  "address-widths": v.optional(
+    v.pipe(v.array(oneOf([39, 48, 57])), v.minLength(1, "at least one width")),
+    [39, 48],
+  ),
+  "host-address-width": v.optional(v.pipe(v.number(), v.integer(), v.minValue(36), v.maxValue(52)), 46),
+  "large-pages": v.optional(v.array(oneOf(["2M", "1G"])), ["2M", "1G"]),
+  "domain-bits": v.optional(oneOf([4, 6, 8, 10, 12, 14, 16]), 16),
+  "fault-records": v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(256)), 8),
+  "caching-mode": v.optional(v.boolean(), false),
+  "snoop-control": v.optional(v.boolean(), true),
+  "pass-through": v.optional(v.boolean(), true),
+  cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
+  "reserved-memory": v.optional(v.array(v.strictObject({ device: slot, start: address, length: size })), []),
+});
+
+const common = {
+  at: slot,
+  unit: v.optional(v.string()),
+  /** Functions with the same group name share an IOMMU group; without it each has its own. */
+  group: v.optional(v.string()),
+};
+
+const nvme = v.strictObject({
+  model: v.literal("nvme"),
+  ...common,
+  size: v.optional(size, 2 ** 30),
+  file: v.optional(v.pipe(v.string(), v.minLength(1, "a path"))),
+  "block-size": v.optional(oneOf([512, 4096]), 512),
+  queues: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(64)), 16),
+  serial: v.optional(v.pipe(v.string(), v.maxLength(20, "at most 20 characters"))),
+});
+
+const test = v.strictObject({ model: v.literal("test"), ...common });
+
+const bare = v.strictObject({
+  model: v.literal("bare"),
+  ...common,
+  bars: v.optional(
+    v.pipe(
+      v.array(v.strictObject({ kind: v.optional(oneOf(["mem32", "mem64"]), "mem32"), size })),
+      v.maxLength(6),
+    ),
+    [{ kind: "mem32", size: 4096 }],
+  ),
+});
+
+export const DEVICE_MODELS = ["nvme", "test", "bare"] as const;
+export const deviceSchema = v.variant("model", [nvme, test, bare], `one of ${DEVICE_MODELS.join(", ")}`);
+
+export const machineSchema = v.strictObject({
+  name: v.pipe(v.string(), v.minLength(1, "a name")),
+  /** Seed of everything that is random. */
+  seed: v.optional(v.pipe(v.number(), v.integer(), v.minValue(0)), 1),
+  memory: v.optional(v.strictObject({ ram: v.optional(size, 2 ** 30) }), {}),
+  units: v.pipe(v.array(vtdUnit), v.minLength(1, "at least one unit")),
+  devices: v.array(deviceSchema),
+});
+
+export type MachineDescription = v.InferOutput<typeof machineSchema>;
+export type UnitDescription = MachineDescription["units"][number];
+export type DeviceDescription = MachineDescription["devices"][number];
+export type DeviceModel = DeviceDescription["model"];
