@@ -1,6 +1,6 @@
 /**
  * The contract of a PCI function as the rest of the machine sees it. Models live in `devices/`; they extend
- * `Function` in this room, which gives them config space, BARs, MSI and DMA.
+ * `Endpoint` (pci-function.ts), which gives them config space, BARs, MSI and DMA.
  */
 import type { FaultRecord, TranslateStatus } from "../hardware/unit.ts";
 
@@ -25,7 +25,7 @@ export interface Bar {
   readonly mappable: boolean;
 }
 
-/** Where a message-signalled interrupt goes; a function sends it as an ordinary write through its unit. */
+/** A function. Its message-signalled interrupts are ordinary writes through its unit. */
 export interface PciFunction {
   readonly address: PciAddress;
   /** "0000:01:00.0" */
@@ -42,7 +42,10 @@ export interface PciFunction {
   /** Any width and alignment a CPU can make (1 … 64 bytes). A model answers all-ones or ignores what it does not know. */
   barRead(bar: number, offset: number, into: Uint8Array): void;
   barWrite(bar: number, offset: number, data: Uint8Array): void;
-  /** Function-level reset: registers, queues and parked operations are gone. */
+  /**
+   * Function-level reset: registers, queues and parked operations are gone. Config space is as firmware left it: BARs
+   * placed, memory decoding on, bus mastering off. What else software had set there it must set again.
+   */
   reset(): void;
   /** Interrupt line (INTx) asserted? Level; `onIntx` is told when it changes. */
   readonly intx: boolean;
@@ -56,6 +59,8 @@ export interface DmaPort {
   write(lo: number, hi: number, data: Uint8Array, pasid?: number): TranslateStatus;
   /** After `stalled`: `resume(true)` = try the same access again; `resume(false)` = it has failed. */
   park(resume: (ok: boolean) => void): void;
+  /** Bytes of the last access that were moved before it ended; a resumed one may go on from there. */
+  readonly done: number;
   /** Drops every parked operation (reset, unplug). */
   dropParked(): void;
   /** Sends an interrupt message. */

@@ -1,0 +1,339 @@
+/**
+ * The base of every device model: an endpoint function with its config space, BARs, interrupts (MSI-X, MSI or the
+ * INTx line, whichever software turned on) and DMA. PCI Express Base Specification 5.0, §6.1 (interrupts), §6.6.2
+ * (function-level reset), §7.5.
+ *
+ * A model says what it is (`FunctionShape`), answers its BARs and starts anew at reset. It sees no access that a real
+ * function would not: none outside a BAR, none while decoding is off or the function is in D3hot.
+ *
+ * Left out: BARs that software moves (firmware's placement stands), PME, error reporting.
+ */
+import type { Clock } from "../base/clock.ts";
+import { type EventSink, silent } from "../base/events.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import { TranslateStatus } from "../hardware/unit.ts";
+import { formatAddress, requesterId } from "./address.ts";
+import * as capabilities from "./capabilities.ts";
+import { type Capability, ConfigSpace, type ConfigWidth } from "./config.ts";
+import type { HostBridge, UnitPort } from "./dma.ts";
+import type { Bar, BarKind, PciAddress, PciFunction } from "./function.ts";
+import { Msi } from "./msi.ts";
+import { Msix } from "./msix.ts";
+import {
+  BAR_COUNT,
+  BarBits,
+  Command,
+  DeviceControl,
+  EXTENDED_CONFIG_BYTES,
+  ExpressCapability,
+  Header,
+  MsixCapability,
+  MsixControl,
+  PowerCapability,
+  PowerControl,
+  Status,
+} from "./spec.ts";
+
+/** A BAR before firmware has placed it. */
+export interface BarShape {
+  readonly index: number;
+  readonly kind: BarKind;
+  /** Bytes, a power of two; at least 16 (4 for io). */
+  readonly size: number;
+  readonly prefetchable?: boolean;
+  /** Default true. */
+  readonly mappable?: boolean;
+}
+
+/** What a model is, to the bus. */
+export interface FunctionShape {
+  readonly model: string;
+  readonly vendorId: number;
+  readonly deviceId: number;
+  /** Base class, sub-class and programming interface, 24 bits: 0x010802 is an NVMe controller. */
+  readonly classCode: number;
+  readonly revision?: number;
+  readonly subsystemVendorId?: number;
+  readonly subsystemId?: number;
+  readonly bars: readonly BarShape[];
+  /** INTA … INTD as 1 … 4; none by default. */
+  readonly interruptPin?: number;
+  /** log2 of the MSI vectors; no MSI by default. */
+  readonly msiVectorsLg2?: number;
+  readonly msix?: capabilities.MsixPlace;
+  /** Further capabilities, extended ones included. */
+  readonly capabilities?: readonly Capability[];
+}
+
+/** Where a function is plugged in, and what it may use. */
+export interface FunctionContext {
+  readonly address: PciAddress;
+  /** The bridge of the unit the function is behind. */
+  readonly bridge: HostBridge;
+  /** Host physical address firmware gives to a BAR: a multiple of its size. */
+  readonly barBase: (bar: BarShape) => number;
+  readonly scheduler: Scheduler;
+  readonly clock: Clock;
+  readonly events?: EventSink;
+  /** VFIO offers no mmap of any BAR (the machine file's option). Default: as the model says. */
+  readonly mappable?: boolean;
+}
+
+export abstract class Endpoint implements PciFunction {
+  readonly address: PciAddress;
+  readonly name: string;
+  readonly rid: number;
+  readonly model: string;
+  readonly bars: readonly Bar[];
+  readonly configSize = EXTENDED_CONFIG_BYTES;
+  onIntx: (asserted: boolean) => void = () => {};
+  protected readonly dma: UnitPort;
+  protected readonly scheduler: Scheduler;
+  protected readonly clock: Clock;
+  protected readonly events: EventSink;
+  readonly #config = new ConfigSpace(EXTENDED_CONFIG_BYTES);
+  readonly #msix: Msix | undefined;
+  readonly #msi: Msi | undefined;
+  readonly #msixAt: number;
+  readonly #powerAt: number;
+  readonly #expressAt: number;
+  readonly #byIndex: (Bar | undefined)[] = new Array(BAR_COUNT).fill(undefined);
+  /** Vectors whose message waits for the unit; another event of such a vector is the same message. */
+  readonly #waiting = new Set<number>();
+  #decodesMemory = false;
+  #decodesIo = false;
+  #wantsIntx = false;
+  #intx = false;
+
+  constructor(shape: FunctionShape, context: FunctionContext) {
+    const { address, bridge, scheduler, clock, events = silent } = context;
+    this.address = address;
+    this.name = formatAddress(address);
+    this.rid = requesterId(address);
+    this.model = shape.model;
+    this.scheduler = scheduler;
+    this.clock = clock;
+    this.events = events;
+    this.dma = bridge.port(this.rid);
+    this.bars = shape.bars.map((bar) => placeBar(bar, context));
+    for (const bar of this.bars) this.#byIndex[bar.index] = bar;
+    const send = (vector: number, lo: number, hi: number, data: number) => this.#send(vector, lo, hi, data);
+    const config = this.#config;
+    declareHeader(config, shape, this.bars);
+    this.#powerAt = config.add(capabilities.powerManagement());
+    if (shape.msiVectorsLg2 !== undefined)
+      this.#msi = new Msi(config, config.add(capabilities.msi(shape.msiVectorsLg2)), send);
+    this.#msixAt = shape.msix ? config.add(capabilities.msix(shape.msix)) : 0;
+    this.#msix = shape.msix && new Msix(shape.msix, send);
+    this.#expressAt = config.add(capabilities.express());
+    for (const capability of shape.capabilities ?? []) config.add(capability);
+    config.onWrite = () => this.#configured();
+    this.#apply();
+  }
+
+  configRead(offset: number, width: ConfigWidth): number {
+    return this.#config.read(offset, width);
+  }
+
+  configWrite(offset: number, width: ConfigWidth, value: number): void {
+    this.#config.write(offset, width, value);
+  }
+
+  barRead(index: number, offset: number, into: Uint8Array): void {
+    if (!this.#decodes(index, offset, into.length)) into.fill(0xff);
+    else if (this.#msix?.covers(index, offset, into.length)) this.#msix.read(offset, into);
+    else this.readBar(index, offset, into);
+  }
+
+  barWrite(index: number, offset: number, data: Uint8Array): void {
+    if (!this.#decodes(index, offset, data.length)) return;
+    if (this.#msix?.covers(index, offset, data.length)) this.#msix.write(offset, data);
+    else this.writeBar(index, offset, data);
+  }
+
+  reset(): void {
+    this.dma.dropParked();
+    this.#waiting.clear();
+    this.#config.reset();
+    this.#msix?.reset();
+    this.resetModel();
+    this.#wantsIntx = false;
+    this.#configured();
+    if (this.events.on) this.events.emit("device", { device: this.name, what: "function-level reset" });
+  }
+
+  /** Unplugged: like a reset, and what the model holds outside the machine (a file) is given back. */
+  close(): void {
+    this.reset();
+  }
+
+  get intx(): boolean {
+    return this.#intx;
+  }
+
+  /** An access inside BAR `index`. `into` is to be filled. */
+  protected abstract readBar(index: number, offset: number, into: Uint8Array): void;
+  protected abstract writeBar(index: number, offset: number, data: Uint8Array): void;
+  /** Power-on state of everything the model has itself. Its parked operations are gone already. */
+  protected abstract resetModel(): void;
+  /** Bus mastering or the kind of interrupts may have changed. */
+  protected reconfigured(): void {}
+
+  /** Message-signalled interrupts are on: `signal` sends. Otherwise the model drives the line with `drive`. */
+  protected get messages(): boolean {
+    return this.msixOn || this.msiOn;
+  }
+  protected get msixOn(): boolean {
+    return this.#msix?.enabled === true;
+  }
+  protected get msiOn(): boolean {
+    return this.#msi?.enabled === true;
+  }
+
+  /** An event of a vector; nothing happens while messages are off. */
+  protected signal(vector: number): void {
+    if (this.msixOn) this.#msix?.signal(vector);
+    else this.#msi?.signal(vector);
+  }
+
+  /** Level of the model's interrupt line. */
+  protected drive(level: boolean): void {
+    this.#wantsIntx = level;
+    this.#driveLine();
+  }
+
+  #decodes(index: number, offset: number, length: number): boolean {
+    const bar = this.#byIndex[index];
+    if (!bar || !(offset >= 0 && offset + length <= bar.size)) return false;
+    return bar.kind === "io" ? this.#decodesIo : this.#decodesMemory;
+  }
+
+  /** Takes over what the config registers say now. */
+  #configured(): void {
+    const config = this.#config;
+    const control = config.read(this.#expressAt + ExpressCapability.DEVICE_CONTROL, 2);
+    if (control & DeviceControl.fields.InitiateFunctionLevelReset.mask) {
+      this.reset();
+      return;
+    }
+    this.#apply();
+    this.reconfigured();
+    this.#driveLine();
+  }
+
+  #apply(): void {
+    const config = this.#config;
+    const command = config.read(Header.COMMAND, 2);
+    const power = config.read(this.#powerAt + PowerCapability.PMCSR, 4) & PowerControl.fields.PowerState.mask;
+    const awake = power === 0;
+    this.#decodesMemory = awake && (command & Command.MEMORY_SPACE) !== 0;
+    this.#decodesIo = awake && (command & Command.IO_SPACE) !== 0;
+    this.dma.mastering = awake && (command & Command.BUS_MASTER) !== 0;
+    this.#msi?.update();
+    if (this.#msix) {
+      const message = config.read(this.#msixAt + MsixCapability.MESSAGE_CONTROL, 2);
+      const { Enable, FunctionMask } = MsixControl.fields;
+      this.#msix.control((message & Enable.mask) !== 0, (message & FunctionMask.mask) !== 0);
+    }
+  }
+
+  #driveLine(): void {
+    const command = this.#config.read(Header.COMMAND, 2);
+    const wanted = this.#wantsIntx && !this.messages;
+    const status = this.#config.read(Header.STATUS, 2);
+    this.#config.set(Header.STATUS, 2, wanted ? status | Status.INTERRUPT : status & ~Status.INTERRUPT);
+    const level = wanted && (command & Command.INTERRUPT_DISABLE) === 0;
+    if (level === this.#intx) return;
+    this.#intx = level;
+    if (this.events.on) this.events.emit("interrupt", { device: this.name, intx: level });
+    this.onIntx(level);
+  }
+
+  #send(vector: number, lo: number, hi: number, data: number): void {
+    if (this.#waiting.has(vector)) return;
+    const status = this.dma.message(lo, hi, data);
+    if (status === TranslateStatus.stalled) {
+      this.#waiting.add(vector);
+      this.dma.park((ok) => {
+        this.#waiting.delete(vector);
+        if (ok) this.#send(vector, lo, hi, data);
+      });
+    } else if (status === TranslateStatus.ok && this.events.on)
+      this.events.emit("interrupt", { device: this.name, vector });
+  }
+}
+
+const isPowerOfTwo = (value: number): boolean => value > 0 && 2 ** Math.round(Math.log2(value)) === value;
+
+/** Asks firmware for the place of a BAR. RangeError when the shape or the place is impossible. */
+const placeBar = (shape: BarShape, { barBase, mappable }: FunctionContext): Bar => {
+  const { index, kind, size, prefetchable = false } = shape;
+  const last = kind === "mem64" ? index + 1 : index;
+  if (!(Number.isInteger(index) && index >= 0 && last < BAR_COUNT))
+    throw new RangeError(`a ${kind} BAR cannot have index ${index}`);
+  if (!isPowerOfTwo(size) || size < (kind === "io" ? 4 : 16))
+    throw new RangeError(`BAR ${index}: ${size} bytes is not a power of two of at least 16 (4 for io)`);
+  const base = barBase(shape);
+  const limit = kind === "mem64" ? Number.MAX_SAFE_INTEGER : 2 ** 32;
+  if (!(base >= 0 && base % size === 0 && base + size <= limit))
+    throw new RangeError(`BAR ${index}: 0x${base.toString(16)} is no place for ${size} bytes of ${kind}`);
+  return { index, kind, size, prefetchable, base, mappable: (mappable ?? true) && (shape.mappable ?? true) };
+};
+
+const declareHeader = (config: ConfigSpace, shape: FunctionShape, bars: readonly Bar[]): void => {
+  const { vendorId, deviceId, classCode, revision = 0, interruptPin = 0 } = shape;
+  const io = bars.some((bar) => bar.kind === "io");
+  const decoding =
+    (bars.some((bar) => bar.kind !== "io") ? Command.MEMORY_SPACE : 0) | (io ? Command.IO_SPACE : 0);
+  const { BUS_MASTER, PARITY_ERROR_RESPONSE, SERR, INTERRUPT_DISABLE } = Command;
+  config.declare({ offset: Header.VENDOR_ID, width: 2, value: vendorId });
+  config.declare({ offset: Header.DEVICE_ID, width: 2, value: deviceId });
+  config.declare({
+    offset: Header.COMMAND,
+    width: 2,
+    value: decoding,
+    writable: decoding | BUS_MASTER | PARITY_ERROR_RESPONSE | SERR | INTERRUPT_DISABLE,
+  });
+  config.declare({
+    offset: Header.STATUS,
+    width: 2,
+    value: Status.CAPABILITIES_LIST,
+    clears: Status.ERRORS,
+  });
+  config.declare({ offset: Header.REVISION_ID, width: 4, value: ((classCode << 8) | revision) >>> 0 });
+  config.declare({ offset: Header.CACHE_LINE_SIZE, width: 1, value: 0, writable: 0xff });
+  config.declare({
+    offset: Header.SUBSYSTEM_VENDOR_ID,
+    width: 2,
+    value: shape.subsystemVendorId ?? vendorId,
+  });
+  config.declare({ offset: Header.SUBSYSTEM_ID, width: 2, value: shape.subsystemId ?? deviceId });
+  config.declare({ offset: Header.INTERRUPT_LINE, width: 1, value: 0, writable: 0xff });
+  config.declare({ offset: Header.INTERRUPT_PIN, width: 1, value: interruptPin });
+  for (const bar of bars) declareBar(config, bar);
+};
+
+const declareBar = (config: ConfigSpace, { index, kind, size, prefetchable, base }: Bar): void => {
+  const offset = Header.BASE_ADDRESS + 4 * index;
+  const flags =
+    kind === "io"
+      ? BarBits.IO
+      : (kind === "mem64" ? BarBits.MEMORY_64 : 0) | (prefetchable ? BarBits.PREFETCHABLE : 0);
+  const low = base % 2 ** 32;
+  const sizeLow = size >= 2 ** 32 ? 0 : ~(size - 1) >>> 0;
+  const flagBits = kind === "io" ? BarBits.IO_FLAGS : BarBits.MEMORY_FLAGS;
+  config.declare({
+    offset,
+    width: 4,
+    value: (low | flags) >>> 0,
+    writable: (sizeLow & ~flagBits) >>> 0,
+  });
+  if (kind !== "mem64") return;
+  const sizeHigh = size >= 2 ** 32 ? ~(size / 2 ** 32 - 1) >>> 0 : 0xffff_ffff;
+  config.declare({
+    offset: offset + 4,
+    width: 4,
+    value: Math.floor(base / 2 ** 32),
+    writable: sizeHigh,
+  });
+};
