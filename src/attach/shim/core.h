@@ -1,0 +1,92 @@
+/* Private to the attach core: shim.c, route.c, files.c, mmap.c, exec.c. */
+#ifndef SOFTIOMMU_CORE_H
+#define SOFTIOMMU_CORE_H
+
+#include <errno.h>
+#include <sys/uio.h>
+
+#include "shim.h"
+
+/* ---- shim.c ---- */
+
+/* Makes the library usable when another library's constructor calls an interposed function before ours ran. */
+void shim_init(void);
+extern bool shim_initialised;
+extern bool shim_is_attached;
+
+static inline bool attached(void)
+{
+    if (__builtin_expect(!shim_initialised, 0))
+        shim_init();
+    return shim_is_attached;
+}
+
+/* Every file looks its libc functions up here, once. */
+void route_init(void);
+void files_init(void);
+void mmap_init(void);
+void exec_init(const char *preload, const char *socket);
+
+/* Reads one line of the daemon's configuration ("route ROOT PREFIX", "files NAME"). */
+void route_configure(const char *root, const char *prefix);
+void files_configure(const char *name);
+
+#define EXCHANGE_FDS PROTOCOL_MAX_FDS
+struct exchange {
+    uint32_t op;
+    uint32_t attempt;
+    bool cancellable; /* a signal without SA_RESTART ends the wait */
+    struct iovec send[3];
+    int nsend;
+    const int *send_fds;
+    int nsend_fds;
+    void *reply;
+    size_t reply_size;
+    struct reply_header header; /* out */
+    int fds[EXCHANGE_FDS];      /* out: header.fds of them, close-on-exec */
+};
+/* False in a vfork child, which runs in its parent's memory. */
+bool shim_own_memory(void);
+
+/* The value of the reply; or -EIO (no daemon), -EMFILE (descriptors lost), -EFAULT (memory to send unreadable). */
+long shim_exchange(struct exchange *x);
+
+/* An exchange that adopts what the daemon asks for, as often as it takes within reason. */
+long shim_exchange_restarting(struct exchange *x);
+
+static inline long result_of(long value)
+{
+    if (value < 0 && value > -4096) {
+        errno = (int)-value;
+        return -1;
+    }
+    return value;
+}
+
+/* ---- files.c ---- */
+
+/* SO_COOKIE when fd is an emulated file, 0 when not. `certain` asks the kernel even if it was never seen before. */
+uint64_t emulated_cookie(int fd, bool certain);
+/* True when fd may be emulated: one load. */
+bool maybe_emulated(int fd);
+void note_emulated(int fd);
+/* Looks through the descriptors that exec left open. */
+void files_scan(void);
+struct stat;
+int emulated_fstat(int fd, uint64_t cookie, struct stat *out);
+/* open(2) of a device node path: a descriptor, -errno, or -ENOTTY-like OPEN_PASS when it is no node. */
+#define OPEN_PASS (-4095)
+long open_node(const char *path, int flags);
+bool kept_range(unsigned from, unsigned *fd);
+
+/* ---- mmap.c ---- */
+void mappings_fork_child(void);
+
+/* ---- route.c ---- */
+/* Where the path really lies, in `out` (PATH_MAX bytes), or NULL when it is not routed. */
+const char *route(int dirfd, const char *path, char *out);
+/* The path a program knows for a path inside a shadow tree, in place. True when it was one. */
+bool unroute(char *path, size_t *length);
+void note_shadow_fd(int fd);
+
+#endif

@@ -1,0 +1,245 @@
+/*
+ * Mappings. An emulated file answers mmap with segments: memory, which is a range of a memfd the daemon sends, and
+ * traps, which stay PROT_NONE. A mapping keeps its file open, as on Linux, through a kept duplicate of the descriptor.
+ * Everything else passes, after telling adopt.c and trap.c which addresses change hands.
+ */
+#include <fcntl.h>
+#include <stdarg.h>
+#include <sys/mman.h>
+
+#include "core.h"
+
+#define PAGE 4096u
+#define MAX_MAPPINGS 1024
+#define MAX_SEGMENTS 64
+
+struct mapping {
+    uintptr_t start;
+    uintptr_t end; /* 0: a free slot */
+    int keep_fd;
+};
+
+static struct mapping mappings[MAX_MAPPINGS];
+static int mapping_count;
+static int lock_word;
+
+static struct {
+    void *(*mmap)(void *, size_t, int, int, int, off_t);
+    int (*munmap)(void *, size_t);
+    void *(*mremap)(void *, size_t, size_t, int, ...);
+    int (*madvise)(void *, size_t, int);
+} real;
+
+void mmap_init(void)
+{
+    real.mmap = shim_next("mmap64");
+    real.munmap = shim_next("munmap");
+    real.mremap = shim_next("mremap");
+    real.madvise = shim_next("madvise");
+}
+
+/* ---- the table ---------------------------------------------------------------------------------------------- */
+
+/* Signals stay out while the lock is held: a handler may map and unmap. */
+static uint64_t lock(void)
+{
+    uint64_t all = ~UINT64_C(0), before = 0;
+    raw_sigprocmask(SIG_BLOCK, &all, &before);
+    while (__atomic_exchange_n(&lock_word, 1, __ATOMIC_ACQUIRE))
+        raw_sched_yield();
+    return before;
+}
+
+static void unlock(uint64_t before)
+{
+    __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE);
+    raw_sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
+static bool add_mapping(uintptr_t start, uintptr_t end, int keep_fd)
+{
+    for (int i = 0; i < MAX_MAPPINGS; i++)
+        if (!mappings[i].end) {
+            mappings[i] = (struct mapping){start, end, keep_fd};
+            __atomic_add_fetch(&mapping_count, 1, __ATOMIC_RELAXED);
+            return true;
+        }
+    return false;
+}
+
+static void cut_mapping(struct mapping *m, uintptr_t start, uintptr_t end)
+{
+    bool head = m->start < start, tail = m->end > end;
+    if (head && tail) {
+        long fd = raw_fcntl(m->keep_fd, F_DUPFD_CLOEXEC, 3);
+        int kept = fd < 0 ? -1 : shim_keep_fd((int)fd);
+        if (kept >= 0 && !add_mapping(end, m->end, kept))
+            shim_drop_fd(kept);
+        m->end = start;
+    } else if (head) {
+        m->end = start;
+    } else if (tail) {
+        m->start = end;
+    } else {
+        shim_drop_fd(m->keep_fd);
+        *m = (struct mapping){0};
+        __atomic_sub_fetch(&mapping_count, 1, __ATOMIC_RELAXED);
+    }
+}
+
+static void forget_mappings(void *addr, size_t len)
+{
+    if (!__atomic_load_n(&mapping_count, __ATOMIC_RELAXED))
+        return;
+    uintptr_t start = (uintptr_t)addr, end = start + ((len + PAGE - 1) & ~(uintptr_t)(PAGE - 1));
+    uint64_t before = lock();
+    for (int i = 0; i < MAX_MAPPINGS; i++)
+        if (mappings[i].end && mappings[i].start < end && mappings[i].end > start)
+            cut_mapping(&mappings[i], start, end);
+    unlock(before);
+}
+
+static bool maps_emulated(void *addr, size_t len)
+{
+    if (!__atomic_load_n(&mapping_count, __ATOMIC_RELAXED))
+        return false;
+    uintptr_t start = (uintptr_t)addr, end = start + len;
+    bool found = false;
+    uint64_t before = lock();
+    for (int i = 0; i < MAX_MAPPINGS && !found; i++)
+        found = mappings[i].end && mappings[i].start < end && mappings[i].end > start;
+    unlock(before);
+    return found;
+}
+
+/* The addresses are about to be, or were, given up. */
+static void forget(void *addr, size_t len)
+{
+    adopt_munmap(addr, len);
+    trap_unmap(addr, len);
+    forget_mappings(addr, len);
+}
+
+/* ---- an emulated file's mapping ----------------------------------------------------------------------------- */
+
+static long place_segment(char *base, const struct mmap_segment *s, const struct exchange *x, int prot, int flags,
+                          uint64_t cookie, int keep_fd)
+{
+    if (s->kind == SEGMENT_TRAP)
+        return trap_map(base + s->offset, s->length, prot, flags, cookie, keep_fd, s->fd_offset);
+    if (s->fd_index >= x->header.fds)
+        return -EIO;
+    return raw_mmap(base + s->offset, s->length, prot, (flags & (MAP_SHARED | MAP_PRIVATE)) | MAP_FIXED,
+                    x->fds[s->fd_index], (off_t)s->fd_offset);
+}
+
+/* Reserves the range, then fills it. */
+static long place(void *addr, size_t len, int prot, int flags, int fd, uint64_t cookie, const struct exchange *x,
+                  const struct mmap_segment *segments, size_t count)
+{
+    int placing = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT);
+    if (flags & MAP_FIXED)
+        forget(addr, len);
+    long base = raw_mmap(addr, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | placing, -1, 0);
+    if (base < 0 && base > -4096)
+        return base;
+    long duplicate = raw_fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    int keep_fd = duplicate < 0 ? (int)duplicate : shim_keep_fd((int)duplicate);
+    long result = keep_fd < 0 ? keep_fd : 0;
+    if (result == 0) {
+        uint64_t before = lock();
+        bool added = add_mapping((uintptr_t)base, (uintptr_t)base + ((len + PAGE - 1) & ~(size_t)(PAGE - 1)), keep_fd);
+        unlock(before);
+        if (!added) {
+            shim_drop_fd(keep_fd);
+            result = -ENOMEM;
+        }
+    }
+    for (size_t i = 0; i < count && result >= 0; i++)
+        result = place_segment((char *)base, &segments[i], x, prot, flags, cookie, keep_fd);
+    if (result < 0 && result > -4096) {
+        raw_munmap((void *)base, len);
+        forget((void *)base, len);
+        return result;
+    }
+    return base;
+}
+
+static long map_emulated(void *addr, size_t len, int prot, int flags, int fd, uint64_t cookie, off_t offset)
+{
+    if (len == 0 || offset & (PAGE - 1) || ((flags & MAP_FIXED) && (uintptr_t)addr & (PAGE - 1)))
+        return -EINVAL;
+    struct mmap_body body = {
+        .file = {.cookie = cookie, .fd = fd},
+        .length = (len + PAGE - 1) & ~(uint64_t)(PAGE - 1),
+        .offset = (uint64_t)offset,
+        .protection = (uint32_t)prot,
+        .flags = (uint32_t)flags,
+    };
+    struct mmap_segment segments[MAX_SEGMENTS];
+    struct exchange x = {
+        .op = OP_MMAP, .send = {{&body, sizeof body}}, .nsend = 1, .reply = segments, .reply_size = sizeof segments};
+    long result = shim_exchange_restarting(&x);
+    if (result >= 0)
+        result = place(addr, len, prot, flags, fd, cookie, &x, segments, x.header.length / sizeof segments[0]);
+    for (uint32_t i = 0; i < x.header.fds; i++)
+        raw_close(x.fds[i]);
+    return result;
+}
+
+EXPORT void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+{
+    if (!attached())
+        return real.mmap(addr, len, prot, flags, fd, offset);
+    bool anonymous = flags & MAP_ANONYMOUS;
+    uint64_t cookie = anonymous ? 0 : emulated_cookie(fd, true);
+    if (cookie)
+        return (void *)result_of(map_emulated(addr, len, prot, flags, fd, cookie, offset));
+    if ((flags & MAP_FIXED) && len)
+        forget(addr, len);
+    if (anonymous && (flags & MAP_TYPE) == MAP_SHARED)
+        return (void *)result_of(adopt_mmap_shared_anonymous(addr, len, prot, flags));
+    return real.mmap(addr, len, prot, flags, fd, offset);
+}
+
+EXPORT void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+    __attribute__((alias("mmap64")));
+
+EXPORT int munmap(void *addr, size_t len)
+{
+    bool ours = attached();
+    int result = real.munmap(addr, len);
+    if (result == 0 && ours)
+        forget(addr, len);
+    return result;
+}
+
+EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
+{
+    void *target = NULL;
+    long result;
+    if (flags & MREMAP_FIXED) {
+        va_list list;
+        va_start(list, flags);
+        target = va_arg(list, void *);
+        va_end(list);
+    }
+    if (!attached())
+        return real.mremap(old, old_size, new_size, flags, target);
+    /* A device's mapping cannot grow; moving one is refused as well. */
+    if (maps_emulated(old, old_size ? old_size : 1))
+        return (void *)result_of(-EFAULT);
+    if (adopt_mremap(old, old_size, new_size, flags, target, &result))
+        return (void *)result_of(result);
+    if (flags & MREMAP_FIXED)
+        forget(target, new_size);
+    return real.mremap(old, old_size, new_size, flags, target);
+}
+
+EXPORT int madvise(void *addr, size_t len, int advice)
+{
+    int result;
+    if (attached() && adopt_madvise(addr, len, advice, &result))
+        return (int)result_of(result);
+    return real.madvise(addr, len, advice);
+}
