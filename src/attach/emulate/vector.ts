@@ -71,7 +71,18 @@ function moveHalf(high: boolean): Executor {
   };
 }
 
-/** vbroadcast, vpbroadcast: the memory operand repeated over the register. movddup is one, of 8 bytes. */
+/** movddup: the even quadwords of the source, each twice. Of an xmm's source only the first 8 bytes are read. */
+function moveDouble(e: Execution): void {
+  const source = e.loadBytes(1, e.decoded.memorySize);
+  const bytes = new Uint8Array(e.size(0));
+  for (let at = 0; at < bytes.length; at += 16) {
+    bytes.set(source.subarray(at, at + 8), at);
+    bytes.set(source.subarray(at, at + 8), at + 8);
+  }
+  e.storeBytes(0, bytes);
+}
+
+/** vbroadcast, vpbroadcast: the memory operand repeated over the register. */
 function broadcast(e: Execution): void {
   const piece = e.loadBytes(1, e.decoded.memorySize);
   const bytes = new Uint8Array(e.size(0));
@@ -180,7 +191,8 @@ export const VECTOR: ReadonlyMap<Mnemonic, Executor> = new Map<Mnemonic, Executo
   ...named("Movd Movq Movss Movsd Vmovd Vmovq Vmovss Vmovsd Movntss Movntsd", moveScalar),
   ...named("Movlps Movlpd Vmovlps Vmovlpd", moveHalf(false)),
   ...named("Movhps Movhpd Vmovhps Vmovhpd", moveHalf(true)),
-  ...named("Vbroadcastss Vbroadcastsd Vbroadcastf128 Vbroadcasti128 Movddup", broadcast),
+  ...named("Vbroadcastss Vbroadcastsd Vbroadcastf128 Vbroadcasti128", broadcast),
+  ...named("Movddup Vmovddup", moveDouble),
   ...named("Vpbroadcastb Vpbroadcastw Vpbroadcastd Vpbroadcastq", broadcast),
   ...named("Vextractf128 Vextracti128", extractLane),
   ...named("Vinsertf128 Vinserti128", insertLane),
