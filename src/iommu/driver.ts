@@ -5,7 +5,7 @@
  */
 import type { PciFunction } from "../pci/function.ts";
 
-export const Protection = { read: 1, write: 2, execute: 4, noSnoop: 8, mmio: 16 } as const;
+export { Protection } from "../pagetable/format.ts";
 
 /** A range of IOVAs with a purpose of its own (RMRR, MSI doorbell). */
 export interface ReservedRegion {

@@ -1,23 +1,142 @@
 /**
- * The contract of a page-table format: declared constants and small questions; it owns no memory and knows no device.
- * From one declaration come the literal walker (`explain`), the fast walker (generated), and the mapper.
+ * The contract of a page-table format. A format is declared constants: which address bits index which table, how an
+ * entry is told to be empty, a table or a leaf, where its address is, what must hold in it, and what it forbids. It owns
+ * no memory and knows no device. From one declaration come the literal walker (`explain.ts`), the generated fast walker
+ * (`compile.ts`) and the mapper (`mapper.ts`); `format.suite.ts` is the battery every format must pass.
  *
- * Entries are two 32-bit words (lo, hi). Levels are counted from 0 = the table whose entries map the smallest page,
- * upwards to the root. A `Lg2` is a log2 of bytes.
+ * Entries are 64 bits. Masks are declared as BigInt, once, when a format is made; what runs per entry uses the two
+ * 32-bit words derived from them. Levels are counted from 0 = the table whose entries map the smallest page, upwards
+ * to the root. A `Lg2` is a log2 of bytes.
+ *
+ * How the formats that differ most are declared: a root of concatenated tables is a root level with more bits; level
+ * skipping is one `TableKind` for each level an entry can name; a page size told by the entry's low address bits (or by a
+ * contiguous hint) is one `LeafKind` for each size, with `lg2` above the level's shift; a bit that forbids instead of
+ * allowing is a `Denial` on the set bit; a table that is not zero when empty declares `empty`.
  */
-export interface FormatLevel {
-  /** First address bit that indexes this table. */
-  readonly shift: number;
-  /** Number of address bits that index this table (entries = 2^bits). */
-  readonly bits: number;
-  /** A leaf is legal at this level (then it maps 2^shift bytes). */
-  readonly leaf: boolean;
+import type { Layout } from "../uapi/layout.ts";
+
+/** What a mapping allows and how: the `protection` of a map. */
+export const Protection = { read: 1, write: 2, execute: 4, noSnoop: 8, mmio: 16 } as const;
+
+/** What a walk needs and what an entry can deny. The first three have the numbers of `Protection`. */
+export const Permission = { read: 1, write: 2, execute: 4, user: 32 } as const;
+
+/** Why a walk ended without a translation. A unit turns it into its own fault code. */
+export const WalkFault = {
+  none: 0,
+  /** An entry says that nothing is mapped. */
+  notPresent: 1,
+  /** An entry on the way, or all together, deny the access. */
+  read: 2,
+  write: 3,
+  execute: 4,
+  user: 5,
+  /** An entry has a reserved bit set, or is of no kind its level knows. */
+  reserved: 6,
+  /** The input address has more bits than the tables translate, or has bits set that a skipped level would index. */
+  inputWidth: 7,
+  /** An entry's address has more bits than the unit puts out. */
+  outputWidth: 8,
+  /** A table is where no memory answers. */
+  tableUnreadable: 9,
+  /** The entry wants software to note the first access. */
+  accessFlag: 10,
+} as const;
+export type WalkFault = (typeof WalkFault)[keyof typeof WalkFault];
+
+/** A test on an entry: holds when `(entry & mask) === value`. */
+export interface EntryTest {
+  readonly mask: bigint;
+  readonly value: bigint;
 }
 
-/** A test on an entry: `(word & mask) == value` over both words. */
-export interface EntryTest {
-  readonly maskLo: number;
-  readonly maskHi: number;
-  readonly valueLo: number;
-  readonly valueHi: number;
+/** A test that must hold in an entry of its kind; else the walk ends with the fault. */
+export interface EntryCheck extends EntryTest {
+  readonly fault: WalkFault;
+  /** What it means that the test fails, for people: "a reserved bit is set". */
+  readonly why: string;
 }
+
+/** When the test holds, the entry denies these accesses (`Permission` bits). */
+export interface Denial extends EntryTest {
+  readonly denies: number;
+  /** "R = 0". */
+  readonly why: string;
+}
+
+/** What tables and leaves have in common. */
+interface EntryKind {
+  /** The entry's fields, for people. */
+  readonly layout: Layout;
+  /** How an entry is told to be of this kind. The kinds of a level exclude each other. */
+  readonly test: EntryTest;
+  /** Bits that hold the address, each at its own place. */
+  readonly address: bigint;
+  /** Checked in this order. */
+  readonly checks: readonly EntryCheck[];
+  readonly denials: readonly Denial[];
+  /** What the mapper writes, apart from the address. For a leaf also apart from `PageTableFormat.leafBits`. */
+  readonly bits: bigint;
+  /** Bit that the unit sets when it uses the entry. */
+  readonly accessed?: bigint;
+}
+
+/** An entry that points to a table. */
+export interface TableKind extends EntryKind {
+  /** Level of the table it points to. */
+  readonly to: number;
+}
+
+/** An entry that maps a page. */
+export interface LeafKind extends EntryKind {
+  /** Size of the page; at least the level's shift. When larger, the entry is repeated 2^(lg2 - shift) times. */
+  readonly lg2: number;
+  /** Bit that the unit sets when the page is written through it. */
+  readonly dirty?: bigint;
+}
+
+export interface FormatLevel {
+  /** The specification's name of an entry: "SS-PDE". */
+  readonly name: string;
+  /** The specification's number of the level. */
+  readonly number: number;
+  /** First address bit that indexes the table. */
+  readonly shift: number;
+  /** Number of address bits that index the table: it has 2^bits entries of 8 bytes. */
+  readonly bits: number;
+  readonly leaves: readonly LeafKind[];
+  readonly tables: readonly TableKind[];
+}
+
+export interface PageTableFormat {
+  readonly name: string;
+  /** From the smallest page upwards; the last one is the root. Neighbours adjoin: shift + bits = shift of the next. */
+  readonly levels: readonly FormatLevel[];
+  readonly bigEndian: boolean;
+  /** An entry that maps nothing: tested before its kind. */
+  readonly absent: EntryTest;
+  /** What the mapper writes to unmap; new tables are filled with it. */
+  readonly empty: bigint;
+  /** Whether an access is refused at the first entry that denies it, or only at the leaf, by all together. */
+  readonly deniedAt: "entry" | "leaf";
+  /** Width of physical addresses: a leaf or table lies below 2^outputBits. At most 52. */
+  readonly outputBits: number;
+  /** The leaf bits that say this protection, or -1n when the format cannot say it. */
+  leafBits(protection: number): bigint;
+}
+
+/** Number of address bits the tables translate. */
+export const inputBits = ({ levels }: PageTableFormat): number => {
+  const root = levels[levels.length - 1]!;
+  return root.shift + root.bits;
+};
+
+/** Bytes a table of the level takes: a table smaller than a frame has a frame to itself. */
+export const tableBytes = ({ bits }: FormatLevel): number => Math.max(4096, 8 * 2 ** bits);
+
+/** Holds for every entry. */
+export const always: EntryTest = { mask: 0n, value: 0n };
+
+/** Less and more significant half of a 64-bit value, unsigned. */
+export const lowWord = (value: bigint): number => Number(value & 0xffff_ffffn);
+export const highWord = (value: bigint): number => Number((value >> 32n) & 0xffff_ffffn);

@@ -1,0 +1,110 @@
+/** A format's levels in the form the mapper works with: 32-bit words instead of BigInt, made once for a mapper. */
+import {
+  type EntryTest,
+  highWord,
+  type LeafKind,
+  lowWord,
+  type PageTableFormat,
+  type TableKind,
+  tableBytes,
+} from "./format.ts";
+
+/** A test on the two words of an entry. */
+export class WordTest {
+  readonly #maskLo: number;
+  readonly #maskHi: number;
+  readonly #valueLo: number;
+  readonly #valueHi: number;
+
+  constructor({ mask, value }: EntryTest) {
+    this.#maskLo = lowWord(mask) | 0;
+    this.#maskHi = highWord(mask) | 0;
+    this.#valueLo = lowWord(value) | 0;
+    this.#valueHi = highWord(value) | 0;
+  }
+
+  holds(lo: number, hi: number): boolean {
+    return (lo & this.#maskLo) === this.#valueLo && (hi & this.#maskHi) === this.#valueHi;
+  }
+}
+
+/** A leaf size, at the level that has it. */
+export class Leaf {
+  readonly level: number;
+  readonly size: number;
+  /** The size in frames, less one: the bits that must be zero in a frame number to start a leaf (up to 2^43 bytes). */
+  readonly alignment: number;
+  /** Entries one leaf takes. */
+  readonly copies: number;
+  readonly test: WordTest;
+  readonly addressLo: number;
+  readonly addressHi: number;
+  readonly bitsLo: number;
+  readonly bitsHi: number;
+  /** Words of the dirty bit; both zero without. */
+  readonly dirtyLo: number;
+  readonly dirtyHi: number;
+  /** What `protect` leaves as it is. */
+  readonly keptLo: number;
+  readonly keptHi: number;
+
+  constructor(kind: LeafKind, level: number, shift: number) {
+    const dirty = kind.dirty ?? 0n;
+    const kept = kind.address | kind.test.mask | kind.bits | dirty | (kind.accessed ?? 0n);
+    this.level = level;
+    this.size = 2 ** kind.lg2;
+    this.alignment = this.size / 4096 - 1;
+    this.copies = 2 ** (kind.lg2 - shift);
+    this.test = new WordTest(kind.test);
+    this.addressLo = lowWord(kind.address);
+    this.addressHi = highWord(kind.address);
+    this.bitsLo = lowWord(kind.bits) | 0;
+    this.bitsHi = highWord(kind.bits) | 0;
+    this.dirtyLo = lowWord(dirty);
+    this.dirtyHi = highWord(dirty);
+    this.keptLo = lowWord(kept);
+    this.keptHi = highWord(kept);
+  }
+
+  /** The address in an entry of this kind. */
+  address(lo: number, hi: number): number {
+    return ((hi & this.addressHi) >>> 0) * 2 ** 32 + ((lo & this.addressLo) >>> 0);
+  }
+}
+
+/** One level. */
+export class Rung {
+  readonly entries: number;
+  /** Bytes one entry covers, and the whole table. */
+  readonly size: number;
+  readonly span: number;
+  /** Frames of a table. */
+  readonly frames: number;
+  readonly leaves: readonly Leaf[];
+  readonly #table: TableKind | undefined;
+  readonly tableLo: number;
+  readonly tableHi: number;
+  readonly addressLo: number;
+  readonly addressHi: number;
+
+  constructor(format: PageTableFormat, index: number) {
+    const level = format.levels[index]!;
+    this.entries = 2 ** level.bits;
+    this.size = 2 ** level.shift;
+    this.span = 2 ** (level.shift + level.bits);
+    this.frames = tableBytes(level) / 4096;
+    this.leaves = level.leaves.map((kind) => new Leaf(kind, index, level.shift));
+    this.#table = level.tables.find(({ to }) => to === index - 1);
+    this.tableLo = lowWord(this.#table?.bits ?? 0n);
+    this.tableHi = highWord(this.#table?.bits ?? 0n);
+    this.addressLo = lowWord(this.#table?.address ?? 0n);
+    this.addressHi = highWord(this.#table?.address ?? 0n);
+  }
+
+  /** The leaf an entry is; undefined: it points to a table. The entry is not absent. */
+  leafOf(lo: number, hi: number): Leaf | undefined {
+    const { leaves } = this;
+    for (let i = 0; i < leaves.length; i++) if (leaves[i]!.test.holds(lo, hi)) return leaves[i];
+    return undefined;
+  }
+}
