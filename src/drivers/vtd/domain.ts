@@ -23,7 +23,10 @@ export interface VtdGeometry {
   /** Address bits that the table translates and the unit accepts (MGAW). */
   readonly addressBits: number;
   readonly hostAddressWidth: number;
-  readonly largePages: { readonly twoMegabytes: boolean; readonly oneGigabyte: boolean };
+  /** Log2 of the leaf sizes. */
+  readonly pageLg2s: readonly number[];
+  /** Leaves are made snooped, so that a device cannot go past the caches. */
+  readonly snoopControl: boolean;
 }
 
 export class VtdDomain implements PagingDomain {
@@ -53,13 +56,14 @@ export class VtdDomain implements PagingDomain {
     this.levels = geometry.levels;
     this.#host = host;
     this.#events = events;
-    const { twoMegabytes, oneGigabyte } = geometry.largePages;
-    this.pageSizes = 0x1000n | (twoMegabytes ? 1n << 21n : 0n) | (oneGigabyte ? 1n << 30n : 0n);
+    this.pageSizes = geometry.pageLg2s.reduce((sizes, lg2) => sizes | (1n << BigInt(lg2)), 0n);
     this.apertures = [{ start: 0, end: 2 ** geometry.addressBits }];
+    const { pageLg2s, hostAddressWidth, snoopControl } = geometry;
     const format = vtdSecondLevel(geometry.levels, {
-      hostAddressWidth: geometry.hostAddressWidth,
-      twoMegabytes,
-      oneGigabyte,
+      pageLg2s,
+      hostAddressWidth,
+      snoopControl,
+      forceSnoop: snoopControl,
     });
     this.#mapper = new Mapper(memory, format);
   }
@@ -83,7 +87,8 @@ export class VtdDomain implements PagingDomain {
 
   unmap(iova: number, length: number): number {
     const unmapped = this.#mapper.unmap(iova, length);
-    if (unmapped > 0) this.#host.flushRange(this.id, iova, length, this.#mapper.retired === 0);
+    const { gather } = this.#mapper;
+    if (gather.pending) this.#host.flushRange(this.id, gather.start, gather.end - gather.start, !gather.tables);
     this.#mapper.release();
     if (this.#events.on) this.#events.emit("unmap", { domain: this.name, iova, length, unmapped });
     return unmapped;

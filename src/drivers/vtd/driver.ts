@@ -233,10 +233,12 @@ export class VtdDriver implements IommuDriver {
       levels: (aw + 2) as 3 | 4 | 5,
       addressBits: Math.min(addressWidthOf(aw), this.#cap("MGAW") + 1),
       hostAddressWidth: this.#firmware.hostAddressWidth,
-      largePages: {
-        twoMegabytes: (large & LargePages.twoMegabytes) !== 0,
-        oneGigabyte: (large & LargePages.oneGigabyte) !== 0,
-      },
+      pageLg2s: [
+        12,
+        ...(large & LargePages.twoMegabytes ? [21] : []),
+        ...(large & LargePages.oneGigabyte ? [30] : []),
+      ],
+      snoopControl: this.#ecap("SC") !== 0,
     };
   }
 

@@ -1,0 +1,202 @@
+/**
+ * The files of a machine that programs look at before they open a device: the PCI, IOMMU and module parts of sysfs and
+ * the nodes in /dev/vfio. A list of entries, and its writer into a folder that stands in for the real paths.
+ * Left out: attributes that act when written (`driver_override`, `bind`, `sriov_numvfs`).
+ */
+import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { dirname, posix } from "node:path";
+import type { Device, Group, IommuCore } from "../iommu/core.ts";
+import type { PciFunction } from "../pci/function.ts";
+
+export type TreeEntry =
+  | { readonly path: string; readonly kind: "folder" }
+  | { readonly path: string; readonly kind: "file"; readonly content: string | Uint8Array }
+  | { readonly path: string; readonly kind: "link"; readonly target: string };
+
+/** Paths that are wholly the machine's: what is not in the tree does not exist. */
+export const ROUTED = [
+  "/sys/bus/pci",
+  "/sys/class/iommu",
+  "/sys/class/vfio",
+  "/sys/class/vfio-dev",
+  "/sys/devices/pci",
+  "/sys/devices/virtual/iommu",
+  "/sys/kernel/iommu_groups",
+  "/sys/module/vfio",
+  "/sys/module/iommufd",
+  "/dev/vfio",
+  "/dev/iommu",
+] as const;
+
+/** What a unit shows in /sys/class/iommu. */
+export interface UnitAttributes {
+  readonly name: string;
+  /** Name of the attribute group: "intel-iommu". */
+  readonly group: string;
+  readonly attributes: { readonly [name: string]: string };
+}
+
+export interface SysfsSource {
+  readonly core: IommuCore;
+  readonly units: readonly UnitAttributes[];
+}
+
+const DRIVER = "vfio-pci";
+const hex = (value: number, digits: number): string => `0x${value.toString(16).padStart(digits, "0")}`;
+
+const folder = (path: string): TreeEntry => ({ path, kind: "folder" });
+const file = (path: string, content: string | Uint8Array): TreeEntry => ({
+  path,
+  kind: "file",
+  content: typeof content === "string" ? `${content}\n` : content,
+});
+/** A relative link, as sysfs has them. */
+const link = (path: string, target: string): TreeEntry => ({
+  path,
+  kind: "link",
+  target: posix.relative(dirname(path), target),
+});
+
+const folderOf = (device: PciFunction): string => {
+  const { segment, bus } = device.address;
+  const root = `${segment.toString(16).padStart(4, "0")}:${bus.toString(16).padStart(2, "0")}`;
+  return `/sys/devices/pci${root}/${device.name}`;
+};
+
+/** Every entry of the machine, folders before what is in them. */
+export const sysfsTree = ({ core, units }: SysfsSource): TreeEntry[] => {
+  const devices = [...core.devices.values()];
+  const groups = [...core.groups.values()];
+  return [
+    ...modules(),
+    folder("/sys/bus/pci/devices"),
+    folder(`/sys/bus/pci/drivers/${DRIVER}`),
+    folder("/sys/kernel/iommu_groups"),
+    folder("/sys/class/iommu"),
+    folder("/dev/vfio"),
+    ...units.flatMap((unit) => unitEntries(unit, devices)),
+    ...devices.flatMap(deviceEntries),
+    ...groups.flatMap(groupEntries),
+  ];
+};
+
+const modules = (): TreeEntry[] => [
+  folder("/sys/module/vfio/parameters"),
+  file("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "N"),
+  folder("/sys/module/vfio_pci/drivers"),
+  folder("/sys/module/vfio_iommu_type1/parameters"),
+  file("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "N"),
+  file("/sys/module/vfio_iommu_type1/parameters/disable_hugepages", "N"),
+  file("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit", "65535"),
+];
+
+const unitEntries = (
+  { name, group, attributes }: UnitAttributes,
+  devices: readonly Device[],
+): TreeEntry[] => {
+  const home = `/sys/devices/virtual/iommu/${name}`;
+  return [
+    folder(`${home}/devices`),
+    folder(`${home}/${group}`),
+    ...Object.entries(attributes).map(([attribute, value]) => file(`${home}/${group}/${attribute}`, value)),
+    ...devices
+      .filter(({ driver }) => driver.name === name)
+      .map((device) => link(`${home}/devices/${device.name}`, folderOf(device.function))),
+    link(`/sys/class/iommu/${name}`, home),
+  ];
+};
+
+const deviceEntries = ({ function: device, driver, group }: Device): TreeEntry[] => {
+  const home = folderOf(device);
+  const config = (offset: number, width: 1 | 2 | 4): number => device.configRead(offset, width);
+  const classCode = config(0x08, 4) >>> 8;
+  const vendor = config(0x00, 2);
+  const model = config(0x02, 2);
+  const subsystemVendor = config(0x2c, 2);
+  const subsystem = config(0x2e, 2);
+  const upper = (value: number, digits: number): string =>
+    value.toString(16).toUpperCase().padStart(digits, "0");
+  const modalias =
+    `pci:v${upper(vendor, 8)}d${upper(model, 8)}sv${upper(subsystemVendor, 8)}sd${upper(subsystem, 8)}` +
+    `bc${upper(classCode >>> 16, 2)}sc${upper((classCode >>> 8) & 0xff, 2)}i${upper(classCode & 0xff, 2)}`;
+  return [
+    folder(home),
+    file(`${home}/vendor`, hex(vendor, 4)),
+    file(`${home}/device`, hex(model, 4)),
+    file(`${home}/subsystem_vendor`, hex(subsystemVendor, 4)),
+    file(`${home}/subsystem_device`, hex(subsystem, 4)),
+    file(`${home}/revision`, hex(config(0x08, 1), 2)),
+    file(`${home}/class`, hex(classCode, 6)),
+    file(`${home}/irq`, "0"),
+    file(`${home}/numa_node`, "-1"),
+    file(`${home}/local_cpulist`, "0"),
+    file(`${home}/enable`, "0"),
+    file(`${home}/driver_override`, DRIVER),
+    file(`${home}/modalias`, modalias),
+    file(
+      `${home}/uevent`,
+      [
+        `DRIVER=${DRIVER}`,
+        `PCI_CLASS=${upper(classCode, 5)}`,
+        `PCI_ID=${upper(vendor, 4)}:${upper(model, 4)}`,
+        `PCI_SUBSYS_ID=${upper(subsystemVendor, 4)}:${upper(subsystem, 4)}`,
+        `PCI_SLOT_NAME=${device.name}`,
+        `MODALIAS=${modalias}`,
+      ].join("\n"),
+    ),
+    file(`${home}/config`, configBytes(device)),
+    file(`${home}/resource`, resources(device)),
+    link(`${home}/driver`, `/sys/bus/pci/drivers/${DRIVER}`),
+    link(`${home}/subsystem`, "/sys/bus/pci"),
+    link(`${home}/iommu`, `/sys/devices/virtual/iommu/${driver.name}`),
+    link(`${home}/iommu_group`, `/sys/kernel/iommu_groups/${group.id}`),
+    link(`/sys/bus/pci/devices/${device.name}`, home),
+    link(`/sys/bus/pci/drivers/${DRIVER}/${device.name}`, home),
+  ];
+};
+
+const groupEntries = (group: Group): TreeEntry[] => {
+  const home = `/sys/kernel/iommu_groups/${group.id}`;
+  const ranges = group
+    .reserved()
+    .map(({ start, length, kind }) => `${hex(start, 16)} ${hex(start + length - 1, 16)} ${kind}`);
+  return [
+    folder(`${home}/devices`),
+    file(`${home}/type`, "DMA"),
+    file(`${home}/reserved_regions`, ranges.join("\n")),
+    ...group.devices.map((device) => link(`${home}/devices/${device.name}`, folderOf(device.function))),
+  ];
+};
+
+const configBytes = (device: PciFunction): Uint8Array => {
+  const bytes = new Uint8Array(device.configSize);
+  const view = new DataView(bytes.buffer);
+  for (let at = 0; at < bytes.length; at += 4) view.setUint32(at, device.configRead(at, 4), true);
+  return bytes;
+};
+
+/** IORESOURCE flags that user space tests. */
+const ResourceFlag = { io: 0x100, memory: 0x200, prefetch: 0x2000, memory64: 0x100000 } as const;
+
+/** One line a BAR (and for the ROM): first address, last address, flags. */
+const resources = (device: PciFunction): string =>
+  Array.from({ length: 7 }, (_, index) => {
+    const bar = device.bars.find((candidate) => candidate.index === index);
+    if (!bar) return `${hex(0, 16)} ${hex(0, 16)} ${hex(0, 16)}`;
+    const kind = bar.kind === "io" ? ResourceFlag.io : ResourceFlag.memory;
+    const flags =
+      kind |
+      (bar.prefetchable ? ResourceFlag.prefetch : 0) |
+      (bar.kind === "mem64" ? ResourceFlag.memory64 : 0);
+    return `${hex(bar.base, 16)} ${hex(bar.base + bar.size - 1, 16)} ${hex(flags, 16)}`;
+  }).join("\n");
+
+/** Writes the tree below `root`, so that `/sys/x` is at `ROOT/sys/x`. */
+export const writeTree = (entries: readonly TreeEntry[], root: string): void => {
+  for (const entry of entries) {
+    const path = `${root}${entry.path}`;
+    mkdirSync(entry.kind === "folder" ? path : dirname(path), { recursive: true });
+    if (entry.kind === "file") writeFileSync(path, entry.content);
+    else if (entry.kind === "link") symlinkSync(entry.target, path);
+  }
+};
