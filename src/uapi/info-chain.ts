@@ -3,14 +3,18 @@
  * begins with struct vfio_info_cap_header at a multiple of 8 bytes, and `next` counts from the start of the
  * information structure.
  */
-import type { Codec, Members, Struct, StructWrite } from "./struct.ts";
+import type { Members, Struct, StructWrite } from "./struct.ts";
 import { VfioInfoCapHeader } from "./vfio/container.ts";
 
 const ALIGN = 8;
 const align = (size: number): number => Math.ceil(size / ALIGN) * ALIGN;
 
-/** The members an information structure with capabilities has. */
-type InfoMembers = Members & { readonly argsz: Codec<number>; readonly cap_offset: Codec<number> };
+/** An information structure that capabilities may follow. */
+interface InfoStruct<W> {
+  readonly size: number;
+  readonly offsets: { readonly argsz: number; readonly cap_offset: number };
+  write(bytes: Uint8Array, value: W): void;
+}
 
 /** A capability and where it lies, counted from the start of the information structure. */
 export interface PlacedCapability {
@@ -55,15 +59,14 @@ export class InfoChain {
    * The bytes to give a caller that has `argsz` of them. Without room for every capability none is written, cap_offset
    * is 0 and argsz says what is needed. Never more than `argsz` bytes.
    */
-  answer<F extends InfoMembers>(info: Struct<F>, value: StructWrite<F>, argsz: number): Uint8Array {
+  answer<W>(info: InfoStruct<W>, value: W, argsz: number): Uint8Array {
     const fits = argsz >= this.#end;
     const whole = new Uint8Array(fits ? this.#end : info.size);
     info.write(whole, value);
     const data = new DataView(whole.buffer);
-    const offsets: { readonly argsz: number; readonly cap_offset: number } = info.offsets;
     const some = this.#placed.length > 0;
-    data.setUint32(offsets.argsz, some && !fits ? this.#end : argsz, true);
-    data.setUint32(offsets.cap_offset, some && fits ? this.#base : 0, true);
+    data.setUint32(info.offsets.argsz, some && !fits ? this.#end : argsz, true);
+    data.setUint32(info.offsets.cap_offset, some && fits ? this.#base : 0, true);
     if (fits) for (const { at, bytes } of this.#placed) whole.set(bytes, at);
     return whole.subarray(0, Math.min(argsz, whole.length));
   }
