@@ -1,0 +1,28 @@
+/** What the files of VFIO share: the machine's IOMMU core, where interrupts end, who listens, and what is alive. */
+import type { EventSink } from "../base/events.ts";
+import type { Group, IommuCore } from "../iommu/core.ts";
+import type { KernelFile } from "../kernel/call.ts";
+import type { MsiController } from "../kernel/msi.ts";
+
+/** Counts of what exists now; all zero when every client is gone. */
+export interface LiveObjects {
+  containers: number;
+  /** Group files that are open. */
+  groups: number;
+  /** Device files that are open. */
+  devices: number;
+  mappings: number;
+  /** Eventfds of clients that are held. */
+  eventfds: number;
+}
+
+export interface VfioContext {
+  readonly core: IommuCore;
+  readonly msi: MsiController;
+  readonly events: EventSink;
+  readonly live: LiveObjects;
+  /** The IOMMU group behind a file, when it is a group's. */
+  groupOf(file: KernelFile): Group | undefined;
+  /** What can be reset under this name. */
+  device(name: string): { reset(): void } | undefined;
+}

@@ -1,0 +1,302 @@
+/**
+ * The device file of a PCI function (linux/vfio.h, "IOCTLs for DEVICE file descriptors"): information, regions by
+ * pread, pwrite and mmap, interrupts, resets. A mapped BAR has no memory behind it: each access is a trap. Left out:
+ * ioeventfds, display planes; optional features are all answered as not supported.
+ */
+import type { Call, KernelFile, MapSegment } from "../kernel/call.ts";
+import { FRAME_BYTES } from "../memory/host-memory.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import {
+  VFIO_DEVICE_BIND_IOMMUFD,
+  VFIO_DEVICE_FEATURE,
+  VFIO_DEVICE_FLAGS_PCI,
+  VFIO_DEVICE_FLAGS_RESET,
+  VFIO_DEVICE_GET_INFO,
+  VFIO_DEVICE_GET_IRQ_INFO,
+  VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
+  VFIO_DEVICE_GET_REGION_INFO,
+  VFIO_DEVICE_PCI_HOT_RESET,
+  VFIO_DEVICE_RESET,
+  VFIO_DEVICE_SET_IRQS,
+  VFIO_PCI_CONFIG_REGION_INDEX,
+  VFIO_PCI_ERR_IRQ_INDEX,
+  VFIO_PCI_NUM_IRQS,
+  VFIO_PCI_NUM_REGIONS,
+  VFIO_PCI_ROM_REGION_INDEX,
+  VFIO_PCI_VGA_REGION_INDEX,
+  VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
+  VFIO_REGION_INFO_FLAG_CAPS,
+  VFIO_REGION_INFO_FLAG_MMAP,
+  VfioDeviceFeature,
+  VfioDeviceInfo,
+  VfioInfoCapHeader,
+  VfioIrqInfo,
+  VfioRegionInfo,
+} from "../uapi/vfio.ts";
+import { hex, readArgument, writeChain } from "./argument.ts";
+import type { VfioContext } from "./context.ts";
+import { hotReset, hotResetInfo } from "./hot-reset.ts";
+import { readIrqSet } from "./irq-set.ts";
+import type { PciDevice } from "./pci-device.ts";
+import {
+  barOf,
+  canMap,
+  eachPiece,
+  excludedOf,
+  isBar,
+  regionFlags,
+  regionIndex,
+  regionOffset,
+  regionSize,
+  withinRegion,
+} from "./regions.ts";
+
+const MAP_SHARED = 1;
+
+export class DeviceFile implements KernelFile {
+  readonly kind = "vfio-device";
+  readonly name: string;
+  readonly device: PciDevice;
+  readonly #context: VfioContext;
+  readonly #onClose: () => void;
+  #open = true;
+
+  /** `onClose` is called when the last descriptor went, after the device was given back. */
+  constructor(context: VfioContext, device: PciDevice, onClose: () => void) {
+    this.#context = context;
+    this.device = device;
+    this.name = `device ${device.name}`;
+    this.#onClose = onClose;
+    device.open();
+    context.live.devices += 1;
+    if (context.events.on) context.events.emit("open", { device: device.name });
+  }
+
+  ioctl(call: Call, request: number, argument: bigint): number {
+    switch (request) {
+      case VFIO_DEVICE_GET_INFO:
+        return this.#getInfo(call, argument);
+      case VFIO_DEVICE_GET_REGION_INFO:
+        return this.#getRegionInfo(call, argument);
+      case VFIO_DEVICE_GET_IRQ_INFO:
+        return this.#getIrqInfo(call, argument);
+      case VFIO_DEVICE_SET_IRQS:
+        this.device.irqs.set(call, readIrqSet(call, argument, this.device.irqs, this.name));
+        return 0;
+      case VFIO_DEVICE_RESET:
+        return this.#reset();
+      case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO:
+        return hotResetInfo(this.#context, this.device, call, argument);
+      case VFIO_DEVICE_PCI_HOT_RESET:
+        return hotReset(this.#context, this.device, call, argument);
+      case VFIO_DEVICE_FEATURE:
+        return this.#feature(call, argument);
+      case VFIO_DEVICE_BIND_IOMMUFD:
+        throw this.#error(
+          "EINVAL",
+          "the device was opened through its group; only a device opened as a character device can be bound to an iommufd",
+        );
+      default:
+        throw this.#error(
+          "ENOTTY",
+          `request ${hex(request)} means nothing to a PCI device opened through its group`,
+        );
+    }
+  }
+
+  pread(_call: Call, offset: bigint, into: Uint8Array): number {
+    const { index, at } = this.#place(offset);
+    if (into.length === 0) return 0;
+    const count = this.#reach(index, at, into.length);
+    if (index === VFIO_PCI_CONFIG_REGION_INDEX) this.device.config.read(at, into);
+    else {
+      this.#checkDecoding(index);
+      const { pci, irqs } = this.device;
+      eachPiece(at, count, excludedOf(irqs.msix, index), (from, width, done, inTable) => {
+        const piece = into.subarray(done, done + width);
+        if (inTable) piece.fill(0xff);
+        else pci.barRead(index, from, piece);
+      });
+    }
+    return count;
+  }
+
+  pwrite(_call: Call, offset: bigint, data: Uint8Array): number {
+    const { index, at } = this.#place(offset);
+    if (data.length === 0) return 0;
+    const count = this.#reach(index, at, data.length);
+    if (index === VFIO_PCI_CONFIG_REGION_INDEX) this.device.config.write(at, data);
+    else {
+      this.#checkDecoding(index);
+      const { pci, irqs } = this.device;
+      eachPiece(at, count, excludedOf(irqs.msix, index), (from, width, done, inTable) => {
+        if (!inTable) pci.barWrite(index, from, data.subarray(done, done + width));
+      });
+    }
+    return count;
+  }
+
+  mmap(
+    _call: Call,
+    offset: bigint,
+    length: number,
+    _protection: number,
+    flags: number,
+  ): readonly MapSegment[] {
+    const { index, at } = this.#place(offset);
+    if ((flags & MAP_SHARED) === 0) throw this.#error("EINVAL", "a region can only be mapped MAP_SHARED");
+    const bar = isBar(index) ? barOf(this.device.pci, index) : undefined;
+    if (!bar || !canMap(bar))
+      throw this.#error(
+        "EINVAL",
+        `region ${index} cannot be mapped; those whose GET_REGION_INFO flags have MMAP (${VFIO_REGION_INFO_FLAG_MMAP}) can`,
+      );
+    if (
+      length <= 0 ||
+      at % FRAME_BYTES !== 0 ||
+      at + Math.ceil(length / FRAME_BYTES) * FRAME_BYTES > bar.size
+    )
+      throw this.#error(
+        "EINVAL",
+        `${hex(at)} + ${hex(length)} is not a range of pages within region ${index}, which has ${hex(bar.size)} bytes`,
+      );
+    return [{ kind: "trap", offset: 0, length }];
+  }
+
+  /** All ones where nothing decodes. */
+  trapRead(offset: bigint, into: Uint8Array): void {
+    const index = regionIndex(offset);
+    if (this.#decodes(index)) this.device.pci.barRead(index, withinRegion(offset), into);
+    else into.fill(0xff);
+  }
+
+  /** A write that nothing decodes is lost. */
+  trapWrite(offset: bigint, data: Uint8Array): void {
+    const index = regionIndex(offset);
+    if (this.#decodes(index)) this.device.pci.barWrite(index, withinRegion(offset), data);
+  }
+
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    this.device.close();
+    this.#context.live.devices -= 1;
+    if (this.#context.events.on) this.#context.events.emit("close", { device: this.device.name });
+    this.#onClose();
+  }
+
+  #getInfo(call: Call, at: bigint): number {
+    const { argsz } = readArgument(call, at, VfioDeviceInfo, VfioDeviceInfo.fieldEnd("num_irqs"));
+    const known = Math.min(argsz, VfioDeviceInfo.fieldEnd("cap_offset"));
+    const info = VfioDeviceInfo.bytes({
+      argsz,
+      flags: VFIO_DEVICE_FLAGS_PCI | (this.device.resettable ? VFIO_DEVICE_FLAGS_RESET : 0),
+      num_regions: VFIO_PCI_NUM_REGIONS,
+      num_irqs: VFIO_PCI_NUM_IRQS,
+    });
+    const whole =
+      known === VfioDeviceInfo.fieldEnd("cap_offset") ? known : VfioDeviceInfo.fieldEnd("num_irqs");
+    call.memory.write(at, info.subarray(0, whole));
+    return 0;
+  }
+
+  #getRegionInfo(call: Call, at: bigint): number {
+    const { argsz, index } = readArgument(call, at, VfioRegionInfo, VfioRegionInfo.size);
+    if (index >= VFIO_PCI_NUM_REGIONS || index === VFIO_PCI_VGA_REGION_INDEX)
+      throw this.#error(
+        "EINVAL",
+        index === VFIO_PCI_VGA_REGION_INDEX
+          ? "it has no VGA ranges"
+          : `region ${index}: it has regions 0 to ${VFIO_PCI_NUM_REGIONS - 1}`,
+      );
+    const { pci, irqs } = this.device;
+    let flags = regionFlags(pci, index);
+    const mappableTable = irqs.msix?.bar === index && (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
+    const capabilities = mappableTable
+      ? [
+          {
+            id: VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
+            version: 1,
+            bytes: new Uint8Array(VfioInfoCapHeader.size),
+          },
+        ]
+      : [];
+    if (mappableTable) flags |= VFIO_REGION_INFO_FLAG_CAPS;
+    const { needed, offset } = writeChain(call, at, { size: VfioRegionInfo.size, argsz }, capabilities);
+    const info = VfioRegionInfo.bytes({
+      argsz: mappableTable && offset === 0 ? needed : argsz,
+      flags,
+      index,
+      cap_offset: offset,
+      size: BigInt(regionSize(pci, index)),
+      offset: regionOffset(index),
+    });
+    call.memory.write(at, info);
+    return 0;
+  }
+
+  #getIrqInfo(call: Call, at: bigint): number {
+    const { argsz, index } = readArgument(call, at, VfioIrqInfo, VfioIrqInfo.size);
+    const { irqs } = this.device;
+    if (index >= VFIO_PCI_NUM_IRQS || (index === VFIO_PCI_ERR_IRQ_INDEX && irqs.count(index) === 0))
+      throw this.#error(
+        "EINVAL",
+        `interrupt index ${index}: it has 0 to ${VFIO_PCI_NUM_IRQS - 1}, and ERR (3) only on PCI Express`,
+      );
+    call.memory.write(
+      at,
+      VfioIrqInfo.bytes({ argsz, flags: irqs.flags(index), index, count: irqs.count(index) }),
+    );
+    return 0;
+  }
+
+  #reset(): number {
+    if (!this.device.resettable)
+      throw this.#error("EINVAL", "the function cannot be reset alone: it has no function-level reset");
+    this.device.reset();
+    return 0;
+  }
+
+  #feature(call: Call, at: bigint): number {
+    const { flags } = readArgument(call, at, VfioDeviceFeature, VfioDeviceFeature.size);
+    throw this.#error("ENOTTY", `feature ${flags & 0xffff} is not supported by this device`);
+  }
+
+  /** The region and the place in it. EINVAL when there is none. */
+  #place(offset: bigint): { readonly index: number; readonly at: number } {
+    const index = regionIndex(offset);
+    if (offset < 0n || index >= VFIO_PCI_NUM_REGIONS)
+      throw this.#error("EINVAL", `offset ${hex(offset)} is in none of its ${VFIO_PCI_NUM_REGIONS} regions`);
+    return { index, at: withinRegion(offset) };
+  }
+
+  /** How much of an access is within the region. EINVAL when nothing is; config space takes whole accesses only. */
+  #reach(index: number, at: number, length: number): number {
+    const size = regionSize(this.device.pci, index);
+    const whole = index === VFIO_PCI_CONFIG_REGION_INDEX;
+    if (at >= size || (whole && at + length > size))
+      throw this.#error(
+        "EINVAL",
+        `${length} bytes at ${hex(at)} are not within region ${index}, which has ${hex(size)} bytes`,
+      );
+    return Math.min(length, size - at);
+  }
+
+  #decodes(index: number): boolean {
+    const bar = isBar(index) ? barOf(this.device.pci, index) : undefined;
+    if (!bar) return false;
+    return bar.kind === "io" ? this.device.config.ioEnabled : this.device.config.memoryEnabled;
+  }
+
+  #checkDecoding(index: number): void {
+    if (index < VFIO_PCI_ROM_REGION_INDEX && !this.#decodes(index))
+      throw this.#error(
+        "EIO",
+        `region ${index} is not decoded: bit 0 (I/O) or 1 (memory) of the command register is clear`,
+      );
+  }
+
+  #error(code: "EINVAL" | "ENOTTY" | "EIO", reason: string): LinuxError {
+    return new LinuxError(code, reason, this.name);
+  }
+}

@@ -1,0 +1,224 @@
+/**
+ * /dev/vfio/N: an IOMMU group, open once at a time (linux/vfio.h, "IOCTLs for GROUP file descriptors"). Its file is
+ * held by its descriptors and by every device opened through it; the group leaves its container when it is gone.
+ */
+import type { Group } from "../iommu/core.ts";
+import type { Call, KernelFile } from "../kernel/call.ts";
+import { FRAME_BYTES } from "../memory/host-memory.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import {
+  VFIO_GROUP_FLAGS_CONTAINER_SET,
+  VFIO_GROUP_FLAGS_VIABLE,
+  VFIO_GROUP_GET_DEVICE_FD,
+  VFIO_GROUP_GET_STATUS,
+  VFIO_GROUP_SET_CONTAINER,
+  VFIO_GROUP_UNSET_CONTAINER,
+  VfioGroupStatus,
+} from "../uapi/vfio.ts";
+import { hex, readArgument } from "./argument.ts";
+import { Container } from "./container.ts";
+import type { VfioContext } from "./context.ts";
+import { DeviceFile } from "./device.ts";
+import type { PciDevice } from "./pci-device.ts";
+
+/** Longest device name that is looked for, with its end. */
+const NAME_BYTES = 256;
+
+/** The group as VFIO knows it; `file` is the open one. */
+export class VfioGroup {
+  readonly group: Group;
+  readonly name: string;
+  readonly #context: VfioContext;
+  /** The devices of the group by name. */
+  readonly #devices: ReadonlyMap<string, PciDevice>;
+  #opened = false;
+  /** Device files that came from it. */
+  #users = 0;
+  /** Descriptors of the group file are open. */
+  #held = false;
+  #container: Container | undefined;
+
+  constructor(context: VfioContext, group: Group, devices: ReadonlyMap<string, PciDevice>) {
+    this.#context = context;
+    this.group = group;
+    this.#devices = devices;
+    this.name = `group ${group.id}`;
+  }
+
+  get container(): Container | undefined {
+    return this.#container;
+  }
+  get devices(): ReadonlyMap<string, PciDevice> {
+    return this.#devices;
+  }
+
+  /** open(2). EBUSY while it is open, by descriptors or by a device; ENODEV when nothing is in it. */
+  open(): GroupFile {
+    if (this.#opened)
+      throw new LinuxError(
+        "EBUSY",
+        this.#held
+          ? "it is open already; a group is open once at a time"
+          : "a device opened through it is still open; it must be closed first",
+        this.name,
+      );
+    if (this.#devices.size === 0) throw new LinuxError("ENODEV", "it has no device", this.name);
+    this.#opened = true;
+    this.#held = true;
+    this.#context.live.groups += 1;
+    if (this.#context.events.on) this.#context.events.emit("open", { group: this.group.id });
+    return new GroupFile(this);
+  }
+
+  /** The last descriptor of the group file went. */
+  closed(): void {
+    this.#held = false;
+    this.#settle();
+  }
+
+  get status(): number {
+    return VFIO_GROUP_FLAGS_VIABLE | (this.#container ? VFIO_GROUP_FLAGS_CONTAINER_SET : 0);
+  }
+
+  /** Takes the group's DMA and joins. EINVAL when it is in a container; EBUSY when its DMA has another owner. */
+  join(container: Container): void {
+    if (this.#container)
+      throw new LinuxError("EINVAL", `it is in ${this.#container.name} already`, this.name);
+    this.group.claim(this);
+    try {
+      container.add(this.group);
+    } catch (error) {
+      this.group.release(this);
+      throw error;
+    }
+    this.#container = container;
+  }
+
+  /** Leaves its container. EINVAL without one, EBUSY while a device is open. */
+  leave(): void {
+    if (!this.#container) throw new LinuxError("EINVAL", "it is in no container", this.name);
+    if (this.#users > 0)
+      throw new LinuxError(
+        "EBUSY",
+        `${this.#users} of its device files are open; they must be closed first`,
+        this.name,
+      );
+    this.#depart();
+  }
+
+  /** A new file of the device. ENODEV: no such device here; EINVAL: no container, or none with an IOMMU. */
+  openDevice(name: string): DeviceFile {
+    const device = this.#devices.get(name);
+    if (!device)
+      throw new LinuxError(
+        "ENODEV",
+        `it has no device "${printable(name)}"; it has ${[...this.#devices.keys()].join(", ")}`,
+        this.name,
+      );
+    if (!this.#container?.iommu)
+      throw new LinuxError(
+        "EINVAL",
+        this.#container
+          ? `${this.#container.name} has no IOMMU; SET_IOMMU comes before GROUP_GET_DEVICE_FD`
+          : "it is in no container; GROUP_SET_CONTAINER comes before GROUP_GET_DEVICE_FD",
+        this.name,
+      );
+    const file = new DeviceFile(this.#context, device, () => {
+      this.#users -= 1;
+      this.#settle();
+    });
+    this.#users += 1;
+    return file;
+  }
+
+  #settle(): void {
+    if (this.#held || this.#users > 0) return;
+    if (this.#container) this.#depart();
+    this.#opened = false;
+    this.#context.live.groups -= 1;
+    if (this.#context.events.on) this.#context.events.emit("close", { group: this.group.id });
+  }
+
+  #depart(): void {
+    this.#container?.remove(this.group);
+    this.#container = undefined;
+    this.group.release(this);
+  }
+}
+
+const printable = (name: string): string => name.replaceAll(/[^ -~]/g, "?");
+
+export class GroupFile implements KernelFile {
+  readonly kind = "vfio-group";
+  readonly name: string;
+  readonly group: VfioGroup;
+
+  constructor(group: VfioGroup) {
+    this.group = group;
+    this.name = group.name;
+  }
+
+  ioctl(call: Call, request: number, argument: bigint): number {
+    switch (request) {
+      case VFIO_GROUP_GET_STATUS:
+        return this.#status(call, argument);
+      case VFIO_GROUP_SET_CONTAINER:
+        return this.#setContainer(call, argument);
+      case VFIO_GROUP_UNSET_CONTAINER:
+        this.group.leave();
+        return 0;
+      case VFIO_GROUP_GET_DEVICE_FD:
+        return call.install(this.group.openDevice(readName(call, argument)), { closeOnExec: true });
+      default:
+        throw new LinuxError("ENOTTY", `request ${hex(request)} means nothing to a group`, this.name);
+    }
+  }
+
+  close(): void {
+    this.group.closed();
+  }
+
+  #status(call: Call, at: bigint): number {
+    const status = readArgument(call, at, VfioGroupStatus, VfioGroupStatus.size);
+    call.memory.write(at, VfioGroupStatus.bytes({ ...status, flags: this.group.status }));
+    return 0;
+  }
+
+  #setContainer(call: Call, at: bigint): number {
+    const fd = readS32(call, at);
+    if (fd < 0) throw new LinuxError("EBADF", `descriptor ${fd} is no container`, this.name);
+    const file = call.file(fd);
+    if (!file) throw new LinuxError("EBADF", `descriptor ${fd} is not open, or no file of VFIO`, this.name);
+    if (this.group.container)
+      throw new LinuxError("EINVAL", `it is in ${this.group.container.name} already`, this.name);
+    if (!(file instanceof Container))
+      throw new LinuxError(
+        "EINVAL",
+        `descriptor ${fd} is ${file.name}, not a container (/dev/vfio/vfio)`,
+        this.name,
+      );
+    this.group.join(file);
+    return 0;
+  }
+}
+
+const readS32 = (call: Call, at: bigint): number => {
+  const bytes = new Int32Array(1);
+  call.memory.read(at, new Uint8Array(bytes.buffer));
+  return bytes[0]!;
+};
+
+/** A C string. EFAULT when memory ends before it does, EINVAL when it is too long. */
+const readName = (call: Call, at: bigint): string => {
+  const bytes = new Uint8Array(NAME_BYTES);
+  for (let length = 0; length < NAME_BYTES; ) {
+    const from = at + BigInt(length);
+    const toPageEnd = FRAME_BYTES - Number(from % BigInt(FRAME_BYTES));
+    const piece = bytes.subarray(length, Math.min(NAME_BYTES, length + toPageEnd));
+    call.memory.read(from, piece);
+    const stop = piece.indexOf(0);
+    if (stop >= 0) return Buffer.from(bytes.subarray(0, length + stop)).toString("latin1");
+    length += piece.length;
+  }
+  throw new LinuxError("EINVAL", `the device name has no end within ${NAME_BYTES} bytes`);
+};

@@ -1,0 +1,24 @@
+/** The device nodes of VFIO with the numbers programs see in stat(2). */
+import type { DeviceNode, KernelFile } from "../kernel/call.ts";
+
+/** The misc major, and the minor that is VFIO's (linux/miscdevice.h). */
+const MISC_MAJOR = 10;
+const VFIO_MINOR = 196;
+/** Groups have a major that the kernel gives out dynamically; this is where it begins to look. */
+const GROUP_MAJOR = 511;
+
+export const containerNode = (open: () => KernelFile): DeviceNode => ({
+  path: "/dev/vfio/vfio",
+  major: MISC_MAJOR,
+  minor: VFIO_MINOR,
+  mode: 0o666,
+  open,
+});
+
+export const groupNode = (id: number, open: () => KernelFile): DeviceNode => ({
+  path: `/dev/vfio/${id}`,
+  major: GROUP_MAJOR,
+  minor: id,
+  mode: 0o600,
+  open,
+});

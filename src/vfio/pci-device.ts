@@ -1,0 +1,126 @@
+/**
+ * A PCI function in the hands of VFIO: what all its open files share. The first one resets the function and sets it up
+ * (bus mastering off, memory decoding on), the last one takes the interrupts away, resets it again and puts its
+ * config space back as it was.
+ */
+import type { Device } from "../iommu/core.ts";
+import type { PciFunction } from "../pci/function.ts";
+import {
+  CapabilityId,
+  Command,
+  DeviceCapabilities,
+  DeviceControl,
+  ExpressCapability,
+  Header,
+} from "../pci/spec.ts";
+import { findCapability } from "./capability-list.ts";
+import { VirtualConfig } from "./config-space.ts";
+import type { VfioContext } from "./context.ts";
+import { Interrupts } from "./irqs.ts";
+
+interface SavedRegister {
+  readonly offset: number;
+  readonly width: 1 | 2 | 4;
+  readonly value: number;
+}
+
+/** State that exists while a file is open. */
+interface Enabled {
+  readonly config: VirtualConfig;
+  readonly irqs: Interrupts;
+  readonly original: readonly SavedRegister[];
+}
+
+export class PciDevice {
+  readonly device: Device;
+  readonly pci: PciFunction;
+  readonly name: string;
+  readonly #context: VfioContext;
+  #files = 0;
+  #enabled: Enabled | undefined;
+
+  constructor(context: VfioContext, device: Device) {
+    this.#context = context;
+    this.device = device;
+    this.pci = device.function;
+    this.name = device.name;
+  }
+
+  /** The function can be reset alone. */
+  get resettable(): boolean {
+    const express = findCapability(this.pci, CapabilityId.EXPRESS);
+    if (express === undefined) return false;
+    const capabilities = this.pci.configRead(express + ExpressCapability.DEVICE_CAPABILITIES, 4);
+    return (capabilities & DeviceCapabilities.fields.FunctionLevelReset.mask) !== 0;
+  }
+  get config(): VirtualConfig {
+    return this.#enabled!.config;
+  }
+  get irqs(): Interrupts {
+    return this.#enabled!.irqs;
+  }
+
+  open(): void {
+    this.#files += 1;
+    if (this.#files > 1) return;
+    const original = saveConfig(this.pci);
+    this.pci.reset();
+    const command = this.pci.configRead(Header.COMMAND, 2);
+    const decode = Command.MEMORY_SPACE | Command.IO_SPACE;
+    this.pci.configWrite(
+      Header.COMMAND,
+      2,
+      (command | decode) & ~(Command.BUS_MASTER | Command.INTERRUPT_DISABLE),
+    );
+    const irqs = new Interrupts(this.#context, this.pci);
+    const config = new VirtualConfig(this.pci, {
+      reset: () => this.reset(),
+      disableIntx: (disabled) => irqs.disableIntx(disabled),
+      msiActive: () => irqs.msiActive,
+    });
+    this.#enabled = { config, irqs, original };
+  }
+
+  close(): void {
+    this.#files -= 1;
+    if (this.#files > 0 || !this.#enabled) return;
+    const { irqs, original } = this.#enabled;
+    irqs.close();
+    this.#enabled = undefined;
+    this.pci.reset();
+    restoreConfig(this.pci, original);
+  }
+
+  /** Function-level reset; what VFIO and its user have set in config space, and the interrupts, are set again. */
+  reset(): void {
+    const saved = saveConfig(this.pci);
+    this.pci.reset();
+    restoreConfig(this.pci, saved);
+    this.#enabled?.irqs.restore();
+    if (this.#context.events.on)
+      this.#context.events.emit("device", { device: this.name, what: "reset by its user" });
+  }
+}
+
+/** Registers that software sets and a reset loses, in the order in which they are put back. */
+const saveConfig = (pci: PciFunction): SavedRegister[] => {
+  const places: [offset: number, width: 1 | 2 | 4][] = [
+    [Header.CACHE_LINE_SIZE, 1],
+    [Header.LATENCY_TIMER, 1],
+    ...Array.from({ length: 6 }, (_, bar): [number, 4] => [Header.BASE_ADDRESS + 4 * bar, 4]),
+    [Header.INTERRUPT_LINE, 1],
+  ];
+  const saved = places.map(([offset, width]) => ({ offset, width, value: pci.configRead(offset, width) }));
+  const express = findCapability(pci, CapabilityId.EXPRESS);
+  if (express !== undefined) {
+    const offset = express + ExpressCapability.DEVICE_CONTROL;
+    const reset = DeviceControl.fields.InitiateFunctionLevelReset.mask;
+    saved.push({ offset, width: 2, value: pci.configRead(offset, 2) & ~reset });
+  }
+  saved.push({ offset: Header.COMMAND, width: 2, value: pci.configRead(Header.COMMAND, 2) });
+  return saved;
+};
+
+const restoreConfig = (pci: PciFunction, saved: readonly SavedRegister[]): void => {
+  for (const { offset, width, value } of saved) pci.configWrite(offset, width, value);
+};

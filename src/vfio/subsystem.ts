@@ -1,0 +1,55 @@
+/** VFIO as a whole: the device nodes programs open, and what is alive behind them. */
+import { type EventSink, silent } from "../base/events.ts";
+import type { IommuCore } from "../iommu/core.ts";
+import type { DeviceNode, KernelFile } from "../kernel/call.ts";
+import type { MsiController } from "../kernel/msi.ts";
+import { Container } from "./container.ts";
+import type { LiveObjects, VfioContext } from "./context.ts";
+import { GroupFile, VfioGroup } from "./group.ts";
+import { containerNode, groupNode } from "./nodes.ts";
+import { PciDevice } from "./pci-device.ts";
+
+export interface VfioParts {
+  readonly core: IommuCore;
+  readonly msi: MsiController;
+  readonly events?: EventSink;
+}
+
+export class VfioSubsystem {
+  readonly #context: VfioContext;
+  readonly #devices = new Map<string, PciDevice>();
+  readonly #groups: readonly VfioGroup[];
+  /** /dev/vfio/vfio and a node for each group that has devices. */
+  readonly nodes: readonly DeviceNode[];
+
+  /** Takes the devices that the core has at this moment. */
+  constructor({ core, msi, events = silent }: VfioParts) {
+    this.#context = {
+      core,
+      msi,
+      events,
+      live: { containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 },
+      groupOf: (file: KernelFile) => (file instanceof GroupFile ? file.group.group : undefined),
+      device: (name) => this.#devices.get(name),
+    };
+    this.#groups = [...core.groups.values()].map((group) => {
+      const own = new Map(group.devices.map((device) => [device.name, new PciDevice(this.#context, device)]));
+      for (const [name, device] of own) this.#devices.set(name, device);
+      return new VfioGroup(this.#context, group, own);
+    });
+    this.nodes = [
+      containerNode(() => new Container(this.#context)),
+      ...this.#groups.map((group) => groupNode(group.group.id, () => group.open())),
+    ];
+  }
+
+  /** The node of a path, "/dev/vfio/3". */
+  node(path: string): DeviceNode | undefined {
+    return this.nodes.find((node) => node.path === path);
+  }
+
+  /** What exists now; all zero when every client is gone. */
+  live(): LiveObjects {
+    return { ...this.#context.live };
+  }
+}
