@@ -376,3 +376,10 @@ export const VfioIommuType1InfoCapNesting = struct("vfio_iommu_type1_info_cap_ne
   header: VfioInfoCapHeader,
   info: IommuNestingInfo,
 });
+
+/** Which granularities an invalidation of each cache may have. */
+export const CACHE_INVALIDATION_VALID: { readonly [cacheType: number]: readonly number[] } = {
+  [IOMMU_CACHE_INV_TYPE_IOTLB]: [IOMMU_INV_GRANU_DOMAIN, IOMMU_INV_GRANU_PASID, IOMMU_INV_GRANU_ADDR],
+  [IOMMU_CACHE_INV_TYPE_DEV_IOTLB]: [IOMMU_INV_GRANU_PASID, IOMMU_INV_GRANU_ADDR],
+  [IOMMU_CACHE_INV_TYPE_PASID]: [IOMMU_INV_GRANU_DOMAIN, IOMMU_INV_GRANU_PASID],
+};

@@ -36,7 +36,7 @@ export const MOCK_NESTED_DOMAIN_IOTLB_ID_MAX = 3;
 /** IOTLB slots of a nested domain. */
 export const MOCK_NESTED_DOMAIN_IOTLB_NUM = 4;
 /** What every cache slot of a device holds until it is invalidated. */
-export const IOMMU_TEST_DEV_CACHE_DEFAULT = 0xbad_ded;
+export const IOMMU_TEST_DEV_CACHE_DEFAULT = 0xbad_dad;
 /** Highest cache slot of a device. */
 export const MOCK_DEV_CACHE_ID_MAX = 3;
 /** Cache slots of a device. */
