@@ -1,7 +1,7 @@
 /**
  * Generates the fast walker of a format: one straight-line function, a block for each level, with every shift, mask and
- * test of the declaration as a literal. It reads memory through the direct view (`HostMemory.words` and `.state`), keeps
- * an entry in two 32-bit words, and allocates nothing. `walkerSource` is the text, for people; `explain.ts` is the
+ * test of the declaration as a literal. It reads memory through the direct view (`HostMemory.words` and `.state`; what
+ * is not direct is asked for), keeps an entry in two 32-bit words, and allocates nothing. `walkerSource` is the text, for people; `explain.ts` is the
  * document it must agree with, and `format.suite.ts` holds the two equal.
  */
 import {
@@ -73,11 +73,10 @@ const judge = (format: PageTableFormat, index: number, kind: TableKind | LeafKin
 const note = (format: PageTableFormat, index: number, leaf: LeafKind): string[] => {
   const lines: string[] = [];
   for (let above = format.levels.length - 1; above > index; above--) {
-    for (const { accessed } of format.levels[above]!.tables.slice(0, 1)) {
-      if (accessed === undefined) continue;
-      const set = orBits(format, `entry${above}`, accessed);
-      lines.push(`if (entry${above} !== 0 && !${set}) ${ended(WalkFault.tableUnreadable, index)}`);
-    }
+    const accessed = format.levels[above]!.tables.find((table) => table.accessed !== undefined)?.accessed;
+    if (accessed === undefined) continue;
+    const set = orBits(format, `entry${above}`, accessed);
+    lines.push(`if (entry${above} !== 0 && !${set}) ${ended(WalkFault.tableUnreadable, index)}`);
   }
   const mark = (bits: bigint, also: string) => {
     const missing = `!(${holds({ mask: bits, value: bits })})`;
@@ -140,12 +139,17 @@ const levelBlock = (format: PageTableFormat, index: number, skipping: boolean): 
   ];
   const word = (from: string) => (format.bigEndian ? `swap32(${from})` : from);
   const [first, second] = format.bigEndian ? ["at + 1", "at"] : ["at", "at + 1"];
+  const load = format.bigEndian ? "load64be" : "load64";
   const lines = [
     `at = (base >>> 2) + ((${field(level.shift, level.bits)}) << 1);`,
-    `if (bank >= words.length || !(states[bank][at >>> 10] > 0)) return unread(out, ${index}, bank, at);`,
-    "view = words[bank];",
-    `elo = ${word(`view[${first}]`)};`,
-    `ehi = ${word(`view[${second}]`)};`,
+    "if (bank < words.length && states[bank][at >>> 10] > 0) {",
+    "  view = words[bank];",
+    `  elo = ${word(`view[${first}]`)};`,
+    `  ehi = ${word(`view[${second}]`)};`,
+    `} else if (memory.${load}(bank * 4294967296 + at * 4)) {`,
+    "  elo = memory.lo;",
+    "  ehi = memory.hi;",
+    `} else return unread(out, ${index}, bank, at);`,
     `if (${holds(format.absent)}) ${ended(WalkFault.notPresent, index)}`,
     ...choices.flatMap(({ kind, body }, at) => [
       `${at ? "} else " : ""}if (${holds(kind.test)}) {`,
