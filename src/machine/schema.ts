@@ -73,7 +73,8 @@ const common = {
 const nvme = v.strictObject({
   model: v.literal("nvme"),
   ...common,
-  size: v.optional(size, 2 ** 30),
+  /** Default: the size of the file, or 1 GiB. */
+  size: v.optional(size),
   file: v.optional(v.pipe(v.string(), v.minLength(1, "a path"))),
   "block-size": v.optional(oneOf([512, 4096]), 512),
   queues: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(64)), 16),

@@ -88,7 +88,8 @@ export class VtdDomain implements PagingDomain {
   unmap(iova: number, length: number): number {
     const unmapped = this.#mapper.unmap(iova, length);
     const { gather } = this.#mapper;
-    if (gather.pending) this.#host.flushRange(this.id, gather.start, gather.end - gather.start, !gather.tables);
+    if (gather.pending)
+      this.#host.flushRange(this.id, gather.start, gather.end - gather.start, !gather.tables);
     this.#mapper.release();
     if (this.#events.on) this.#events.emit("unmap", { domain: this.name, iova, length, unmapped });
     return unmapped;

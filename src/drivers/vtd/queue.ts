@@ -19,6 +19,8 @@ import type { Registers } from "./registers.ts";
 const SLOTS = FRAME_BYTES / DESCRIPTOR_BYTES;
 /** What a wait descriptor writes when it is done. */
 const DONE = 2;
+/** ADDR is wider than a field setter takes; it is two words from here. */
+const STATUS_ADDRESS_WORD = InvalidationWait.fields.ADDR.word;
 
 export class InvalidationQueue {
   readonly #registers: Registers;
@@ -52,7 +54,8 @@ export class InvalidationQueue {
     this.#put(descriptor);
     const status = this.#status + this.#tail * 4;
     this.#memory.store32(status, 0);
-    InvalidationWait.fields.ADDR.set(this.#wait, status);
+    this.#wait[STATUS_ADDRESS_WORD] = status;
+    this.#wait[STATUS_ADDRESS_WORD + 1] = Math.floor(status / 2 ** 32);
     this.#put(this.#wait);
     this.#registers.write64(Register.IQT, BigInt(this.#tail * DESCRIPTOR_BYTES));
     if (this.#memory.load32(status) && this.#memory.lo === DONE) return;

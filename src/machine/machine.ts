@@ -1,0 +1,203 @@
+/**
+ * A machine put together from its description: host memory, IOMMU units with their drivers, PCI functions behind
+ * them, the IOMMU core, VFIO, and the files that programs see. Whoever serves it to programs (attach/), or calls it
+ * directly, goes through `nodes`.
+ */
+import type { Clock } from "../base/clock.ts";
+import type { EventSink } from "../base/events.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import { Access, Transaction } from "../hardware/unit.ts";
+import { type Group, IommuCore } from "../iommu/core.ts";
+import type { DeviceNode } from "../kernel/call.ts";
+import { MSI_BASE, MsiController } from "../kernel/msi.ts";
+import { Banks } from "../memory/banks.ts";
+import type { ExplainStep } from "../pagetable/step.ts";
+import { parseAddress } from "../pci/address.ts";
+import { BareFunction } from "../pci/devices/bare.ts";
+import { Nvme } from "../pci/devices/nvme/nvme.ts";
+import { TestFunction } from "../pci/devices/test-function.ts";
+import { HostBridge } from "../pci/dma.ts";
+import type { Endpoint, FunctionContext } from "../pci/pci-function.ts";
+import { placement } from "../pci/placement.ts";
+import { Vfio } from "../vfio/vfio.ts";
+import type { DeviceDescription, MachineDescription } from "./schema.ts";
+import { sysfsTree, type TreeEntry } from "./sysfs.ts";
+import { type PoweredUnit, powerOn } from "./units.ts";
+
+export interface MachineContext {
+  readonly events: EventSink;
+  readonly clock: Clock;
+  readonly scheduler: Scheduler;
+}
+
+/** A unit with its driver, and the bridge to the functions behind it. */
+interface UnitAssembly extends PoweredUnit {
+  readonly bridge: HostBridge;
+}
+
+/** Where firmware puts things: RAM from 0 up to the hole, BARs in it, more RAM and 64-bit BARs above 4 GiB. */
+const RAM_HOLE = 0x8000_0000;
+const MMIO_32 = { start: 0xc000_0000, end: 0xfe00_0000 };
+const MMIO_64 = { start: 0x20_0000_0000, end: 0x40_0000_0000 };
+const ABOVE_4G = 0x1_0000_0000;
+
+/** Counts of what exists because of clients; all zero when every client is gone. */
+export interface LiveCounts {
+  readonly [what: string]: number;
+}
+
+export class Machine {
+  readonly description: MachineDescription;
+  readonly memory: Banks;
+  readonly msi: MsiController;
+  readonly core: IommuCore;
+  readonly vfio: Vfio;
+  readonly #context: MachineContext;
+  readonly #units = new Map<string, UnitAssembly>();
+  readonly #functions: Endpoint[] = [];
+  readonly #framesAtRest: number;
+
+  /** Throws an Error with a sentence when a device cannot be made (a file that cannot be opened, no room for a BAR). */
+  constructor(description: MachineDescription, context: MachineContext) {
+    this.description = description;
+    this.#context = context;
+    this.memory = new Banks({ ram: ramRanges(description.memory.ram) });
+    this.msi = new MsiController(this.memory, context.events);
+    this.core = new IommuCore(context.events);
+    this.vfio = new Vfio({ core: this.core, msi: this.msi, events: context.events });
+    for (const unit of description.units) {
+      const powered = powerOn(unit, {
+        memory: this.memory,
+        msi: this.msi,
+        events: context.events,
+        interrupt: (address, data) => this.#deliver(address, data),
+        seed: description.seed,
+        behind: new Set(
+          description.devices.filter((device) => this.#unitOf(device) === unit.name).map(({ at }) => at),
+        ),
+      });
+      const bridge = new HostBridge({ memory: this.memory, unit: powered.unit, events: context.events });
+      this.#units.set(unit.name, { ...powered, bridge });
+    }
+    this.#plug(description.devices);
+    this.#framesAtRest = this.memory.allocated;
+  }
+
+  get functions(): readonly Endpoint[] {
+    return this.#functions;
+  }
+  get units(): ReadonlyMap<string, UnitAssembly> {
+    return this.#units;
+  }
+
+  /** The device nodes of the machine. */
+  nodes(): readonly DeviceNode[] {
+    return this.vfio.nodes();
+  }
+
+  /** The files programs look at. */
+  tree(): TreeEntry[] {
+    return sysfsTree({ core: this.core, units: [...this.#units.values()].map(({ sysfs }) => sysfs) });
+  }
+
+  live(): LiveCounts {
+    let domains = 0;
+    let parked = 0;
+    for (const { driver, bridge } of this.#units.values()) {
+      domains += driver.domains;
+      parked += bridge.parked;
+    }
+    return {
+      ...this.vfio.live,
+      domains,
+      parked,
+      interrupts: this.msi.allocated - this.#units.size,
+      // A bus's context table stays once it was made.
+      tableFrames: this.memory.allocated - this.#framesAtRest,
+      clientFrames: this.memory.clientFrames,
+    };
+  }
+
+  /** One access of a device told step by step, without any effect. Undefined when there is no such device. */
+  explain(device: string, iova: bigint, write: boolean): Iterable<ExplainStep> | undefined {
+    const found = this.core.devices.get(device);
+    const assembly = found && this.#units.get(found.driver.name);
+    if (!found || !assembly) return undefined;
+    const transaction = new Transaction();
+    transaction.rid = found.function.rid;
+    transaction.lo = Number(iova & 0xffff_ffffn);
+    transaction.hi = Number((iova >> 32n) & 0xffff_ffffn);
+    transaction.access = write ? Access.write : Access.read;
+    return assembly.unit.explain(transaction);
+  }
+
+  /** Power off: functions give back their files, drivers their tables. Files of clients must have been closed. */
+  close(): void {
+    for (const device of this.#functions) device.close();
+    for (const { driver } of this.#units.values()) driver.close();
+    this.msi.close();
+    this.memory.close();
+  }
+
+  /** A unit's own interrupt: a write to the message's address. */
+  #deliver(address: bigint, data: number): void {
+    const bytes = new Uint8Array(4);
+    new DataView(bytes.buffer).setUint32(0, data, true);
+    if (Number(address) >= MSI_BASE) this.memory.writeBytes(Number(address), bytes);
+  }
+
+  #unitOf(device: DeviceDescription): string {
+    return device.unit ?? this.description.units[0]!.name;
+  }
+
+  #plug(devices: readonly DeviceDescription[]): void {
+    const barBase = placement({ mem32: MMIO_32, mem64: MMIO_64 });
+    const groups = new Map<string, Group>();
+    for (const device of devices) {
+      const assembly = this.#units.get(this.#unitOf(device))!;
+      const { scheduler, clock, events } = this.#context;
+      const address = parseAddress(device.at)!;
+      const made = makeFunction(device, {
+        address,
+        bridge: assembly.bridge,
+        barBase,
+        scheduler,
+        clock,
+        events,
+      });
+      this.#functions.push(made);
+      const shared = device.group === undefined ? undefined : groups.get(device.group);
+      const group = shared ?? this.core.addGroup();
+      if (device.group !== undefined) groups.set(device.group, group);
+      this.core.addDevice(made, assembly.driver, group);
+    }
+  }
+}
+
+const makeFunction = (device: DeviceDescription, context: FunctionContext): Endpoint => {
+  switch (device.model) {
+    case "nvme": {
+      const { file, size, serial, queues } = device;
+      return new Nvme(context, {
+        blockSize: device["block-size"],
+        queues,
+        ...(file !== undefined && { file }),
+        ...(size !== undefined && { size }),
+        ...(serial !== undefined && { serial }),
+      });
+    }
+    case "test":
+      return new TestFunction(context);
+    case "bare":
+      return new BareFunction(context, { bars: device.bars });
+  }
+};
+
+/** RAM of so many bytes: up to the hole below 4 GiB, the rest above. */
+const ramRanges = (bytes: number): { start: number; length: number }[] =>
+  bytes <= RAM_HOLE
+    ? [{ start: 0, length: bytes }]
+    : [
+        { start: 0, length: RAM_HOLE },
+        { start: ABOVE_4G, length: bytes - RAM_HOLE },
+      ];

@@ -1,0 +1,30 @@
+/**
+ * The machines that come with the program, as the files a person would write: `softiommu machine show NAME` prints
+ * them, and a copy is a good start for one's own.
+ */
+const vtd = `# An Intel host: one VT-d unit in legacy mode, two NVMe controllers in groups of their own.
+name: vtd
+memory:
+  ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
+units:
+  - model: vtd
+    name: dmar0
+    address-widths: [39, 48]    # 3 and 4 table levels
+    host-address-width: 46
+    large-pages: [2M, 1G]
+    fault-records: 8
+devices:
+  - model: nvme
+    at: 0000:01:00.0
+    size: 1G                    # in memory; with file: PATH in a sparse file
+  - model: nvme
+    at: 0000:02:00.0
+    size: 1G
+  - model: bare                 # a function with nothing but a BAR
+    at: 0000:04:00.0
+    bars:
+      - kind: mem32
+        size: 16K
+`;
+
+export const PRESETS: ReadonlyMap<string, string> = new Map([["vtd", vtd]]);

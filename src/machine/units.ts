@@ -1,0 +1,84 @@
+/** From the description of an IOMMU unit to silicon and the driver that runs it: one function a family. */
+import { Random } from "../base/clock.ts";
+import type { EventSink } from "../base/events.ts";
+import { VtdDriver } from "../drivers/vtd/driver.ts";
+import type { IommuUnit, SendMessage } from "../hardware/unit.ts";
+import { Register } from "../hardware/vtd/spec.ts";
+import { VtdUnit } from "../hardware/vtd/unit.ts";
+import type { IommuDriver } from "../iommu/driver.ts";
+import type { MsiController } from "../kernel/msi.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
+import type { UnitDescription } from "./schema.ts";
+import type { UnitAttributes } from "./sysfs.ts";
+
+/** What a unit is plugged into. */
+export interface UnitSocket {
+  readonly memory: HostMemory;
+  readonly msi: MsiController;
+  readonly events: EventSink;
+  readonly interrupt: SendMessage;
+  readonly seed: number;
+  /** Names of the functions behind the unit. */
+  readonly behind: ReadonlySet<string>;
+}
+
+export interface PoweredUnit {
+  readonly unit: IommuUnit;
+  readonly driver: IommuDriver & { readonly domains: number; close(): void };
+  readonly sysfs: UnitAttributes;
+}
+
+export const powerOn = (description: UnitDescription, socket: UnitSocket): PoweredUnit => {
+  switch (description.model) {
+    case "vtd":
+      return powerOnVtd(description, socket);
+  }
+};
+
+const powerOnVtd = (
+  given: UnitDescription,
+  { memory, msi, events, interrupt, seed, behind }: UnitSocket,
+): PoweredUnit => {
+  const unit = new VtdUnit({
+    name: given.name,
+    memory,
+    events,
+    interrupt,
+    cache: given.cache,
+    random: new Random(seed),
+    capabilities: {
+      addressWidths: given["address-widths"],
+      hostAddressWidth: given["host-address-width"],
+      largePages: {
+        twoMegabytes: given["large-pages"].includes("2M"),
+        oneGigabyte: given["large-pages"].includes("1G"),
+      },
+      domainBits: given["domain-bits"],
+      faultRecords: given["fault-records"],
+      cachingMode: given["caching-mode"],
+      snoopControl: given["snoop-control"],
+      passThrough: given["pass-through"],
+    },
+  });
+  const driver = new VtdDriver({
+    name: given.name,
+    unit,
+    memory,
+    msi,
+    events,
+    firmware: {
+      hostAddressWidth: given["host-address-width"],
+      covers: (device) => behind.has(device.name),
+      reservedMemory: given["reserved-memory"],
+    },
+  });
+  const hex = (offset: number): string => unit.mmioRead(offset, 8).toString(16);
+  const version = unit.mmioRead(Register.VER, 4);
+  const attributes = {
+    cap: hex(Register.CAP),
+    ecap: hex(Register.ECAP),
+    version: `${version >> 4n}:${version & 0xfn}`,
+    address: "fed90000",
+  };
+  return { unit, driver, sysfs: { name: given.name, group: "intel-iommu", attributes } };
+};
