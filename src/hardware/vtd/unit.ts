@@ -1,59 +1,261 @@
 /**
- * An Intel VT-d remapping unit as silicon.
+ * An Intel VT-d remapping unit as silicon (revision 4.1), legacy mode: registers, caches and queue put together. Software
+ * reaches it by its registers and its queue alone; it reads what was written to memory, and remembers it until it is
+ * told to forget.
+ *
+ * Left out: scalable mode, translation requests and page requests, protected memory, advanced fault logging; remapping
+ * of interrupts (with IR reported its registers are there, and interrupts pass).
  */
 import type { Random } from "../../base/clock.ts";
+import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import type { UnitContext } from "../unit.ts";
+import type { ExplainStep } from "../../pagetable/step.ts";
+import type { IommuUnit, SendMessage, Transaction, TranslateStatus, UnitContext } from "../unit.ts";
+import { type Capabilities, completeCapabilities, type VtdCapabilities } from "./capabilities.ts";
+import { EventMessage } from "./event-message.ts";
+import { FaultLog } from "./fault-log.ts";
+import { type DeviceTlbAnswer, InvalidationQueue } from "./queue.ts";
+import { RegisterFile, registerName } from "./registers.ts";
+import { type CachePolicy, Remapping } from "./remapping.ts";
+import {
+  CcmdRegister,
+  FaultRecording,
+  Gcmd,
+  Granularity,
+  Ics,
+  IotlbRegister,
+  IvaRegister,
+  Register,
+} from "./spec.ts";
 
-/** What the unit can do; CAP and ECAP are made of it, and nothing is reported that the unit does not do. */
-export interface VtdCapabilities {
-  /** VER: default 1.0. From major 4 on the queue error record IQERCD exists. */
-  readonly version?: { readonly major: number; readonly minor: number };
-  /** Address widths of the second stage, any of 39, 48, 57 (SAGAW). */
-  readonly addressWidths: readonly (39 | 48 | 57)[];
-  /** MGAW: default the largest of `addressWidths`. */
-  readonly guestAddressWidth?: number;
-  /** Host address width: table addresses beyond it are reserved bits. Not visible in a register (the DMAR table tells it). Default 46. */
-  readonly hostAddressWidth?: number;
-  /** SLLPS: default both. */
-  readonly largePages?: { readonly twoMegabytes: boolean; readonly oneGigabyte: boolean };
-  /** ND: lg2 of the number of domains, 4 to 16, even; default 16. */
-  readonly domainBits?: number;
-  /** NFR: fault recording registers, 1 to 256; default 8. */
-  readonly faultRecords?: number;
-  /** FRO and IRO: offsets of FRCD and of IVA/IOTLB in bytes, multiples of 16; defaults 0x400 and 0x500. */
-  readonly faultRecordOffset?: number;
-  readonly iotlbOffset?: number;
-  /** MAMV: largest lg2 of pages a page-selective invalidation covers; default 18. */
-  readonly maximumAddressMask?: number;
-  /** PSI: page-selective invalidation; default true. */
-  readonly pageSelective?: boolean;
-  /** CM: not-present and faulting entries may be cached; default false. */
-  readonly cachingMode?: boolean;
-  /** RWBF: default false. */
-  readonly writeBufferFlush?: boolean;
-  /** ZLR: zero-length reads of write-only pages are allowed; default true. */
-  readonly zeroLengthRead?: boolean;
-  /** QI, PT, SC, DT, C: defaults true, true, true, false, true. */
-  readonly queuedInvalidation?: boolean;
-  readonly passThrough?: boolean;
-  readonly snoopControl?: boolean;
-  readonly deviceTlb?: boolean;
-  readonly coherent?: boolean;
-  /** IR, EIM: default false. Registers and commands are there, interrupts are not remapped. */
-  readonly interruptRemapping?: boolean;
-  /** ESRTPS: setting the root pointer invalidates every cache; default true. */
-  readonly rootPointerInvalidates?: boolean;
-  /** PLMR, PHMR: protected memory regions; default false. */
-  readonly protectedMemory?: boolean;
-}
+export type { VtdCapabilities } from "./capabilities.ts";
+export type { CachePolicy } from "./remapping.ts";
 
 export interface VtdOptions extends UnitContext {
   readonly name: string;
   readonly memory: HostMemory;
   readonly capabilities: VtdCapabilities;
-  /** `none`: nothing is remembered; `paranoid`: whatever may be forgotten is, at random. Default `normal`. */
-  readonly cache?: "normal" | "none" | "paranoid";
-  /** Needed by `paranoid`. */
+  /** `none`: nothing is remembered. `paranoid`: at random, things are forgotten and not remembered. Default `normal`. */
+  readonly cache?: CachePolicy;
+  /** Must be given for `paranoid`. */
   readonly random?: Random;
+  /** IOTLB entries, a power of two; default 4096. */
+  readonly iotlbEntries?: number;
+}
+
+export class VtdUnit implements IommuUnit {
+  readonly name: string;
+  readonly capabilities: Capabilities;
+  onResume: (token: number, ok: boolean) => void = () => {};
+  /** How device-TLBs answer an invalidation request (§4.3): set by whoever knows the functions that have one. */
+  invalidateDeviceTlb: (rid: number, lo: number, hi: number, sized: boolean) => DeviceTlbAnswer = () =>
+    "done";
+
+  readonly #events: EventSink;
+  readonly #registers: RegisterFile;
+  readonly #faults: FaultLog;
+  readonly #faultEvent: EventMessage;
+  readonly #completion: EventMessage;
+  readonly #queue: InvalidationQueue;
+  readonly #remapping: Remapping;
+  /** Halves that software writes and that do not read back: IVA, and SID of CCMD. */
+  #ivaLo = 0;
+  #ivaHi = 0;
+  #ccmdSource = 0;
+
+  constructor(options: VtdOptions) {
+    const {
+      name,
+      memory,
+      events,
+      interrupt,
+      cache: policy = "normal",
+      random,
+      iotlbEntries = 4096,
+    } = options;
+    if (policy === "paranoid" && !random)
+      throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
+    this.name = name;
+    this.#events = events;
+    const capabilities = completeCapabilities(options.capabilities);
+    this.capabilities = capabilities;
+    const registers = new RegisterFile(capabilities);
+    this.#registers = registers;
+    const send: SendMessage = (address, data) => {
+      if (events.on) events.emit("interrupt", { unit: name, address, data });
+      interrupt(address, data);
+    };
+    this.#faultEvent = new EventMessage(registers, Register.FECTL, send);
+    this.#completion = new EventMessage(registers, Register.IECTL, send);
+    const { faultRecordOffset, faultRecords } = capabilities;
+    const faults = new FaultLog(registers, faultRecordOffset, faultRecords, this.#faultEvent);
+    this.#faults = faults;
+    const common = { name, memory, events, capabilities, faults };
+    const remapping = new Remapping({ ...common, policy, random, iotlbEntries });
+    this.#remapping = remapping;
+    this.#queue = new InvalidationQueue({
+      ...common,
+      registers,
+      completion: this.#completion,
+      invalidations: {
+        contextCache: (granularity, domain, rid, functionMask) =>
+          remapping.invalidateContexts(granularity, domain, rid, functionMask),
+        iotlb: (granularity, domain, lo, hi, addressMask) =>
+          remapping.invalidateIotlb(granularity, domain, lo, hi, addressMask),
+        deviceTlb: (rid, lo, hi, sized) => this.invalidateDeviceTlb(rid, lo, hi, sized),
+      },
+    });
+  }
+
+  reset(): void {
+    this.#registers.reset();
+    this.#faults.reset();
+    this.#queue.enable(false);
+    this.#remapping.enabled = false;
+    this.#remapping.root = 0;
+    this.#remapping.forget();
+    this.#ivaLo = 0;
+    this.#ivaHi = 0;
+    this.#ccmdSource = 0;
+  }
+
+  // Registers
+
+  /** Bytes of the register file. */
+  get registerBytes(): number {
+    return this.#registers.bytes;
+  }
+
+  mmioRead(offset: number, width: 4 | 8): bigint {
+    return this.#registers.read(offset, width);
+  }
+
+  mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
+    if (!this.#registers.takes(offset, width)) return;
+    if (this.#events.on)
+      this.#events.emit("register", {
+        unit: this.name,
+        register: registerName(offset, this.capabilities),
+        offset,
+        width,
+        value,
+      });
+    this.#write(offset, Number(value & 0xffff_ffffn));
+    if (width === 8) this.#write(offset + 4, Number((value >> 32n) & 0xffff_ffffn));
+  }
+
+  #write(offset: number, value: number): void {
+    this.#registers.store(offset, value);
+    const { iotlbOffset, faultRecordOffset, faultRecords } = this.capabilities;
+    switch (offset) {
+      case Register.GCMD:
+        this.#command(value);
+        return;
+      case Register.CCMD:
+        this.#ccmdSource = value >>> CcmdRegister.fields.SID.shift;
+        return;
+      case Register.CCMD + 4:
+        this.#contextCommand(value);
+        return;
+      case Register.FSTS:
+        this.#faults.settle();
+        this.#queue.run();
+        return;
+      case Register.FECTL:
+        this.#faultEvent.release();
+        return;
+      case Register.IECTL:
+        this.#completion.release();
+        return;
+      case Register.ICS:
+        if ((this.#registers.get(Register.ICS) & Ics.IWC) === 0) this.#completion.serviced();
+        return;
+      case Register.IQT:
+        this.#queue.run();
+        return;
+      case iotlbOffset:
+        this.#ivaLo = value;
+        return;
+      case iotlbOffset + 4:
+        this.#ivaHi = value;
+        return;
+      case iotlbOffset + 12:
+        this.#iotlbCommand(value);
+        return;
+    }
+    if (offset >= faultRecordOffset && offset < faultRecordOffset + faultRecords * FaultRecording.bytes)
+      this.#faults.settle();
+  }
+
+  /** §11.4.4 Global Command. */
+  #command(value: number): void {
+    const registers = this.#registers;
+    const { has } = this.capabilities;
+    let status = registers.get(Register.GSTS);
+    if (value & Gcmd.SRTP) {
+      this.#remapping.root = registers.address(Register.RTADDR);
+      status |= Gcmd.SRTP;
+      if (has.rootPointerInvalidates) this.#remapping.forget();
+    }
+    if (has.interruptRemapping && value & Gcmd.SIRTP) status |= Gcmd.SIRTP;
+    let enables = Gcmd.TE;
+    if (has.queuedInvalidation) enables += Gcmd.QIE;
+    if (has.interruptRemapping) enables += Gcmd.IRE + Gcmd.CFI;
+    const changed = (status ^ value) & enables;
+    status = (status ^ changed) >>> 0;
+    registers.set(Register.GSTS, status);
+    this.#remapping.enabled = (status & Gcmd.TE) !== 0;
+    if ((changed & Gcmd.QIE) === 0) return;
+    this.#queue.enable((status & Gcmd.QIE) !== 0);
+    this.#queue.run();
+  }
+
+  /** §11.4.7 Register-based invalidation. With the queue enabled it is not done, and ICC stays set. */
+  #contextCommand(value: number): void {
+    const registers = this.#registers;
+    const { ICC, CIRG, CAIG, FM, DID } = CcmdRegister.fields;
+    if ((value & ICC.mask) === 0) return;
+    if (this.#queue.enabled) {
+      registers.set(Register.CCMD + 4, registers.get(Register.CCMD + 4) | ICC.mask);
+      return;
+    }
+    const granularity = (value & CIRG.mask) >>> CIRG.shift;
+    const domain = registers.get(Register.CCMD) & DID.mask;
+    this.#remapping.invalidateContexts(granularity, domain, this.#ccmdSource, value & FM.mask);
+    registers.set(
+      Register.CCMD + 4,
+      (registers.get(Register.CCMD + 4) & CIRG.mask) | (granularity << CAIG.shift),
+    );
+  }
+
+  /** §11.4.8 Register-based invalidation of the IOTLB. IAIG 0: the request was not one the unit does. */
+  #iotlbCommand(value: number): void {
+    const registers = this.#registers;
+    const offset = this.capabilities.iotlbOffset + 12;
+    const { IVT, IIRG, IAIG, DID } = IotlbRegister.fields;
+    if ((value & IVT.mask) === 0) return;
+    if (this.#queue.enabled) {
+      registers.set(offset, registers.get(offset) | IVT.mask);
+      return;
+    }
+    const { AM, ADDR } = IvaRegister.fields;
+    let granularity = (value & IIRG.mask) >>> IIRG.shift;
+    const addressMask = this.#ivaLo & AM.mask;
+    const { has, maximumAddressMask } = this.capabilities;
+    if (granularity === Granularity.page && !has.pageSelective) granularity = Granularity.domain;
+    if (granularity === Granularity.page && addressMask > maximumAddressMask) granularity = 0;
+    const domain = (value & DID.mask) >>> DID.shift;
+    this.#remapping.invalidateIotlb(granularity, domain, this.#ivaLo & ADDR.mask, this.#ivaHi, addressMask);
+    registers.set(offset, registers.get(offset) | (granularity << IAIG.shift));
+  }
+
+  // Translation
+
+  translate(transaction: Transaction): TranslateStatus {
+    return this.#remapping.translate(transaction);
+  }
+
+  explain(transaction: Transaction): Iterable<ExplainStep> {
+    return this.#remapping.explain(transaction);
+  }
 }

@@ -1,0 +1,191 @@
+/**
+ * The translation cache of an IOMMU: (context, page) → physical page and what is denied there, in one typed array with
+ * linear probing over a short window. A context stands for an address space (domain id and PASID) and is a small
+ * integer. Every unit's front end uses it; what tags an address space and what an invalidation reaches is theirs.
+ *
+ * A context has a tag that is part of the key. Invalidating an address space gives it a new tag, invalidating all
+ * makes every tag of before too old: both without touching an entry. Pages of several sizes share the table; a lookup
+ * probes once for each size that was ever entered. Replacement takes a dead entry of the window, else the next victim
+ * in turn. Leaves larger than 1 GiB are entered as the 1 GiB that was asked for.
+ */
+
+/** Entries a key may lie in, from its hash on. */
+const WINDOW = 8;
+const STRIDE = 8;
+/** Words of an entry. The key: page address with the lg2 of its size in the low bits, its upper half, the tag. */
+const KEY_LO = 0;
+const KEY_HI = 1;
+const TAG = 2;
+const DENIED = 3;
+const PA_LO = 4;
+const PA_HI = 5;
+const CONTEXT = 6;
+/** An entry that was taken out: never a tag, never empty, so that a probe goes on behind it. */
+const DEAD = -1;
+const LARGEST_LG2 = 30;
+const PAGE_LG2 = 12;
+/** A range of more pages than this is invalidated as the whole address space. */
+const PAGEWISE_LIMIT = 512;
+
+export interface IotlbOptions {
+  /** Entries, a power of two. */
+  readonly capacity?: number;
+  /** Contexts are 0 … contexts − 1. */
+  readonly contexts: number;
+  /** Tags are 1 … tagLimit − 1; when they are used up the table is cleared. */
+  readonly tagLimit?: number;
+}
+
+export class Iotlb {
+  /** Changes with every invalidation; what was copied out of the table is good while it stays. */
+  stamp = 0;
+  readonly #words: Int32Array;
+  readonly #tags: Int32Array;
+  readonly #shift: number;
+  readonly #tagLimit: number;
+  /** The oldest tag that is still good; the next to give. */
+  #floor = 1;
+  #next = 1;
+  /** Bit n: a page of 2^(12+n) bytes was entered since everything was invalidated. */
+  #sizes = 0;
+  #victim = 0;
+
+  // result registers of a lookup
+  /** Physical address of the page. */
+  page = 0;
+  /** Size of the page. */
+  lg2 = 0;
+  /** `Access` bits the entry refuses, as it was entered. */
+  denied = 0;
+
+  constructor({ capacity = 4096, contexts, tagLimit = 0x7fff_ffff }: IotlbOptions) {
+    if (capacity < 2 || (capacity & (capacity - 1)) !== 0)
+      throw new RangeError(`capacity ${capacity} is not a power of two`);
+    this.#words = new Int32Array((capacity + WINDOW - 1) * STRIDE);
+    this.#tags = new Int32Array(contexts);
+    this.#shift = Math.clz32(capacity) + 1;
+    this.#tagLimit = tagLimit;
+  }
+
+  /** True: the entry is in `page`, `lg2` and `denied`. */
+  lookup(context: number, lo: number, hi: number): boolean {
+    const tag = this.#tags[context]!;
+    if (tag < this.#floor) return false;
+    for (let sizes = this.#sizes; sizes !== 0; sizes &= sizes - 1) {
+      const lg2 = PAGE_LG2 + 31 - Math.clz32(sizes & -sizes);
+      const at = this.#find(tag, (lo & (-1 << lg2)) | lg2, hi | 0);
+      if (at >= 0) {
+        const words = this.#words;
+        this.page = words[at + PA_HI]! * 0x1_0000_0000 + (words[at + PA_LO]! >>> 0);
+        this.lg2 = lg2;
+        this.denied = words[at + DENIED]!;
+        return true;
+      }
+    }
+    return false;
+  }
+
+  /** Enters the page of 2^lg2 bytes around an address; `paLo` and `paHi` are where the address itself goes. */
+  enter(
+    context: number,
+    lo: number,
+    hi: number,
+    lg2: number,
+    paLo: number,
+    paHi: number,
+    denied: number,
+  ): void {
+    const size = Math.min(lg2, LARGEST_LG2);
+    const tag = this.#tag(context);
+    const keyLo = (lo & (-1 << size)) | size;
+    const keyHi = hi | 0;
+    const words = this.#words;
+    let at = this.#find(tag, keyLo, keyHi);
+    if (at < 0) at = this.#place(this.#hash(tag, keyLo, keyHi));
+    words[at + KEY_LO] = keyLo;
+    words[at + KEY_HI] = keyHi;
+    words[at + TAG] = tag;
+    words[at + DENIED] = denied;
+    words[at + PA_LO] = paLo & (-1 << size);
+    words[at + PA_HI] = paHi;
+    words[at + CONTEXT] = context;
+    this.#sizes |= 1 << (size - PAGE_LG2);
+  }
+
+  invalidateAll(): void {
+    this.stamp += 1;
+    this.#floor = this.#next;
+    this.#sizes = 0;
+  }
+
+  invalidateContext(context: number): void {
+    this.stamp += 1;
+    this.#tags[context] = 0;
+  }
+
+  /** Drops whatever overlaps the 2^lg2 bytes around an address; may drop more. */
+  invalidateRange(context: number, lo: number, hi: number, lg2: number): void {
+    if (lg2 > 31 || 2 ** (lg2 - PAGE_LG2) > PAGEWISE_LIMIT) {
+      this.invalidateContext(context);
+      return;
+    }
+    this.stamp += 1;
+    const tag = this.#tags[context]!;
+    if (tag < this.#floor) return;
+    for (let sizes = this.#sizes; sizes !== 0; sizes &= sizes - 1) {
+      const size = PAGE_LG2 + 31 - Math.clz32(sizes & -sizes);
+      const base = lo & (-1 << Math.max(size, lg2));
+      const count = size < lg2 ? 1 << (lg2 - size) : 1;
+      for (let i = 0; i < count; i++) {
+        const at = this.#find(tag, (base + (i << size)) | size, hi | 0);
+        if (at >= 0) this.#words[at + TAG] = DEAD;
+      }
+    }
+  }
+
+  #find(tag: number, keyLo: number, keyHi: number): number {
+    const words = this.#words;
+    let at = this.#hash(tag, keyLo, keyHi);
+    const end = at + WINDOW * STRIDE;
+    do {
+      const found = words[at + TAG]!;
+      if (found === tag && words[at + KEY_LO] === keyLo && words[at + KEY_HI] === keyHi) return at;
+      if (found === 0) return -1;
+      at += STRIDE;
+    } while (at < end);
+    return -1;
+  }
+
+  #hash(tag: number, keyLo: number, keyHi: number): number {
+    const mixed = (keyLo >>> PAGE_LG2) ^ Math.imul(keyHi, 0x85eb_ca6b) ^ Math.imul(tag, 0xc2b2_ae35);
+    return (Math.imul(mixed, 0x9e37_79b1) >>> this.#shift) * STRIDE;
+  }
+
+  /** Where a new entry goes in the window that begins here. */
+  #place(start: number): number {
+    const words = this.#words;
+    for (let at = start; at < start + WINDOW * STRIDE; at += STRIDE) {
+      const tag = words[at + TAG]!;
+      if (tag < this.#floor || tag !== this.#tags[words[at + CONTEXT]!]) return at;
+    }
+    this.#victim = (this.#victim + 1) % WINDOW;
+    return start + this.#victim * STRIDE;
+  }
+
+  #tag(context: number): number {
+    const tag = this.#tags[context]!;
+    if (tag >= this.#floor) return tag;
+    if (this.#next >= this.#tagLimit) this.#clear();
+    return (this.#tags[context] = this.#next++);
+  }
+
+  /** The tags are used up: begin again. */
+  #clear(): void {
+    this.stamp += 1;
+    this.#words.fill(0);
+    this.#tags.fill(0);
+    this.#floor = 1;
+    this.#next = 1;
+    this.#sizes = 0;
+  }
+}

@@ -1,0 +1,252 @@
+/**
+ * The invalidation queue of a VT-d unit (revision 4.1, §6.5.2): descriptors are fetched from memory, checked and
+ * carried out one after the other when the tail is written, so that a fence is always met. The first malformed one stops
+ * the queue with IQE and the head at it, until software clears IQE.
+ *
+ * Device-TLBs are asked at once; one that does not answer in time aborts the next wait descriptor and stops the queue
+ * with ITE. Descriptors of scalable mode are of no valid type yet.
+ */
+import type { EventSink } from "../../base/events.ts";
+import type { HostMemory } from "../../memory/host-memory.ts";
+import type { Layout } from "../../uapi/layout.ts";
+import type { Capabilities } from "./capabilities.ts";
+import type { EventMessage } from "./event-message.ts";
+import type { FaultLog } from "./fault-log.ts";
+import type { RegisterFile } from "./registers.ts";
+import {
+  ContextCacheInvalidate,
+  DESCRIPTOR_BYTES,
+  Descriptor,
+  DescriptorType,
+  DeviceTlbInvalidate,
+  Fsts,
+  Granularity,
+  Ics,
+  InterruptEntryInvalidate,
+  InvalidationWait,
+  IotlbInvalidate,
+  IqaRegister,
+  Register,
+} from "./spec.ts";
+
+/** How a device-TLB answered an invalidation request (§4.3): completed, not in time, or with an invalid completion. */
+export type DeviceTlbAnswer = "done" | "timeout" | "invalid";
+
+/** What descriptors ask for. Addresses are two words. */
+export interface Invalidations {
+  contextCache(granularity: number, domain: number, rid: number, functionMask: number): void;
+  iotlb(granularity: number, domain: number, lo: number, hi: number, addressMask: number): void;
+  /** `sized`: the address encodes how much (§4.1.2). */
+  deviceTlb(rid: number, lo: number, hi: number, sized: boolean): DeviceTlbAnswer;
+}
+
+/** IQERCD.IQEI. */
+const Iqei = { tail: 1, fetch: 2, type: 3, reserved: 4 } as const;
+
+interface Kind {
+  readonly layout: Layout;
+  /** The reserved bits, word by word. */
+  readonly reserved: Uint32Array;
+}
+const kind = (layout: Layout): Kind => {
+  const reserved = new Uint32Array(layout.words);
+  layout.toWords(layout.reserved, reserved);
+  return { layout, reserved };
+};
+
+/** Descriptors one write may set going; a queue that feeds itself by its own status writes ends here. */
+const BUDGET = 0x1_0000;
+const PAGE = 0xffff_f000;
+
+export interface QueueContext {
+  readonly name: string;
+  readonly memory: HostMemory;
+  readonly registers: RegisterFile;
+  readonly capabilities: Capabilities;
+  readonly faults: FaultLog;
+  readonly completion: EventMessage;
+  readonly invalidations: Invalidations;
+  readonly events: EventSink;
+}
+
+export class InvalidationQueue {
+  readonly #context: QueueContext;
+  readonly #kinds = new Map<number, Kind>();
+  readonly #words = new Uint32Array(Descriptor.words);
+  #enabled = false;
+  #running = false;
+  /** A device-TLB did not answer; the next wait descriptor finds out. */
+  #timedOut = false;
+
+  constructor(context: QueueContext) {
+    this.#context = context;
+    const { deviceTlb, interruptRemapping } = context.capabilities.has;
+    this.#kinds.set(DescriptorType.contextCache, kind(ContextCacheInvalidate));
+    this.#kinds.set(DescriptorType.iotlb, kind(IotlbInvalidate));
+    this.#kinds.set(DescriptorType.wait, kind(InvalidationWait));
+    if (deviceTlb) this.#kinds.set(DescriptorType.deviceTlb, kind(DeviceTlbInvalidate));
+    if (interruptRemapping)
+      this.#kinds.set(DescriptorType.interruptEntryCache, kind(InterruptEntryInvalidate));
+  }
+
+  get enabled(): boolean {
+    return this.#enabled;
+  }
+
+  /** QIE changed: the head begins at 0. */
+  enable(on: boolean): void {
+    this.#enabled = on;
+    this.#timedOut = false;
+    this.#context.registers.set(Register.IQH, 0);
+  }
+
+  /** Carries out what lies between head and tail, as far as it goes. */
+  run(): void {
+    if (this.#running) return;
+    this.#running = true;
+    const { registers } = this.#context;
+    for (let budget = BUDGET; budget > 0 && this.#ready(); budget--) {
+      const head = registers.get(Register.IQH);
+      const size = this.#size();
+      if (registers.get(Register.IQT) >= size) {
+        this.#stop(Iqei.tail);
+        break;
+      }
+      const next = (head + DESCRIPTOR_BYTES) % size;
+      const error = this.#fetch(head);
+      if (error !== 0) {
+        this.#stop(error);
+        break;
+      }
+      // The head moves on first: what a descriptor sets going may look at it.
+      registers.set(Register.IQH, next);
+      this.#execute();
+    }
+    if (this.#timedOut && !this.#ready()) this.#timeOut();
+    this.#running = false;
+  }
+
+  #ready(): boolean {
+    const { registers } = this.#context;
+    const stopped = (registers.get(Register.FSTS) & (Fsts.IQE | Fsts.ITE)) !== 0;
+    return this.#enabled && !stopped && registers.get(Register.IQH) !== registers.get(Register.IQT);
+  }
+
+  #size(): number {
+    const { QS } = IqaRegister.fields;
+    return 0x1000 << (this.#context.registers.get(Register.IQA) & QS.mask);
+  }
+
+  #stop(error: number): void {
+    const { registers, capabilities, faults } = this.#context;
+    if (capabilities.has.queueErrorRecord) registers.set(Register.IQERCD, error);
+    faults.raise(Fsts.IQE);
+  }
+
+  #timeOut(): void {
+    this.#timedOut = false;
+    this.#context.faults.raise(Fsts.ITE);
+  }
+
+  /** Fetches and checks the descriptor at the head: 0, or what is wrong with it. */
+  #fetch(head: number): number {
+    const { memory, registers } = this.#context;
+    const base =
+      registers.get(Register.IQA + 4) * 0x1_0000_0000 + ((registers.get(Register.IQA) & PAGE) >>> 0);
+    const words = this.#words;
+    if (!memory.load64(base + head)) return Iqei.fetch;
+    words[0] = memory.lo;
+    words[1] = memory.hi;
+    if (!memory.load64(base + head + 8)) return Iqei.fetch;
+    words[2] = memory.lo;
+    words[3] = memory.hi;
+    const found = this.#kinds.get(this.#type());
+    if (found === undefined) return Iqei.type;
+    for (let i = 0; i < words.length; i++) if ((words[i]! & found.reserved[i]!) !== 0) return Iqei.reserved;
+    return this.#malformed() ? Iqei.reserved : 0;
+  }
+
+  #type(): number {
+    const { TYPE, TYPE_HIGH } = Descriptor.fields;
+    return TYPE.get(this.#words) | (TYPE_HIGH.get(this.#words) << 4);
+  }
+
+  /** A field has a value that is reserved. */
+  #malformed(): boolean {
+    const words = this.#words;
+    switch (this.#type()) {
+      case DescriptorType.contextCache:
+        return ContextCacheInvalidate.fields.G.get(words) === Granularity.reserved;
+      case DescriptorType.iotlb: {
+        const { G, AM, IH } = IotlbInvalidate.fields;
+        const granularity = G.get(words);
+        if (granularity === Granularity.reserved) return true;
+        // AM, IH and ADDR are reserved unless the granularity is a page.
+        if (granularity !== Granularity.page)
+          return (words[2]! & (AM.mask | IH.mask | PAGE)) !== 0 || words[3]! !== 0;
+        const { has, maximumAddressMask } = this.#context.capabilities;
+        return !has.pageSelective || AM.get(words) > maximumAddressMask;
+      }
+      default:
+        return false;
+    }
+  }
+
+  #execute(): void {
+    const { invalidations, events, name } = this.#context;
+    const words = this.#words;
+    if (events.on) {
+      const { layout } = this.#kinds.get(this.#type())!;
+      events.emit("command", { unit: name, command: layout.print(layout.fromWords(words)) });
+    }
+    switch (this.#type()) {
+      case DescriptorType.contextCache: {
+        const { G, DID, SID, FM } = ContextCacheInvalidate.fields;
+        invalidations.contextCache(G.get(words), DID.get(words), SID.get(words), FM.get(words));
+        return;
+      }
+      case DescriptorType.iotlb: {
+        const { G, DID, AM } = IotlbInvalidate.fields;
+        invalidations.iotlb(G.get(words), DID.get(words), words[2]! & PAGE, words[3]!, AM.get(words));
+        return;
+      }
+      case DescriptorType.deviceTlb: {
+        const { SID, S } = DeviceTlbInvalidate.fields;
+        const answer = invalidations.deviceTlb(
+          SID.get(words),
+          words[2]! & PAGE,
+          words[3]!,
+          S.get(words) === 1,
+        );
+        if (answer === "timeout") this.#timedOut = true;
+        if (answer === "invalid") this.#context.faults.raise(Fsts.ICE);
+        return;
+      }
+      case DescriptorType.wait:
+        this.#wait();
+        return;
+      default:
+        return; // the interrupt entry cache: nothing is cached
+    }
+  }
+
+  /** §6.5.2.8 Status write, then the interrupt. A wait after a device-TLB that timed out is aborted (§6.5.2.11). */
+  #wait(): void {
+    if (this.#timedOut) {
+      this.#timeOut();
+      return;
+    }
+    const { memory, registers, completion } = this.#context;
+    const { IF, SW, ADDR, STATUS } = InvalidationWait.fields;
+    const words = this.#words;
+    const interrupt = IF.get(words) === 1;
+    if (SW.get(words) === 1) {
+      const target = words[3]! * 0x1_0000_0000 + ((words[2]! & ADDR.mask) >>> 0);
+      memory.store32(target, STATUS.get(words));
+    }
+    if (!interrupt) return;
+    const status = registers.get(Register.ICS);
+    registers.set(Register.ICS, status | Ics.IWC);
+    if ((status & Ics.IWC) === 0) completion.trigger();
+  }
+}

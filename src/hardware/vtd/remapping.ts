@@ -1,0 +1,269 @@
+/**
+ * The remapping hardware of a VT-d unit (revision 4.1, §3 and §6.2): what becomes of a request, with what is remembered
+ * of earlier ones. In front the page a requester used last, then the IOTLB, then the tables in memory; a request that
+ * is refused goes to the fault log. The invalidations of §6.5 end here.
+ *
+ * An IOTLB entry is used as it was entered: one that denies an access faults without another look at the tables.
+ */
+import type { Random } from "../../base/clock.ts";
+import type { EventSink } from "../../base/events.ts";
+import type { HostMemory } from "../../memory/host-memory.ts";
+import { WalkFault } from "../../pagetable/format.ts";
+import type { ExplainStep } from "../../pagetable/step.ts";
+import { WalkResult } from "../../pagetable/walker.ts";
+import { Iotlb } from "../iotlb.ts";
+import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
+import { CACHED_FAULT_SHIFT, ContextCache, type ContextSlot, cachedFault } from "./caches.ts";
+import type { Capabilities } from "./capabilities.ts";
+import { explainTranslation } from "./explain.ts";
+import type { FaultLog } from "./fault-log.ts";
+import { describeFault, FaultCode, faultReasons, secondStageFault } from "./faults.ts";
+import { Granularity, TranslationType } from "./spec.ts";
+import {
+  beforeInterrupts,
+  beyondWidth,
+  type Context,
+  configure,
+  coversInterrupts,
+  deniedBy,
+  grantedSpan,
+  interruptSpan,
+  isInterruptAddress,
+  pageOffset,
+  pageStart,
+  readContext,
+  type TranslationConfig,
+  walkSecondStage,
+} from "./translate.ts";
+
+/** How much a unit remembers; every choice is one the specification allows. */
+export type CachePolicy = "normal" | "none" | "paranoid";
+
+export interface RemappingContext {
+  readonly name: string;
+  readonly memory: HostMemory;
+  readonly events: EventSink;
+  readonly capabilities: Capabilities;
+  readonly faults: FaultLog;
+  readonly policy: CachePolicy;
+  readonly random: Random | undefined;
+  readonly iotlbEntries: number;
+}
+
+const WORD = 0x1_0000_0000;
+const PAGE_LG2 = 12;
+
+/** Whether caching mode lets a walk fault be remembered: when the entries alone make it. */
+const cacheable = (fault: number): boolean => fault === WalkFault.notPresent || fault === WalkFault.reserved;
+/** Root and context entries that could not be read are never remembered. */
+const unreadable = (code: number): boolean =>
+  code === FaultCode.rootAccess || code === FaultCode.contextAccess;
+
+export class Remapping {
+  /** GSTS.TES, and the root table that SRTP latched. */
+  enabled = false;
+  root = 0;
+  readonly config: TranslationConfig;
+  readonly contexts = new ContextCache();
+  readonly iotlb: Iotlb;
+  readonly #context: RemappingContext;
+  readonly #memory: HostMemory;
+  readonly #walk = new WalkResult();
+
+  constructor(context: RemappingContext) {
+    this.#context = context;
+    this.#memory = context.memory;
+    this.config = configure(context.capabilities);
+    this.iotlb = new Iotlb({ contexts: this.config.domains, capacity: context.iotlbEntries });
+  }
+
+  // Invalidations
+
+  /** Nothing is remembered. */
+  forget(): void {
+    this.contexts.invalidateAll();
+    this.iotlb.invalidateAll();
+  }
+
+  invalidateContexts(granularity: number, domain: number, rid: number, functionMask: number): void {
+    if (granularity === Granularity.global) this.contexts.invalidateAll();
+    else if (granularity === Granularity.domain) this.contexts.invalidateDomain(domain);
+    else if (granularity === Granularity.device) this.contexts.invalidateDevice(domain, rid, functionMask);
+  }
+
+  invalidateIotlb(granularity: number, domain: number, lo: number, hi: number, addressMask: number): void {
+    if (granularity === Granularity.global) this.iotlb.invalidateAll();
+    else if (domain >= this.config.domains) return;
+    else if (granularity === Granularity.domain) this.iotlb.invalidateContext(domain);
+    else if (granularity === Granularity.page) this.iotlb.invalidateRange(domain, lo, hi, 12 + addressMask);
+  }
+
+  // Translation
+
+  translate(transaction: Transaction): TranslateStatus {
+    if (!this.enabled) return this.#untranslated(transaction);
+    const slot = this.contexts.slot(transaction.rid);
+    const { lo } = transaction;
+    if (
+      slot !== undefined &&
+      slot.stamp === this.iotlb.stamp &&
+      (lo & slot.mask) === slot.pageLo &&
+      (transaction.hi | 0) === slot.pageHi &&
+      (transaction.access & slot.denied) === 0 &&
+      transaction.pasid === NO_PASID
+    ) {
+      const offset = lo & ~slot.mask;
+      transaction.pa = slot.pa + offset;
+      transaction.span = slot.size - offset;
+      return TranslateStatus.ok;
+    }
+    return this.#translate(transaction);
+  }
+
+  #untranslated(transaction: Transaction): TranslateStatus {
+    const lo = transaction.lo >>> 0;
+    transaction.pa = (transaction.hi >>> 0) * WORD + lo;
+    transaction.span = WORD - lo;
+    return TranslateStatus.ok;
+  }
+
+  /** §3.15 Requests without PASID to the interrupt address range: writes are interrupts, other requests are aborted. */
+  #interrupt(transaction: Transaction): TranslateStatus {
+    if (transaction.access !== Access.write) return this.#fail(transaction, FaultCode.aborted, false);
+    transaction.pa = transaction.lo >>> 0;
+    transaction.span = interruptSpan(transaction.lo);
+    return TranslateStatus.ok;
+  }
+
+  #translate(transaction: Transaction): TranslateStatus {
+    if (transaction.pasid !== NO_PASID) return this.#fail(transaction, FaultCode.pasidInLegacyMode, false);
+    const { lo, hi, access } = transaction;
+    if (isInterruptAddress(lo, hi)) return this.#interrupt(transaction);
+    if (this.#context.policy === "paranoid") this.#forgetAtRandom();
+    const slot = this.#contextOf(transaction.rid);
+    if (slot.fault !== 0) return this.#fail(transaction, slot.fault, slot.silent);
+    if (beyondWidth(this.config, slot, hi))
+      return this.#fail(transaction, FaultCode.addressWidth, slot.silent);
+    if (slot.translationType === TranslationType.passThrough) {
+      this.#untranslated(transaction);
+      transaction.span = beforeInterrupts(transaction.pa, transaction.span);
+      return TranslateStatus.ok;
+    }
+    const { iotlb } = this;
+    if (!iotlb.lookup(slot.domain, lo, hi)) return this.#miss(transaction, slot);
+    const code = cachedFault(iotlb.denied, access);
+    if (code !== 0) return this.#fail(transaction, code, slot.silent);
+    return this.#answer(transaction, slot, iotlb.page, iotlb.lg2, iotlb.denied);
+  }
+
+  #miss(transaction: Transaction, slot: ContextSlot): TranslateStatus {
+    const { lo, hi, access } = transaction;
+    const walk = this.#walk;
+    const fault = walkSecondStage(this.#memory, this.config, slot, transaction, walk);
+    if (fault !== 0) {
+      if (cacheable(fault) && this.#cachesFaults()) {
+        this.iotlb.enter(slot.domain, lo, hi, PAGE_LG2, 0, 0, fault << CACHED_FAULT_SHIFT);
+      }
+      return this.#fail(transaction, secondStageFault(fault, access), slot.silent, slot);
+    }
+    const denied = deniedBy(walk.allowed);
+    const page = walk.pa - (2 ** walk.lg2 - walk.span);
+    if (this.#remembers()) {
+      const paHi = Math.floor(walk.pa / WORD);
+      this.iotlb.enter(slot.domain, lo, hi, walk.lg2, walk.pa - paHi * WORD, paHi, denied);
+    }
+    return this.#answer(transaction, slot, page, walk.lg2, denied);
+  }
+
+  /** Answers from the page of 2^lg2 bytes at `page`, which becomes the requester's last one. */
+  #answer(
+    transaction: Transaction,
+    slot: ContextSlot,
+    page: number,
+    lg2: number,
+    denied: number,
+  ): TranslateStatus {
+    const { lo, hi } = transaction;
+    const span = grantedSpan(lo, hi, page, lg2);
+    if (span === 0) return this.#fail(transaction, FaultCode.interruptAddress, slot.silent);
+    const offset = pageOffset(lo, lg2);
+    transaction.pa = page + offset;
+    transaction.span = span;
+    // A page with interrupt addresses in it has to be looked at every time.
+    if (
+      offset + span === 2 ** lg2 &&
+      !coversInterrupts(pageStart(lo, hi, lg2), 2 ** lg2) &&
+      this.#remembers()
+    ) {
+      slot.stamp = this.iotlb.stamp;
+      slot.pageLo = lo & (-1 << lg2);
+      slot.pageHi = hi | 0;
+      slot.mask = -1 << lg2;
+      slot.pa = page;
+      slot.size = 2 ** lg2;
+      slot.denied = denied;
+    }
+    return TranslateStatus.ok;
+  }
+
+  /** The requester's context: from the cache, else from memory. */
+  #contextOf(rid: number): ContextSlot {
+    const slot = this.contexts.open(rid);
+    if (this.contexts.holds(slot)) return slot;
+    slot.stamp = -1;
+    slot.fault = readContext(this.#memory, this.config, this.root, rid, slot);
+    if (!this.#remembers()) return slot;
+    if (slot.fault === 0) this.contexts.enter(slot);
+    else if (this.#context.capabilities.has.cachingMode && !unreadable(slot.fault)) {
+      // Caching mode tags an entry that faults with domain id 0.
+      slot.domain = 0;
+      this.contexts.enter(slot);
+    }
+    return slot;
+  }
+
+  #remembers(): boolean {
+    const { policy, random } = this.#context;
+    return policy === "normal" || (policy === "paranoid" && random!.below(2) === 0);
+  }
+
+  #cachesFaults(): boolean {
+    return this.#context.capabilities.has.cachingMode && this.#remembers();
+  }
+
+  #forgetAtRandom(): void {
+    const drawn = this.#context.random!.below(16);
+    if (drawn === 0) this.iotlb.invalidateAll();
+    if (drawn === 1) this.contexts.invalidateAll();
+  }
+
+  /** Refuses the request; the fault is recorded unless FPD keeps it from being. */
+  #fail(transaction: Transaction, code: number, silent: boolean, walked?: Context): TranslateStatus {
+    transaction.fault = code;
+    transaction.pa = 0;
+    transaction.span = 0;
+    const recorded = code !== FaultCode.aborted && !(silent && faultReasons[code]!.qualified);
+    if (recorded) this.#context.faults.record(transaction, code);
+    const { events, name } = this.#context;
+    if (events.on) {
+      const { rid, pasid, access, lo, hi } = transaction;
+      const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
+      const where = walked && this.#walkedTo(walked);
+      const reason = describeFault(code);
+      events.emit("fault", { unit: name, rid, pasid, address, access, code, reason, recorded, ...where });
+    }
+    return TranslateStatus.fault;
+  }
+
+  /** Where the last walk ended, for people. */
+  #walkedTo({ aw }: Context) {
+    const { level, entryAddress, lo, hi } = this.#walk;
+    const number = this.config.formats[aw]!.levels[level]?.number;
+    return { level: number, entryAddress, entry: (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0) };
+  }
+
+  /** §6.2 What a translation would do, without doing it. */
+  explain(transaction: Transaction): Iterable<ExplainStep> {
+    return explainTranslation(this, this.#memory, transaction);
+  }
+}
