@@ -3,7 +3,7 @@
  * serve operations of their own (adoption in process-memory.ts, traps in traps.ts) see it. `shim/protocol.h`
  * describes the messages; a handler is given the body only.
  */
-import type { KernelFile, Suspended, Task, UserMemory } from "../kernel/call.ts";
+import type { KernelFile, Task, UserMemory } from "../kernel/call.ts";
 
 /** One program image: an address space. A forked child and an exec'ed program are others; threads share it. */
 export interface ClientProcess {
@@ -29,9 +29,8 @@ export interface Reply {
   /** Value of the request; 0 when left out. A negative value is an errno. */
   readonly value?: number;
   readonly body?: Uint8Array;
-  /** Descriptors of the daemon to send along; they are closed afterwards when `closeAfter`. */
+  /** Descriptors of the daemon to send along; they stay the handler's. */
   readonly fds?: readonly number[];
-  readonly closeAfter?: boolean;
 }
 
 /**
@@ -43,7 +42,7 @@ export type OpHandler = (
   connection: Connection,
   body: Uint8Array,
   fds: readonly number[],
-) => Uint8Array | Reply | Suspended;
+) => Uint8Array | Reply;
 
 /** What process-memory.ts and traps.ts export as a function of the server's parts: op number → handler. */
 export type OpHandlers = ReadonlyMap<number, OpHandler>;

@@ -105,7 +105,7 @@ export interface UserMemory {
   pinnedPages: number;
 }
 
-/** How a file's range is to appear in the caller's address space. */
+/** How a file's range is to appear in the caller's address space; `offset` counts from the start of the mapping. */
 export type MapSegment =
   | { readonly kind: "trap"; readonly offset: number; readonly length: number }
   | { readonly kind: "memory"; readonly offset: number; readonly length: number; readonly pa: number };

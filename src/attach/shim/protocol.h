@@ -49,7 +49,6 @@ struct request_header {
 enum reply_flag {
     REPLY_RESTART = 1, /* payload: struct range[]; adopt each, then send the same request again */
     REPLY_PASS = 2,    /* not the daemon's business: make the real call */
-    REPLY_FD_VALUE = 4, /* the last descriptor in SCM_RIGHTS is the value of the call */
     REPLY_DRAIN = 8,   /* payload: uint32_t generation; take doorbell messages up to it */
     REPLY_INSTALL = 16, /* payload: struct install[], one a descriptor */
 };

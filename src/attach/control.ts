@@ -1,0 +1,52 @@
+/** A control connection: one thread of a client, and the request of it that is being served, if any. */
+import type { KernelFile, Task } from "../kernel/call.ts";
+import type { Connection } from "./connection.ts";
+import type { EmulatedFile, FileTable } from "./emulated-file.ts";
+import type { AttachedProcess, Caller } from "./process.ts";
+
+/** A request as the connection knows it. */
+export interface Ongoing {
+  readonly seq: number;
+  /** A signal arrived at the caller. */
+  interrupt(): void;
+  /** Nobody waits for the answer any more. */
+  cancel(): void;
+}
+
+export class Control implements Connection {
+  readonly fd: number;
+  readonly peer: { readonly pid: number; readonly uid: number };
+  readonly #files: FileTable;
+  /** Known from the first request on. */
+  caller: Caller | undefined;
+  /** Suspended, or being served right now. */
+  request: Ongoing | undefined;
+
+  constructor(fd: number, peer: { readonly pid: number; readonly uid: number }, files: FileTable) {
+    this.fd = fd;
+    this.peer = peer;
+    this.#files = files;
+  }
+
+  get task(): Task {
+    return this.#caller;
+  }
+  get process(): AttachedProcess {
+    return this.#caller.process;
+  }
+  get tid(): number {
+    return this.#caller.tid;
+  }
+  get #caller(): Caller {
+    if (this.caller === undefined) throw new Error("a connection is used before its first request");
+    return this.caller;
+  }
+
+  emulated(cookie: number, fd: number): EmulatedFile | undefined {
+    const emulated = this.#files.get(cookie);
+    return emulated !== undefined && this.process.holds(cookie, fd) ? emulated : undefined;
+  }
+  file(cookie: number, fd: number): KernelFile | undefined {
+    return this.emulated(cookie, fd)?.file;
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * A kernel file that clients hold descriptors of. Each descriptor is one end of a socket pair; ours stays here. Its
+ * hang-up says that the last duplicate is gone, whoever had it. One doorbell message in the pair makes poll and epoll
+ * of the client report POLLIN; the library takes it out when a read finds nothing more.
+ */
+import { closeSync } from "node:fs";
+import type { DeviceNode, KernelFile } from "../kernel/call.ts";
+import { namedPair, sendBytes, socketCookie } from "./syscalls.ts";
+
+const POLLIN = 1;
+
+export class EmulatedFile {
+  readonly file: KernelFile;
+  /** What was opened; undefined for a file that an ioctl made. */
+  readonly node: DeviceNode | undefined;
+  /** SO_COOKIE of the client's end. */
+  readonly cookie: number;
+  /** Our end. */
+  readonly fd: number;
+  /** The client's end, until it is sent. */
+  #theirs: number;
+  readonly #doorbell = new Uint32Array(1);
+  #rung = false;
+  #closed = false;
+
+  constructor(
+    file: KernelFile,
+    node: DeviceNode | undefined,
+    ends: { readonly ours: number; readonly theirs: number },
+  ) {
+    this.file = file;
+    this.node = node;
+    this.fd = ends.ours;
+    this.#theirs = ends.theirs;
+    this.cookie = socketCookie(ends.theirs);
+    file.onReady = () => this.ring();
+    this.ring();
+  }
+
+  get theirs(): number {
+    return this.#theirs;
+  }
+
+  /** The client has its end now, or never will. */
+  releaseTheirs(): void {
+    if (this.#theirs >= 0) closeSync(this.#theirs);
+    this.#theirs = -1;
+  }
+
+  get readable(): boolean {
+    return this.file.poll !== undefined && (this.file.poll() & POLLIN) !== 0;
+  }
+
+  /** Puts the doorbell in when there is something to read and none is due. */
+  ring(): void {
+    if (this.#closed || this.#rung || !this.readable) return;
+    this.#doorbell[0] = this.#doorbell[0]! + 1;
+    this.#rung = sendBytes(this.fd, new Uint8Array(this.#doorbell.buffer)) > 0;
+  }
+
+  /** The doorbell was taken by mistake: it is due again if there still is something to read. */
+  ringAgain(): void {
+    this.#rung = false;
+    this.ring();
+  }
+
+  /** After a read: the generation up to which doorbells must be taken out, or undefined. */
+  quiet(): number | undefined {
+    if (this.#doorbell[0] === 0 || this.readable) return undefined;
+    this.#rung = false;
+    return this.#doorbell[0]!;
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.file.onReady = undefined;
+    this.releaseTheirs();
+    closeSync(this.fd);
+    this.file.close();
+  }
+}
+
+/** The files of all clients, by cookie. */
+export class FileTable {
+  readonly #byCookie = new Map<number, EmulatedFile>();
+  readonly #prefix: string;
+  #made = 0;
+
+  /** `prefix`: how the names of all our ends begin, without the NUL of an abstract name. */
+  constructor(prefix: string) {
+    this.#prefix = prefix;
+  }
+
+  get size(): number {
+    return this.#byCookie.size;
+  }
+
+  get(cookie: number): EmulatedFile | undefined {
+    return this.#byCookie.get(cookie);
+  }
+
+  /** Makes the pair; -errno when the daemon is out of descriptors (then `file` is still the caller's to close). */
+  add(file: KernelFile, node?: DeviceNode): EmulatedFile | number {
+    const ends = namedPair(`\0${this.#prefix}${this.#made}`);
+    if (typeof ends === "number") return ends;
+    this.#made += 1;
+    const emulated = new EmulatedFile(file, node, ends);
+    this.#byCookie.set(emulated.cookie, emulated);
+    return emulated;
+  }
+
+  remove(emulated: EmulatedFile): void {
+    this.#byCookie.delete(emulated.cookie);
+    emulated.close();
+  }
+
+  *[Symbol.iterator](): Iterator<EmulatedFile> {
+    yield* this.#byCookie.values();
+  }
+}

@@ -1,0 +1,147 @@
+/**
+ * The one loop: waits for descriptors with epoll on the main thread, tells their watchers, and runs deferred work in
+ * between. Node's own event loop keeps turning: its backend descriptors are watched too, so that a child that ended
+ * or a timer interrupts the waiting, and every turn is short.
+ */
+import { closeSync, readdirSync, readlinkSync } from "node:fs";
+import type { WorkQueue } from "../base/scheduler.ts";
+import {
+  Epoll,
+  epollAdd,
+  epollCreate,
+  epollDelete,
+  epollWait,
+  readyEvents,
+  readyFd,
+  readyTag,
+} from "./syscalls.ts";
+
+/** Longest wait: bounds the delay of Node's timers. */
+const SLICE_MILLISECONDS = 10;
+/** Node gets a turn at least this often when clients keep us busy. */
+const TURN_MILLISECONDS = 4;
+/** Pieces of deferred work between two looks at the descriptors. */
+const WORK_BUDGET = 64;
+
+export type Ready = (events: number) => void;
+
+interface Watch {
+  readonly tag: number;
+  readonly ready: Ready;
+}
+
+export class Loop {
+  readonly #epoll = epollCreate();
+  readonly #work: WorkQueue;
+  /** By descriptor. The tag tells a number that was closed and opened again within one batch. */
+  readonly #watches: (Watch | undefined)[] = [];
+  readonly #onError: (error: unknown) => void;
+  readonly #spinMilliseconds: number;
+  #tags = 0;
+  #running = false;
+  #closed = false;
+
+  /** `onError` is told what deferred work or a watcher threw; the loop goes on. */
+  constructor(work: WorkQueue, onError: (error: unknown) => void, spinMicroseconds: number) {
+    this.#work = work;
+    this.#onError = onError;
+    this.#spinMilliseconds = spinMicroseconds / 1000;
+    this.#watchNode();
+  }
+
+  watch(fd: number, events: number, ready: Ready): void {
+    this.#tags = (this.#tags + 1) >>> 0;
+    const tag = this.#tags;
+    this.#watches[fd] = { tag, ready };
+    if (epollAdd(this.#epoll, fd, events, tag) < 0) this.#watches[fd] = undefined;
+  }
+
+  /** Before the descriptor is closed. */
+  unwatch(fd: number): void {
+    if (this.#watches[fd] === undefined) return;
+    this.#watches[fd] = undefined;
+    if (!this.#closed) epollDelete(this.#epoll, fd);
+  }
+
+  start(): void {
+    if (this.#running || this.#closed) return;
+    this.#running = true;
+    this.#turn();
+  }
+
+  close(): void {
+    this.#running = false;
+    if (this.#closed) return;
+    this.#closed = true;
+    closeSync(this.#epoll);
+  }
+
+  /** One short stay in our loop, then Node's, then again. */
+  #turn(): void {
+    setImmediate(() => {
+      if (!this.#running) return;
+      try {
+        this.#stay();
+      } finally {
+        this.#turn();
+      }
+    });
+  }
+
+  #stay(): void {
+    const end = performance.now() + TURN_MILLISECONDS;
+    let busyUntil = 0;
+    this.#nodeIsReady = false;
+    while (this.#running && !this.#nodeIsReady) {
+      const spinning = busyUntil > 0;
+      const wait = this.#work.pending > 0 || spinning ? 0 : SLICE_MILLISECONDS;
+      const count = epollWait(this.#epoll, wait);
+      if (count < 0) return; // a signal arrived: it is Node's to see
+      for (let i = 0; i < count && this.#running; i += 1) this.#deliver(i);
+      this.#runWork();
+      const now = performance.now();
+      if (count > 0) busyUntil = now + this.#spinMilliseconds;
+      else if (!spinning && this.#work.pending === 0) return;
+      else if (now >= busyUntil) busyUntil = 0;
+      if (now >= end) return;
+    }
+  }
+
+  #deliver(i: number): void {
+    const watch = this.#watches[readyFd(i)];
+    if (watch === undefined || watch.tag !== readyTag(i)) return;
+    try {
+      watch.ready(readyEvents(i));
+    } catch (error) {
+      this.#onError(error);
+    }
+  }
+
+  #runWork(): void {
+    if (this.#work.pending === 0) return;
+    try {
+      this.#work.run(WORK_BUDGET);
+    } catch (error) {
+      this.#onError(error);
+    }
+  }
+
+  #nodeIsReady = false;
+
+  /** libuv waits in epoll descriptors of its own; an edge there means that Node has something to do. */
+  #watchNode(): void {
+    for (const name of readdirSync("/proc/self/fd")) {
+      const fd = Number(name);
+      let target: string;
+      try {
+        target = readlinkSync(`/proc/self/fd/${name}`);
+      } catch {
+        continue;
+      }
+      if (target !== "anon_inode:[eventpoll]") continue;
+      this.watch(fd, Epoll.in | Epoll.edge, () => {
+        this.#nodeIsReady = true;
+      });
+    }
+  }
+}

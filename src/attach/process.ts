@@ -1,0 +1,146 @@
+/**
+ * A program image at the other end: its address space, what it may do, and which files it proved to hold. `Caller` is
+ * one of its threads as the kernel rooms see it.
+ */
+import { closeSync, readFileSync } from "node:fs";
+import { pidfdGetfd } from "../base/libc.ts";
+import { Capability, type Task, type UserMemory } from "../kernel/call.ts";
+import type { ClientProcess } from "./connection.ts";
+import { hasCapability, memlockOf, socketCookie } from "./syscalls.ts";
+
+/** The memory of a process as the server is given it (process-memory.ts); `close` when the process is gone. */
+export interface ClientMemory extends UserMemory {
+  close?(): void;
+}
+
+/**
+ * The caller's memory with a window over bytes that came along with the request: most calls then need no system call
+ * to read their argument. One object for each process, because its identity and its counters are kept.
+ */
+export class PrefetchedMemory implements UserMemory {
+  readonly #memory: UserMemory;
+  #va = 0n;
+  #window: Uint8Array = new Uint8Array();
+
+  constructor(memory: UserMemory) {
+    this.#memory = memory;
+  }
+
+  get id(): number {
+    return this.#memory.id;
+  }
+  get lockedPages(): number {
+    return this.#memory.lockedPages;
+  }
+  set lockedPages(pages: number) {
+    this.#memory.lockedPages = pages;
+  }
+  get pinnedPages(): number {
+    return this.#memory.pinnedPages;
+  }
+  set pinnedPages(pages: number) {
+    this.#memory.pinnedPages = pages;
+  }
+
+  /** `window` is a view that stays valid until `close`. */
+  open(va: bigint, window: Uint8Array): void {
+    this.#va = va;
+    this.#window = window;
+  }
+  close(): void {
+    if (this.#window.length > 0) this.#window = this.#window.subarray(0, 0);
+  }
+
+  read(va: bigint, into: Uint8Array): void {
+    const window = this.#window;
+    if (window.length > 0 && va >= this.#va && va + BigInt(into.length) <= this.#va + BigInt(window.length)) {
+      const at = Number(va - this.#va);
+      into.set(window.subarray(at, at + into.length));
+    } else this.#memory.read(va, into);
+  }
+  /** Anything written may lie in the window: it is not used any more. */
+  write(va: bigint, data: Uint8Array): void {
+    this.close();
+    this.#memory.write(va, data);
+  }
+  pin(va: number, length: number, writable: boolean) {
+    return this.#memory.pin(va, length, writable);
+  }
+}
+
+export class AttachedProcess implements ClientProcess {
+  readonly pid: number;
+  readonly pidfd: number;
+  /** The image's number; another one after exec. */
+  readonly image: string;
+  readonly memory: ClientMemory;
+  /** What handlers see as the memory. */
+  readonly user: PrefetchedMemory;
+  readonly #held = new Set<number>();
+
+  constructor(pid: number, pidfd: number, image: string, memory: ClientMemory) {
+    this.pid = pid;
+    this.pidfd = pidfd;
+    this.image = image;
+    this.memory = memory;
+    this.user = new PrefetchedMemory(memory);
+  }
+
+  /** Whether the process has shown that it holds the file: its descriptor `fd` is the socket with this cookie. */
+  holds(cookie: number, fd: number): boolean {
+    if (this.#held.has(cookie)) return true;
+    const copy = pidfdGetfd(this.pidfd, fd);
+    if (copy < 0) return false;
+    const same = socketCookie(copy) === cookie;
+    closeSync(copy);
+    if (same) this.#held.add(cookie);
+    return same;
+  }
+
+  forget(cookie: number): void {
+    this.#held.delete(cookie);
+  }
+
+  end(): void {
+    closeSync(this.pidfd);
+    this.memory.close?.();
+  }
+}
+
+const capabilityNumber: Readonly<Record<Capability, number>> = {
+  [Capability.ipcLock]: 14,
+  [Capability.sysRawio]: 17,
+  [Capability.sysAdmin]: 21,
+  [Capability.sysResource]: 24,
+};
+
+export class Caller implements Task {
+  readonly process: AttachedProcess;
+  readonly uid: number;
+  tid = 0;
+
+  constructor(process: AttachedProcess, uid: number) {
+    this.process = process;
+    this.uid = uid;
+  }
+
+  get pid(): number {
+    return this.process.pid;
+  }
+  get memory(): UserMemory {
+    return this.process.user;
+  }
+  get name(): string {
+    try {
+      return readFileSync(`/proc/${this.process.pid}/comm`, "utf8").trim();
+    } catch {
+      return "?";
+    }
+  }
+  capable(capability: Capability): boolean {
+    return hasCapability(this.process.pid, capabilityNumber[capability]);
+  }
+  memlockLimit(): number {
+    return memlockOf(this.process.pid);
+  }
+}

@@ -1,0 +1,275 @@
+/**
+ * One request from arrival to answer. It is answered exactly once: with what the operation returned, with what it
+ * threw, later when it was suspended, with EINTR when a signal interrupted it, or not at all when the caller went.
+ */
+import { closeSync } from "node:fs";
+import type { EventSink } from "../base/events.ts";
+import { type DeviceNode, Restart, SUSPENDED, type Suspended } from "../kernel/call.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import { AttachedCall, type CallHost, type Outcome } from "./attached-call.ts";
+import type { OpHandler, Reply } from "./connection.ts";
+import type { Control } from "./control.ts";
+import type { EmulatedFile } from "./emulated-file.ts";
+import * as operations from "./operations.ts";
+import { FileBody, Install, Op, Range, ReplyFlag, ReplyHeader } from "./protocol.ts";
+import { outgoing, sendOutgoing } from "./syscalls.ts";
+
+/** A handler that pins again and again gets this many adoptions. */
+const MAX_RESTARTS = 16;
+const MAX_RANGES = 64;
+
+/** What serving needs of the server. */
+export interface RequestHost extends CallHost {
+  readonly events: EventSink;
+  readonly handlers: ReadonlyMap<number, OpHandler>;
+  nodes(): readonly DeviceNode[];
+  physical(pa: number, length: number): { readonly fd: number; readonly offset: number };
+  reportBug(where: string, error: unknown): void;
+  drop(control: Control): void;
+}
+
+const operationOf: ReadonlyMap<number, (context: operations.Context) => operations.Answer | Suspended> =
+  new Map([
+    [Op.open, operations.open],
+    [Op.ioctl, operations.ioctl],
+    [Op.read, operations.read],
+    [Op.write, operations.write],
+    [Op.pread, operations.pread],
+    [Op.pwrite, operations.pwrite],
+    [Op.mmap, operations.mmap],
+    [Op.fstat, operations.fstat],
+    [Op.ring, operations.ring],
+  ]);
+const nameOf = new Map<number, string>(Object.entries(Op).map(([name, op]) => [op, name]));
+
+export class Request implements Outcome {
+  readonly seq: number;
+  readonly #op: number;
+  readonly #attempt: number;
+  readonly #control: Control;
+  readonly #host: RequestHost;
+  readonly #call: AttachedCall;
+  #target: EmulatedFile | undefined;
+  #details = "";
+  #whenResumed: ((value: number) => void) | undefined;
+  #opened: EmulatedFile | undefined;
+  #answered = false;
+
+  constructor(host: RequestHost, control: Control, header: { op: number; seq: number; attempt: number }) {
+    this.#host = host;
+    this.#control = control;
+    this.#op = header.op;
+    this.seq = header.seq;
+    this.#attempt = header.attempt;
+    this.#call = new AttachedCall(host, control.process, control.task, this);
+  }
+
+  /** `body` and what it views are only valid during the call; `fds` came along. */
+  serve(body: operations.Body, fds: readonly number[]): void {
+    this.#control.request = this;
+    try {
+      const answer = this.#perform(body, fds);
+      if (answer === SUSPENDED) {
+        if (this.#call.suspension === undefined)
+          throw new Error("SUSPENDED was returned without call.suspend");
+        return;
+      }
+      this.#reply(answer);
+    } catch (error) {
+      this.fail(error);
+    } finally {
+      this.#control.process.user.close();
+    }
+  }
+
+  #perform(body: operations.Body, fds: readonly number[]): operations.Answer | Suspended {
+    const operation = operationOf.get(this.#op);
+    if (operation === undefined) return this.#performOther(body.bytes, fds);
+    for (const fd of fds) closeSync(fd);
+    return operation({
+      body,
+      call: this.#call,
+      target: () => this.#findTarget(body),
+      nodes: () => this.#host.nodes(),
+      prefetch: (va, window) => this.#control.process.user.open(va, window),
+      whenResumed: (finish) => {
+        this.#whenResumed = finish;
+      },
+      describe: (details) => {
+        this.#details = details;
+      },
+      openNode: (node, file) => this.#openNode(node, file),
+      backing: (pa, length) => this.#host.physical(pa, length),
+    });
+  }
+
+  #performOther(body: Uint8Array, fds: readonly number[]): operations.Answer | Suspended {
+    const handler = this.#host.handlers.get(this.#op);
+    if (handler === undefined) {
+      for (const fd of fds) closeSync(fd);
+      throw new LinuxError("ENOSYS", `the library asks for operation ${this.#op}, which nobody serves`);
+    }
+    const reply: Uint8Array | Reply = handler(this.#control, body, fds);
+    if (reply instanceof Uint8Array) return { value: 0, payload: reply };
+    return { value: reply.value ?? 0, ...payloadOf(reply) };
+  }
+
+  #findTarget(body: operations.Body): EmulatedFile {
+    operations.expectLength(body, FileBody.size);
+    const cookie = body.view.getUint32(4, true) * 0x1_0000_0000 + body.view.getUint32(0, true);
+    const fd = body.view.getInt32(FileBody.fd, true);
+    this.#target = this.#control.emulated(cookie, fd);
+    if (this.#target === undefined)
+      throw new LinuxError(
+        "EBADF",
+        `descriptor ${fd} of process ${this.#call.task.pid} is not an open file of ours`,
+      );
+    return this.#target;
+  }
+
+  #openNode(node: DeviceNode, file: ReturnType<DeviceNode["open"]>): EmulatedFile {
+    const emulated = this.#host.files.add(file, node);
+    if (typeof emulated === "number") {
+      file.close();
+      throw new LinuxError("ENFILE", "the daemon has no descriptor left for a new file");
+    }
+    this.#host.adoptFile(emulated);
+    this.#opened = emulated;
+    this.#details = node.path;
+    if (this.#host.events.on) {
+      const { pid } = this.#call.task;
+      this.#host.events.emit("open", { pid, path: node.path, file: file.name });
+    }
+    return emulated;
+  }
+
+  // ---- how it ends -----------------------------------------------------------------------------------------------
+
+  finish(value: number): void {
+    try {
+      this.#whenResumed?.(value);
+      this.#reply({ value });
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  fail(error: unknown): void {
+    this.#discardInstalled();
+    if (error instanceof Restart && this.#attempt < MAX_RESTARTS) {
+      this.#restart(error);
+      return;
+    }
+    const failure =
+      error instanceof LinuxError
+        ? error
+        : error instanceof Restart
+          ? new LinuxError("EFAULT", `memory could not be adopted in ${MAX_RESTARTS} attempts`)
+          : this.#bug(error);
+    this.#report(failure);
+    this.#send({ value: -failure.errno });
+  }
+
+  /** A signal without SA_RESTART arrived at the caller while it waits. */
+  interrupt(): void {
+    const { suspension } = this.#call;
+    if (suspension === undefined || suspension.settled) return;
+    suspension.cancel();
+    this.fail(new LinuxError("EINTR", "a signal interrupted the call while it waited"));
+  }
+
+  /** The caller went away, or asks for something else: nothing is answered. */
+  cancel(): void {
+    this.#answered = true;
+    this.#call.suspension?.cancel();
+    this.#discardInstalled();
+  }
+
+  #bug(error: unknown): LinuxError {
+    this.#host.reportBug(
+      `${nameOf.get(this.#op) ?? this.#op} of ${this.#target?.file.name ?? "a client"}`,
+      error,
+    );
+    return new LinuxError("EIO", "the call ended with an internal error of the daemon, which was reported");
+  }
+
+  #restart({ ranges }: Restart): void {
+    const asked = ranges.slice(0, MAX_RANGES);
+    const payload = new Uint8Array(asked.length * Range.size);
+    const view = new DataView(payload.buffer);
+    for (const [i, { va, length }] of asked.entries()) {
+      view.setBigUint64(i * Range.size + Range.va, BigInt(va), true);
+      view.setBigUint64(i * Range.size + Range.length, BigInt(length), true);
+    }
+    this.#send({ value: 0, flags: ReplyFlag.restart, payload });
+  }
+
+  #reply(answer: operations.Answer): void {
+    this.#report(undefined, answer.value);
+    const { installed } = this.#call;
+    if (installed.length === 0) {
+      this.#send(answer);
+      return;
+    }
+    const payload = new Uint8Array(installed.length * Install.size);
+    const view = new DataView(payload.buffer);
+    for (const [i, { at, closeOnExec }] of installed.entries()) {
+      view.setBigUint64(i * Install.size + Install.at, at, true);
+      view.setUint32(i * Install.size + Install.close_on_exec, closeOnExec ? 1 : 0, true);
+    }
+    const fds = installed.map(({ emulated }) => emulated.theirs);
+    this.#send({ value: answer.value, flags: ReplyFlag.install, payload, fds });
+    for (const { emulated } of installed) emulated.releaseTheirs();
+  }
+
+  #discardInstalled(): void {
+    for (const { emulated } of this.#call.installed.splice(0)) this.#host.discardFile(emulated);
+  }
+
+  #send(answer: operations.Answer): void {
+    if (this.#answered) return;
+    this.#answered = true;
+    if (this.#control.request === this) this.#control.request = undefined;
+    const { value, flags, payload, fds } = this.#op === Op.read ? this.#withDrain(answer) : answer;
+    const { view, bytes } = outgoing;
+    view.setUint32(ReplyHeader.seq, this.seq, true);
+    view.setUint32(ReplyHeader.flags, flags ?? 0, true);
+    view.setInt32(ReplyHeader.value, value | 0, true);
+    view.setInt32(ReplyHeader.value + 4, Math.floor(value / 0x1_0000_0000), true);
+    view.setUint32(ReplyHeader.length, payload?.length ?? 0, true);
+    view.setUint32(ReplyHeader.fds, fds?.length ?? 0, true);
+    if (payload !== undefined) bytes.set(payload, ReplyHeader.size);
+    const sent = sendOutgoing(this.#control.fd, ReplyHeader.size + (payload?.length ?? 0), fds ?? []);
+    this.#opened?.releaseTheirs();
+    if (sent < 0) this.#host.drop(this.#control);
+  }
+
+  /** After a read: when there is nothing more, doorbells must be taken out. */
+  #withDrain(answer: operations.Answer): operations.Answer {
+    const generation = this.#target?.quiet();
+    if (generation === undefined) return answer;
+    const payload = new Uint8Array(new Uint32Array([generation]).buffer);
+    return { ...answer, flags: (answer.flags ?? 0) | ReplyFlag.drain, payload };
+  }
+
+  #report(failure: LinuxError | undefined, value?: number): void {
+    const { events } = this.#host;
+    if (!events.on || !nameOf.has(this.#op)) return;
+    const { task } = this.#call;
+    events.emit("call", {
+      pid: task.pid,
+      tid: task.tid,
+      call: nameOf.get(this.#op)!,
+      file: this.#target?.file.name,
+      details: this.#details,
+      ...(failure === undefined
+        ? { value }
+        : { error: failure.code, reason: failure.reason, object: failure.object }),
+    });
+  }
+}
+
+const payloadOf = ({ body, fds }: Reply): Pick<operations.Answer, "payload" | "fds"> => ({
+  ...(body === undefined ? {} : { payload: body }),
+  ...(fds === undefined ? {} : { fds }),
+});

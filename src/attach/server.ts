@@ -1,0 +1,299 @@
+/**
+ * The daemon's end of the preload library: accepts control connections, serves their requests one at a time in the
+ * order they arrive, and notices when descriptors, threads and processes go away. Whatever a client sends, it gets an
+ * errno or loses its connection; whatever a handler throws becomes an answer and an event. `shim/protocol.h` has the
+ * messages. Leaves out what calls mean: that is the kernel files' business.
+ */
+import { randomBytes } from "node:crypto";
+import { closeSync, existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import type { Clock } from "../base/clock.ts";
+import type { EventSink } from "../base/events.ts";
+import { pidfdOpen } from "../base/libc.ts";
+import type { WorkQueue } from "../base/scheduler.ts";
+import type { DeviceNode, FileBacking } from "../kernel/call.ts";
+import { Errno, LinuxError } from "../uapi/errno.ts";
+import type { OpHandler, OpHandlers } from "./connection.ts";
+import { Control } from "./control.ts";
+import { type EmulatedFile, FileTable } from "./emulated-file.ts";
+import { Loop } from "./loop.ts";
+import { AttachedProcess, Caller, type ClientMemory } from "./process.ts";
+import { MAX_BODY, Op, PROTOCOL_VERSION, RequestHeader } from "./protocol.ts";
+import { Request, type RequestHost } from "./request.ts";
+import { Routes, type ShadowTree } from "./routes.ts";
+import { accept, Epoll, listenAt, peerOf, receive, received } from "./syscalls.ts";
+
+/** Control connections of all clients: a bound, not a figure anybody needs. */
+const MAX_CONNECTIONS = 16_384;
+
+export interface AttachOptions {
+  /** The device nodes there are now; asked at every open. */
+  readonly nodes: () => readonly DeviceNode[];
+  readonly events: EventSink;
+  readonly clock: Clock;
+  readonly work: WorkQueue;
+  /** The memory of a client process. `pidfd` stays open as long as the memory is used. */
+  readonly memory: (pid: number, pidfd: number) => ClientMemory;
+  /** A client's file for mapping; owns `fd` from then on. Without it `Call.backing` is refused. */
+  readonly fileBacking?: (fd: number, process: AttachedProcess) => FileBacking;
+  /** The descriptor and offset behind a physical range that a KernelFile maps as memory. */
+  readonly backing?: (pa: number, length: number) => { readonly fd: number; readonly offset: number };
+  /** Operations of other parts: adoption, traps. */
+  readonly handlers?: readonly OpHandlers[];
+  /** A private folder for the socket and the library's configuration; made and removed when left out. */
+  readonly socketDir?: string;
+  /** libsoftiommu.so */
+  readonly library?: string;
+  /** How long the loop looks for the next request before it sleeps. */
+  readonly spinMicroseconds?: number;
+}
+
+/** Where the build puts the library, seen from dist/attach and from src/attach. */
+const builtLibrary = (): string => {
+  const places = ["../shim/libsoftiommu.so", "../../dist/shim/libsoftiommu.so"].map((place) =>
+    fileURLToPath(new URL(place, import.meta.url)),
+  );
+  return places.find((place) => existsSync(place)) ?? places[0]!;
+};
+
+export class AttachServer implements RequestHost {
+  readonly files: FileTable;
+  eventfds = 0;
+  readonly events: EventSink;
+  readonly #options: AttachOptions;
+  readonly #folder: string;
+  readonly #ownsFolder: boolean;
+  readonly #library: string;
+  readonly #routes: Routes;
+  readonly #loop: Loop;
+  readonly handlers = new Map<number, OpHandler>();
+  readonly #controls = new Set<Control>();
+  /** By pid: the present image. */
+  readonly #processes = new Map<number, AttachedProcess>();
+  #listener = -1;
+
+  constructor(options: AttachOptions) {
+    this.#options = options;
+    this.events = options.events;
+    this.#ownsFolder = options.socketDir === undefined;
+    this.#folder = options.socketDir ?? mkdtempSync(join(tmpdir(), "softiommu-"));
+    mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
+    this.#library = options.library ?? builtLibrary();
+    const prefix = `softiommu-${randomBytes(8).toString("hex")}/`;
+    this.files = new FileTable(prefix);
+    this.#routes = new Routes(this.#folder, prefix);
+    this.#loop = new Loop(
+      options.work,
+      (error) => this.reportBug("loop", error),
+      options.spinMicroseconds ?? 30,
+    );
+    for (const handlers of options.handlers ?? [])
+      for (const [op, handler] of handlers) this.handlers.set(op, handler);
+  }
+
+  get #socket(): string {
+    return join(this.#folder, "control");
+  }
+
+  /** What is alive for clients; all zero when they are gone. */
+  get live(): {
+    readonly connections: number;
+    readonly files: number;
+    readonly tasks: number;
+    readonly eventfds: number;
+    readonly suspended: number;
+  } {
+    let suspended = 0;
+    for (const { request } of this.#controls) if (request !== undefined) suspended += 1;
+    return {
+      connections: this.#controls.size,
+      files: this.files.size,
+      tasks: this.#processes.size,
+      eventfds: this.eventfds,
+      suspended,
+    };
+  }
+
+  /** Shows a tree to programs that start from now on. */
+  addTree(tree: ShadowTree): void {
+    this.#routes.add(tree);
+    this.refreshNodes();
+  }
+
+  /** Makes stat and readdir of programs agree with `nodes()` after it changed. */
+  refreshNodes(): void {
+    this.#routes.write(this.#options.nodes());
+  }
+
+  start(): void {
+    if (this.#listener >= 0) return;
+    this.refreshNodes();
+    rmSync(this.#socket, { force: true });
+    this.#listener = listenAt(this.#socket);
+    this.#loop.watch(this.#listener, Epoll.in, () => this.#accept());
+    this.#loop.start();
+  }
+
+  /** Ends every connection and closes every file. */
+  stop(): void {
+    if (this.#listener >= 0) {
+      this.#loop.unwatch(this.#listener);
+      closeSync(this.#listener);
+      this.#listener = -1;
+    }
+    for (const control of [...this.#controls]) this.drop(control);
+    for (const emulated of [...this.files]) this.#lastClose(emulated);
+    for (const process of [...this.#processes.values()]) this.#ended(process);
+    this.#loop.close();
+    if (this.#ownsFolder) rmSync(this.#folder, { recursive: true, force: true });
+  }
+
+  /** What to set for a program that is to be attached, over `base`. */
+  environment(base: NodeJS.ProcessEnv = process.env): Record<string, string> {
+    const others = base["LD_PRELOAD"];
+    return {
+      SOFTIOMMU_SOCKET: this.#socket,
+      SOFTIOMMU_PRELOAD: this.#library,
+      LD_PRELOAD: others ? `${this.#library}:${others}` : this.#library,
+    };
+  }
+
+  // ---- who comes and goes ----------------------------------------------------------------------------------------
+
+  #accept(): void {
+    const fd = accept(this.#listener);
+    if (fd < 0) return;
+    if (this.#controls.size >= MAX_CONNECTIONS) {
+      closeSync(fd);
+      return;
+    }
+    const control = new Control(fd, peerOf(fd), this.files);
+    this.#controls.add(control);
+    this.#loop.watch(fd, Epoll.in, () => this.#receive(control));
+  }
+
+  drop(control: Control): void {
+    if (!this.#controls.delete(control)) return;
+    this.#loop.unwatch(control.fd);
+    closeSync(control.fd);
+    this.#cancel(control);
+  }
+
+  #cancel(control: Control): void {
+    const { request } = control;
+    control.request = undefined;
+    if (request === undefined) return;
+    try {
+      request.cancel();
+    } catch (error) {
+      this.reportBug("cancel", error);
+    }
+  }
+
+  /** The process that a connection belongs to; undefined when it is gone already. */
+  #processOf(pid: number, image: string): AttachedProcess | undefined {
+    const known = this.#processes.get(pid);
+    if (known?.image === image) return known;
+    if (known !== undefined) this.#ended(known); // it has exec'ed
+    const pidfd = pidfdOpen(pid);
+    if (pidfd < 0) return undefined;
+    const process = new AttachedProcess(pid, pidfd, image, this.#options.memory(pid, pidfd));
+    this.#processes.set(pid, process);
+    this.#loop.watch(pidfd, Epoll.in, () => this.#ended(process));
+    if (this.events.on) this.events.emit("task", { pid, started: true });
+    return process;
+  }
+
+  #ended(process: AttachedProcess): void {
+    if (this.#processes.get(process.pid) !== process) return;
+    this.#processes.delete(process.pid);
+    for (const control of [...this.#controls]) if (control.caller?.process === process) this.drop(control);
+    this.#loop.unwatch(process.pidfd);
+    process.end();
+    if (this.events.on) this.events.emit("task", { pid: process.pid, started: false });
+  }
+
+  adoptFile(emulated: EmulatedFile): void {
+    this.#loop.watch(emulated.fd, 0, () => this.#lastClose(emulated));
+  }
+
+  #lastClose(emulated: EmulatedFile): void {
+    this.#loop.unwatch(emulated.fd);
+    const { name, kind } = emulated.file;
+    try {
+      this.files.remove(emulated);
+    } catch (error) {
+      this.reportBug(`close of ${name}`, error);
+    }
+    for (const process of this.#processes.values()) process.forget(emulated.cookie);
+    if (this.events.on) this.events.emit("close", { file: name, kind });
+  }
+
+  discardFile(emulated: EmulatedFile): void {
+    this.#lastClose(emulated);
+  }
+
+  nodes(): readonly DeviceNode[] {
+    return this.#options.nodes();
+  }
+
+  physical(pa: number, length: number): { readonly fd: number; readonly offset: number } {
+    if (this.#options.backing !== undefined) return this.#options.backing(pa, length);
+    throw new LinuxError("EOPNOTSUPP", "memory cannot be mapped here");
+  }
+
+  /** An error that no handler meant: told to whoever listens, and the daemon goes on. */
+  reportBug(where: string, error: unknown): void {
+    const reason = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    if (this.events.on) this.events.emit("call", { call: where, error: "BUG", reason });
+  }
+
+  backing(fd: number, process: AttachedProcess): FileBacking {
+    if (this.#options.fileBacking !== undefined) return this.#options.fileBacking(fd, process);
+    closeSync(fd);
+    throw new LinuxError("EOPNOTSUPP", "files of the caller cannot be mapped here");
+  }
+
+  // ---- requests --------------------------------------------------------------------------------------------------
+
+  #receive(control: Control): void {
+    const length = receive(control.fd);
+    if (length === -Errno.EAGAIN || length === -Errno.EINTR) return;
+    const { view, fds } = received;
+    const wellFormed =
+      length >= RequestHeader.size &&
+      view.getUint32(RequestHeader.version, true) === PROTOCOL_VERSION &&
+      view.getUint32(RequestHeader.length, true) === length - RequestHeader.size &&
+      length - RequestHeader.size <= MAX_BODY;
+    const image = wellFormed ? view.getBigUint64(RequestHeader.image, true).toString(16) : "";
+    if (!wellFormed || !this.#identify(control, image)) {
+      for (const fd of fds) closeSync(fd);
+      this.drop(control);
+      return;
+    }
+    const op = view.getUint32(RequestHeader.op, true);
+    const seq = view.getUint32(RequestHeader.seq, true);
+    if (op === Op.cancel) {
+      if (control.request?.seq === seq) control.request.interrupt();
+      return;
+    }
+    this.#cancel(control); // a caller that asks again does not wait any more
+    control.caller!.tid = view.getUint32(RequestHeader.tid, true);
+    const body = {
+      view: new DataView(view.buffer, view.byteOffset + RequestHeader.size, length - RequestHeader.size),
+      bytes: received.bytes.subarray(RequestHeader.size, length),
+    };
+    const attempt = view.getUint32(RequestHeader.attempt, true);
+    new Request(this, control, { op, seq, attempt }).serve(body, fds);
+  }
+
+  #identify(control: Control, image: string): boolean {
+    if (control.caller !== undefined) return control.caller.process.image === image;
+    const process = this.#processOf(control.peer.pid, image);
+    if (process === undefined) return false;
+    control.caller = new Caller(process, control.peer.uid);
+    return true;
+  }
+}

@@ -1,0 +1,250 @@
+/**
+ * The system calls of the daemon's end: SOCK_SEQPACKET sockets with descriptors in their messages, epoll, and
+ * questions about another process. Like base/libc.ts a failed call returns minus errno. Messages are built and
+ * received in one mapped arena, so that a call costs no allocation; what `receive` leaves there is valid until the
+ * next one.
+ */
+import koffi from "koffi";
+import { MapFlag, mmap, must, Prot, viewOf } from "../base/libc.ts";
+
+const c = koffi.load(null);
+
+const native = {
+  socket: c.func("socket", "int", ["int", "int", "int"]),
+  socketpair: c.func("socketpair", "int", ["int", "int", "int", "void *"]),
+  bind: c.func("bind", "int", ["int", "void *", "uint"]),
+  listen: c.func("listen", "int", ["int", "int"]),
+  accept4: c.func("accept4", "int", ["int", "int64_t", "int64_t", "int"]),
+  getsockopt: c.func("getsockopt", "int", ["int", "int", "int", "void *", "void *"]),
+  recvmsg: c.func("recvmsg", "int64_t", ["int", "int64_t", "int"]),
+  sendmsg: c.func("sendmsg", "int64_t", ["int", "int64_t", "int"]),
+  send: c.func("send", "int64_t", ["int", "void *", "size_t", "int"]),
+  write: c.func("write", "int64_t", ["int", "void *", "size_t"]),
+  poll: c.func("poll", "int", ["void *", "ulong", "int"]),
+  epollCreate: c.func("epoll_create1", "int", ["int"]),
+  epollCtl: c.func("epoll_ctl", "int", ["int", "int", "int", "void *"]),
+  epollWait: c.func("epoll_wait", "int", ["int", "int64_t", "int", "int"]),
+  prlimit: c.func("prlimit64", "int", ["int", "int", "int64_t", "void *"]),
+  capget: c.func("capget", "int", ["void *", "void *"]),
+};
+
+const result = (value: number): number => (value < 0 ? -koffi.errno() : value);
+
+const AF_UNIX = 1;
+const SOCK_SEQPACKET = 5;
+const SOCK_CLOEXEC = 0o2000000;
+const SOCK_NONBLOCK = 0o4000;
+const SOL_SOCKET = 1;
+const SO_PEERCRED = 17;
+const SO_COOKIE = 57;
+const SCM_RIGHTS = 1;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+const MSG_TRUNC = 0x20;
+const MSG_CMSG_CLOEXEC = 0x40000000;
+
+/** `name` with a leading NUL is an abstract name. */
+const socketAddress = (name: string): Buffer => {
+  const bytes = Buffer.from(name);
+  if (bytes.length > 107) throw new RangeError(`a socket name of ${bytes.length} bytes; 107 is the most`);
+  const address = Buffer.alloc(2 + bytes.length + (name.startsWith("\0") ? 0 : 1));
+  address.writeUInt16LE(AF_UNIX, 0);
+  bytes.copy(address, 2);
+  return address;
+};
+
+/** A listening SEQPACKET socket, not blocking. */
+export const listenAt = (name: string): number => {
+  const fd = must("socket", result(native.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)));
+  const address = socketAddress(name);
+  must("bind", result(native.bind(fd, address, address.length)));
+  must("listen", result(native.listen(fd, 4096)));
+  return fd;
+};
+
+export const accept = (fd: number): number => result(native.accept4(fd, 0, 0, SOCK_CLOEXEC | SOCK_NONBLOCK));
+
+const pair = new Int32Array(2);
+
+/** A connected pair; ours (not blocking) carries `name`, theirs is what a client gets. -errno when out of descriptors. */
+export const namedPair = (name: string): { readonly ours: number; readonly theirs: number } | number => {
+  const failed = result(native.socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair));
+  if (failed < 0) return failed;
+  const address = socketAddress(name);
+  must("bind", result(native.bind(pair[0]!, address, address.length)));
+  return { ours: pair[0]!, theirs: pair[1]! };
+};
+
+const optionValue = new Uint32Array(4);
+const optionLength = new Uint32Array(1);
+
+/** SO_COOKIE: the identity of a socket; 0 when the descriptor is no socket. */
+export const socketCookie = (fd: number): number => {
+  optionLength[0] = 8;
+  if (native.getsockopt(fd, SOL_SOCKET, SO_COOKIE, optionValue, optionLength) < 0) return 0;
+  return optionValue[1]! * 0x1_0000_0000 + optionValue[0]!;
+};
+
+/** Who connected, as the kernel knows it. */
+export const peerOf = (fd: number): { readonly pid: number; readonly uid: number } => {
+  optionLength[0] = 12;
+  must("getsockopt", result(native.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, optionValue, optionLength)));
+  return { pid: optionValue[0]!, uid: optionValue[1]! };
+};
+
+// ---- the arena --------------------------------------------------------------------------------------------------
+
+const HEADERS = 0; // msghdr at 0 and 64, iovec at 128 and 144
+const RECEIVED_CONTROL = 256;
+const SENT_CONTROL = 512;
+const EVENTS = 1024;
+const MAX_EVENTS = 64;
+const RECEIVED = 4096;
+const RECEIVE_BYTES = 72 * 1024;
+const SENT = RECEIVED + RECEIVE_BYTES;
+const SEND_BYTES = 72 * 1024;
+const ARENA_BYTES = SENT + SEND_BYTES;
+const CONTROL_BYTES = 128; // room for 16 descriptors and their header
+
+const openArena = () => {
+  const base = must(
+    "mmap",
+    mmap(0, ARENA_BYTES, Prot.read | Prot.write, MapFlag.private | MapFlag.anonymous, -1, 0),
+  );
+  const memory = viewOf(base, ARENA_BYTES);
+  const view = new DataView(memory);
+  const pointer = (at: number, offset: number): void => view.setBigUint64(at, BigInt(base + offset), true);
+  pointer(HEADERS + 16, 128); // received: msg_iov
+  pointer(128, RECEIVED);
+  view.setUint32(136, RECEIVE_BYTES, true);
+  view.setUint32(HEADERS + 24, 1, true); // msg_iovlen
+  pointer(HEADERS + 32, RECEIVED_CONTROL);
+  pointer(64 + 16, 144); // sent
+  pointer(144, SENT);
+  view.setUint32(64 + 24, 1, true);
+  pointer(64 + 32, SENT_CONTROL);
+  return { base, memory, view };
+};
+const arena = openArena();
+
+/** What the last `receive` got; valid until the next. */
+export const received = {
+  view: new DataView(arena.memory, RECEIVED, RECEIVE_BYTES),
+  bytes: new Uint8Array(arena.memory, RECEIVED, RECEIVE_BYTES),
+  fds: [] as number[],
+};
+
+/** What `reply` sends. */
+export const outgoing = {
+  view: new DataView(arena.memory, SENT, SEND_BYTES),
+  bytes: new Uint8Array(arena.memory, SENT, SEND_BYTES),
+};
+
+const takeDescriptors = (length: number): void => {
+  const { view } = arena;
+  let at = RECEIVED_CONTROL;
+  const end = at + length;
+  while (at + 16 <= end) {
+    const size = view.getUint32(at, true);
+    if (size < 16 || at + size > end) return;
+    if (view.getInt32(at + 8, true) === SOL_SOCKET && view.getInt32(at + 12, true) === SCM_RIGHTS)
+      for (let fd = at + 16; fd + 4 <= at + size; fd += 4) received.fds.push(view.getInt32(fd, true));
+    at += (size + 7) & ~7;
+  }
+};
+
+/** One message into `received`: its length, 0 at the end, -errno (-EMSGSIZE: it was longer than any message of ours). */
+export const receive = (fd: number): number => {
+  const { view } = arena;
+  view.setUint32(HEADERS + 40, CONTROL_BYTES, true);
+  if (received.fds.length > 0) received.fds = [];
+  const length = native.recvmsg(fd, arena.base + HEADERS, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (length < 0) return -koffi.errno();
+  const control = view.getUint32(HEADERS + 40, true);
+  if (control > 0) takeDescriptors(control);
+  return view.getUint32(HEADERS + 48, true) & MSG_TRUNC ? -90 : length;
+};
+
+/** Sends the first `length` bytes of `outgoing` with descriptors (16 at most); -errno when it does not go at once. */
+export const sendOutgoing = (fd: number, length: number, fds: readonly number[]): number => {
+  const { view } = arena;
+  view.setUint32(152, length, true);
+  let control = 0;
+  if (fds.length > 0) {
+    view.setUint32(SENT_CONTROL, 16 + 4 * fds.length, true);
+    view.setUint32(SENT_CONTROL + 4, 0, true);
+    view.setInt32(SENT_CONTROL + 8, SOL_SOCKET, true);
+    view.setInt32(SENT_CONTROL + 12, SCM_RIGHTS, true);
+    for (const [i, sent] of fds.entries()) view.setInt32(SENT_CONTROL + 16 + 4 * i, sent, true);
+    control = 16 + ((4 * fds.length + 7) & ~7);
+  }
+  view.setUint32(64 + 40, control, true);
+  const sent = native.sendmsg(fd, arena.base + 64, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return sent < 0 ? -koffi.errno() : sent;
+};
+
+/** A short message that must not wait. */
+export const sendBytes = (fd: number, bytes: Uint8Array): number =>
+  result(native.send(fd, bytes, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL));
+
+// ---- epoll ------------------------------------------------------------------------------------------------------
+
+export const Epoll = { in: 1, out: 4, err: 8, hup: 0x10, rdhup: 0x2000, edge: 0x80000000 } as const;
+
+export const epollCreate = (): number => must("epoll_create1", result(native.epollCreate(0o2000000)));
+
+const control = new DataView(new ArrayBuffer(12));
+
+export const epollAdd = (epoll: number, fd: number, events: number, tag: number): number => {
+  control.setUint32(0, events >>> 0, true);
+  control.setUint32(4, fd, true);
+  control.setUint32(8, tag, true);
+  return result(native.epollCtl(epoll, 1, fd, control));
+};
+export const epollDelete = (epoll: number, fd: number): number =>
+  result(native.epollCtl(epoll, 2, fd, control));
+
+/** How many descriptors are ready (read with `readyFd`…), 0 after the timeout, -errno. */
+export const epollWait = (epoll: number, milliseconds: number): number =>
+  result(native.epollWait(epoll, arena.base + EVENTS, MAX_EVENTS, milliseconds));
+export const readyEvents = (i: number): number => arena.view.getUint32(EVENTS + 12 * i, true);
+export const readyFd = (i: number): number => arena.view.getUint32(EVENTS + 12 * i + 4, true);
+export const readyTag = (i: number): number => arena.view.getUint32(EVENTS + 12 * i + 8, true);
+
+// ---- eventfds ---------------------------------------------------------------------------------------------------
+
+const pollOut = new DataView(new ArrayBuffer(8));
+const one = new BigUint64Array([1n]);
+
+/** Adds one to an eventfd unless its counter is full: then writing would wait for the client. */
+export const signalEventfd = (fd: number): boolean => {
+  pollOut.setInt32(0, fd, true);
+  pollOut.setUint16(4, Epoll.out, true);
+  pollOut.setUint16(6, 0, true);
+  return native.poll(pollOut, 1, 0) === 1 && native.write(fd, one, 8) === 8;
+};
+
+// ---- another process --------------------------------------------------------------------------------------------
+
+const RLIMIT_MEMLOCK = 8;
+const limits = new Float64Array(2);
+const limitWords = new Uint32Array(limits.buffer);
+
+/** RLIMIT_MEMLOCK of a process in bytes, Infinity when unlimited; 0 when it cannot be asked. */
+export const memlockOf = (pid: number): number => {
+  if (native.prlimit(pid, RLIMIT_MEMLOCK, 0, limits) < 0) return 0;
+  const [lo, hi] = [limitWords[0]!, limitWords[1]!];
+  return hi === 0xffffffff && lo === 0xffffffff ? Number.POSITIVE_INFINITY : hi * 0x1_0000_0000 + lo;
+};
+
+const LINUX_CAPABILITY_VERSION_3 = 0x20080522;
+const capabilityHeader = new Uint32Array(2);
+const capabilityData = new Uint32Array(6);
+
+/** Whether a process has capability `number` in its effective set. */
+export const hasCapability = (pid: number, number: number): boolean => {
+  capabilityHeader[0] = LINUX_CAPABILITY_VERSION_3;
+  capabilityHeader[1] = pid;
+  if (native.capget(capabilityHeader, capabilityData) < 0) return false;
+  return ((capabilityData[3 * (number >>> 5)]! >>> (number & 31)) & 1) === 1;
+};
