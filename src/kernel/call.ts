@@ -127,6 +127,8 @@ export interface KernelFile {
   /** A trapped access to a mapped range; offset is that of the file. */
   trapRead?(offset: bigint, into: Uint8Array): void;
   trapWrite?(offset: bigint, data: Uint8Array): void;
+  /** A 64-byte non-posted write (ENQCMD) to a mapped range; false: the device asks for a retry. Absent: it always does. */
+  trapEnqueue?(offset: bigint, command: Uint8Array): boolean;
   /** poll(2) mask now; `onReady` is set by whoever polls and called when the mask may have changed. */
   poll?(): number;
   onReady?: (() => void) | undefined;

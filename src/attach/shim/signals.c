@@ -1,0 +1,585 @@
+/*
+ * SIGSEGV, SIGBUS and SIGILL belong to the library, which serves accesses to devices with them; the program keeps
+ * the illusion that they are its own. What it installs is stored here and called for faults that are not ours,
+ * with the mask, the flags and the default action the kernel would give it.
+ *
+ * It must never block them for real, or a load from a BAR would kill it. So for each there is a marker: a real-time
+ * signal taken from the C library's reserve, which is blocked in the thread's real mask while the program believes
+ * that it blocks the owned signal. Everything that saves, restores or inherits masks (siglongjmp, sigreturn, threads,
+ * fork, exec, swapcontext) thereby carries the belief along. A signal sent from outside while it is "blocked" is
+ * queued as its marker, and delivered when that is unblocked.
+ *
+ * Left out: signalfd, sigqueue of a marker by number, masks in thread and spawn attributes, and SIG_IGN of an owned
+ * signal across exec.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
+#include <ucontext.h>
+
+#include "shim.h"
+
+#define OWNED 3
+static const int owned_signal[OWNED] = {SIGSEGV, SIGBUS, SIGILL};
+static int marker_signal[OWNED];
+static uint64_t owned_bits, marker_bits;
+static bool installed;
+static long own_pid; /* a vfork child shares this memory, but not the signal handlers */
+
+#define BIT(signal) (UINT64_C(1) << ((signal) - 1))
+/* SIGCANCEL and SIGSETXID of the C library, which its sigprocmask leaves alone; SIGKILL and SIGSTOP. */
+#define UNMASKABLE (BIT(32) | BIT(33) | BIT(SIGKILL) | BIT(SIGSTOP))
+/* Reported by the C library for a handler that it installed. */
+#define KERNEL_SA_RESTORER 0x04000000
+
+/* ---- dispositions ------------------------------------------------------------------------------------------- */
+
+static struct disposition {
+    uint32_t sequence; /* odd while it is written */
+    struct sigaction action;
+} dispositions[OWNED];
+static int lock_word;
+static uint64_t fork_mask;
+
+static struct {
+    int (*sigaction)(int, const struct sigaction *, struct sigaction *);
+    sighandler_t (*signal)(int, sighandler_t);
+    sighandler_t (*sysv_signal)(int, sighandler_t);
+    sighandler_t (*sigset)(int, sighandler_t);
+    int (*sigprocmask)(int, const sigset_t *, sigset_t *);
+    int (*pthread_sigmask)(int, const sigset_t *, sigset_t *);
+    int (*sigsuspend)(const sigset_t *);
+    int (*sigpending)(sigset_t *);
+    int (*sigwait)(const sigset_t *, int *);
+    int (*sigwaitinfo)(const sigset_t *, siginfo_t *);
+    int (*sigtimedwait)(const sigset_t *, siginfo_t *, const struct timespec *);
+    int (*ppoll)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *);
+    int (*ppoll_chk)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *, size_t);
+    int (*pselect)(int, fd_set *, fd_set *, fd_set *, const struct timespec *, const sigset_t *);
+    int (*epoll_pwait)(int, struct epoll_event *, int, int, const sigset_t *);
+    int (*epoll_pwait2)(int, struct epoll_event *, int, const struct timespec *, const sigset_t *);
+} real;
+
+static void look_up(void)
+{
+    real.sigaction = shim_next("sigaction");
+    real.signal = shim_next("signal");
+    real.sysv_signal = shim_next("sysv_signal");
+    real.sigset = shim_next("sigset");
+    real.pthread_sigmask = shim_next("pthread_sigmask");
+    real.sigsuspend = shim_next("sigsuspend");
+    real.sigpending = shim_next("sigpending");
+    real.sigwait = shim_next("sigwait");
+    real.sigwaitinfo = shim_next("sigwaitinfo");
+    real.sigtimedwait = shim_next("sigtimedwait");
+    real.ppoll = shim_next("ppoll");
+    real.ppoll_chk = shim_next("__ppoll_chk");
+    real.pselect = shim_next("pselect");
+    real.epoll_pwait = shim_next("epoll_pwait");
+    real.epoll_pwait2 = shim_next("epoll_pwait2");
+    __atomic_store_n(&real.sigprocmask, shim_next("sigprocmask"), __ATOMIC_RELEASE);
+}
+
+/* True when calls are to be translated: an attached program, in its own memory. */
+static bool ours(void)
+{
+    if (!__atomic_load_n(&real.sigprocmask, __ATOMIC_ACQUIRE))
+        look_up();
+    return __atomic_load_n(&installed, __ATOMIC_ACQUIRE) && raw_getpid() == own_pid;
+}
+
+static int owned_index(int signal)
+{
+    for (int i = 0; i < OWNED; i++)
+        if (owned_signal[i] == signal)
+            return i;
+    return -1;
+}
+
+static int marker_index(int signal)
+{
+    for (int i = 0; i < OWNED; i++)
+        if (marker_signal[i] && marker_signal[i] == signal)
+            return i;
+    return -1;
+}
+
+/* ---- masks -------------------------------------------------------------------------------------------------- */
+
+static uint64_t load_mask(const sigset_t *set)
+{
+    uint64_t mask;
+    memcpy(&mask, set, sizeof mask);
+    return mask;
+}
+
+static void store_mask(sigset_t *set, uint64_t mask)
+{
+    memcpy(set, &mask, sizeof mask);
+}
+
+/* The program's view of a mask to the kernel's: an owned signal becomes its marker. */
+static uint64_t to_kernel(uint64_t mask)
+{
+    uint64_t out = mask & ~(owned_bits | marker_bits);
+    for (int i = 0; i < OWNED; i++)
+        if (mask & BIT(owned_signal[i]) && marker_signal[i])
+            out |= BIT(marker_signal[i]);
+    return out;
+}
+
+static uint64_t to_program(uint64_t mask)
+{
+    uint64_t out = mask & ~(owned_bits | marker_bits);
+    for (int i = 0; i < OWNED; i++)
+        if (marker_signal[i] && mask & BIT(marker_signal[i]))
+            out |= BIT(owned_signal[i]);
+    return out;
+}
+
+static const sigset_t *translated(const sigset_t *set, sigset_t *room)
+{
+    if (!set)
+        return NULL;
+    sigemptyset(room);
+    store_mask(room, to_kernel(load_mask(set)));
+    return room;
+}
+
+/* 0 or an errno. */
+static int change_mask(int how, const sigset_t *set, sigset_t *old)
+{
+    if (set && how != SIG_BLOCK && how != SIG_UNBLOCK && how != SIG_SETMASK)
+        return EINVAL;
+    uint64_t wanted = set ? to_kernel(load_mask(set)) & ~UNMASKABLE : 0, before = 0;
+    long result = raw_sigprocmask(how, set ? &wanted : NULL, &before);
+    if (result < 0)
+        return (int)-result;
+    if (old)
+        store_mask(old, to_program(before));
+    return 0;
+}
+
+EXPORT int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+{
+    return ours() ? change_mask(how, set, old) : real.pthread_sigmask(how, set, old);
+}
+
+EXPORT int sigprocmask(int how, const sigset_t *set, sigset_t *old)
+{
+    if (!ours())
+        return real.sigprocmask(how, set, old);
+    int error = change_mask(how, set, old);
+    if (!error)
+        return 0;
+    errno = error;
+    return -1;
+}
+
+/* The BSD forms, whose masks are the signals 1 to 32. */
+static int change_bsd_mask(int how, int mask)
+{
+    sigset_t set, old;
+    sigemptyset(&set);
+    store_mask(&set, (uint32_t)mask);
+    sigemptyset(&old);
+    return sigprocmask(how, &set, &old) < 0 ? -1 : (int)load_mask(&old);
+}
+
+EXPORT int sigblock(int mask)
+{
+    return change_bsd_mask(SIG_BLOCK, mask);
+}
+
+EXPORT int sigsetmask(int mask)
+{
+    return change_bsd_mask(SIG_SETMASK, mask);
+}
+
+static int change_one(int how, int signal)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    return sigaddset(&set, signal) < 0 ? -1 : sigprocmask(how, &set, NULL);
+}
+
+EXPORT int sighold(int signal)
+{
+    return change_one(SIG_BLOCK, signal);
+}
+
+EXPORT int sigrelse(int signal)
+{
+    return change_one(SIG_UNBLOCK, signal);
+}
+
+/* ---- calls that take a mask for their own duration ---------------------------------------------------------- */
+
+EXPORT int sigsuspend(const sigset_t *set)
+{
+    sigset_t room;
+    return real.sigsuspend(ours() ? translated(set, &room) : set);
+}
+
+EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *set)
+{
+    sigset_t room;
+    return real.ppoll(fds, count, timeout, ours() ? translated(set, &room) : set);
+}
+
+EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *set,
+                       size_t size)
+{
+    sigset_t room;
+    return real.ppoll_chk(fds, count, timeout, ours() ? translated(set, &room) : set, size);
+}
+
+EXPORT int pselect(int count, fd_set *restrict in, fd_set *restrict out, fd_set *restrict except,
+                   const struct timespec *restrict timeout, const sigset_t *restrict set)
+{
+    sigset_t room;
+    return real.pselect(count, in, out, except, timeout, ours() ? translated(set, &room) : set);
+}
+
+EXPORT int epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *set)
+{
+    sigset_t room;
+    return real.epoll_pwait(fd, events, count, timeout, ours() ? translated(set, &room) : set);
+}
+
+EXPORT int epoll_pwait2(int fd, struct epoll_event *events, int count, const struct timespec *timeout,
+                        const sigset_t *set)
+{
+    sigset_t room;
+    const sigset_t *mask = ours() ? translated(set, &room) : set;
+    if (!real.epoll_pwait2) {
+        errno = ENOSYS;
+        return -1;
+    }
+    return real.epoll_pwait2(fd, events, count, timeout, mask);
+}
+
+EXPORT int sigpending(sigset_t *set)
+{
+    bool translate = ours();
+    int result = real.sigpending(set);
+    if (result == 0 && translate)
+        store_mask(set, to_program(load_mask(set)));
+    return result;
+}
+
+static int waited(int signal, siginfo_t *info)
+{
+    int i = marker_index(signal);
+    if (i < 0)
+        return signal;
+    if (info)
+        info->si_signo = owned_signal[i];
+    return owned_signal[i];
+}
+
+EXPORT int sigwait(const sigset_t *restrict set, int *restrict signal)
+{
+    sigset_t room;
+    int result = real.sigwait(ours() ? translated(set, &room) : set, signal);
+    if (result == 0)
+        *signal = waited(*signal, NULL);
+    return result;
+}
+
+EXPORT int sigwaitinfo(const sigset_t *restrict set, siginfo_t *restrict info)
+{
+    sigset_t room;
+    return waited(real.sigwaitinfo(ours() ? translated(set, &room) : set, info), info);
+}
+
+EXPORT int sigtimedwait(const sigset_t *restrict set, siginfo_t *restrict info,
+                        const struct timespec *restrict timeout)
+{
+    sigset_t room;
+    return waited(real.sigtimedwait(ours() ? translated(set, &room) : set, info, timeout), info);
+}
+
+/* ---- the program's handlers --------------------------------------------------------------------------------- */
+
+static uint64_t lock(void)
+{
+    uint64_t all = ~UINT64_C(0), before = 0;
+    raw_sigprocmask(SIG_BLOCK, &all, &before);
+    while (__atomic_exchange_n(&lock_word, 1, __ATOMIC_ACQUIRE))
+        raw_sched_yield();
+    return before;
+}
+
+static void unlock(uint64_t before)
+{
+    __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE);
+    raw_sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
+static void fork_prepare(void)
+{
+    uint64_t before = lock();
+    fork_mask = before;
+}
+static void fork_parent(void)
+{
+    unlock(fork_mask);
+}
+static void fork_child(void)
+{
+    own_pid = raw_getpid();
+    unlock(fork_mask);
+}
+
+/* Under the lock. */
+static void write_disposition(struct disposition *d, const struct sigaction *action)
+{
+    __atomic_store_n(&d->sequence, d->sequence + 1, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    d->action = *action;
+    __atomic_store_n(&d->sequence, d->sequence + 1, __ATOMIC_RELEASE);
+}
+
+static struct sigaction read_disposition(struct disposition *d)
+{
+    for (;;) {
+        uint32_t sequence = __atomic_load_n(&d->sequence, __ATOMIC_ACQUIRE);
+        if (!(sequence & 1)) {
+            struct sigaction action = d->action;
+            __atomic_thread_fence(__ATOMIC_ACQUIRE);
+            if (__atomic_load_n(&d->sequence, __ATOMIC_RELAXED) == sequence)
+                return action;
+        }
+        raw_sched_yield();
+    }
+}
+
+static void on_signal(int signal, siginfo_t *info, void *context);
+
+/* The kernel's handler runs on the stack, and restarts calls, as the program's would. */
+static int install(int signal, int flags)
+{
+    struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | flags};
+    memset(&action.sa_mask, 0xff, sizeof action.sa_mask);
+    return real.sigaction(signal, &action, NULL);
+}
+
+static int set_disposition(int i, const struct sigaction *act, struct sigaction *old)
+{
+    struct sigaction copy;
+    if (act)
+        copy = *act;
+    uint64_t before = lock();
+    if (old)
+        *old = dispositions[i].action;
+    if (act) {
+        store_mask(&copy.sa_mask, load_mask(&copy.sa_mask) & ~(BIT(SIGKILL) | BIT(SIGSTOP)));
+        copy.sa_flags |= KERNEL_SA_RESTORER;
+        write_disposition(&dispositions[i], &copy);
+        bool handled = copy.sa_handler != SIG_DFL && copy.sa_handler != SIG_IGN;
+        install(owned_signal[i], handled ? copy.sa_flags & (SA_ONSTACK | SA_RESTART) : SA_RESTART);
+    }
+    unlock(before);
+    return 0;
+}
+
+EXPORT int sigaction(int signal, const struct sigaction *restrict act, struct sigaction *restrict old)
+{
+    if (!ours())
+        return real.sigaction(signal, act, old);
+    int i = owned_index(signal);
+    if (i >= 0)
+        return set_disposition(i, act, old);
+    if (marker_index(signal) >= 0) {
+        errno = EINVAL;
+        return -1;
+    }
+    struct sigaction copy;
+    if (act) {
+        copy = *act;
+        store_mask(&copy.sa_mask, to_kernel(load_mask(&act->sa_mask)));
+    }
+    int result = real.sigaction(signal, act ? &copy : NULL, old);
+    if (result == 0 && old)
+        store_mask(&old->sa_mask, to_program(load_mask(&old->sa_mask)));
+    return result;
+}
+
+static sighandler_t set_handler(int signal, sighandler_t handler, int flags, bool mask_itself)
+{
+    struct sigaction action = {.sa_handler = handler, .sa_flags = flags}, old;
+    sigemptyset(&action.sa_mask);
+    if (mask_itself && sigaddset(&action.sa_mask, signal) < 0)
+        return SIG_ERR;
+    return sigaction(signal, &action, &old) < 0 ? SIG_ERR : old.sa_handler;
+}
+
+static bool passes(int signal)
+{
+    return !ours() || (owned_index(signal) < 0 && marker_index(signal) < 0);
+}
+
+EXPORT sighandler_t signal(int number, sighandler_t handler)
+{
+    if (passes(number))
+        return real.signal(number, handler);
+    return set_handler(number, handler, SA_RESTART, true);
+}
+
+EXPORT sighandler_t bsd_signal(int number, sighandler_t handler)
+{
+    return signal(number, handler);
+}
+
+EXPORT sighandler_t ssignal(int number, sighandler_t handler)
+{
+    return signal(number, handler);
+}
+
+EXPORT sighandler_t sysv_signal(int number, sighandler_t handler)
+{
+    if (passes(number))
+        return real.sysv_signal(number, handler);
+    return set_handler(number, handler, (int)SA_RESETHAND | SA_NODEFER, false);
+}
+
+EXPORT sighandler_t __sysv_signal(int number, sighandler_t handler)
+{
+    return sysv_signal(number, handler);
+}
+
+EXPORT sighandler_t sigset(int number, sighandler_t handler)
+{
+    if (passes(number))
+        return real.sigset(number, handler);
+    sigset_t set, before;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    sigemptyset(&before);
+    struct sigaction old;
+    if (sigaction(number, NULL, &old) < 0)
+        return SIG_ERR;
+    bool hold = handler == SIG_HOLD;
+    if (!hold && set_handler(number, handler, 0, false) == SIG_ERR)
+        return SIG_ERR;
+    sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &set, &before);
+    return sigismember(&before, number) ? SIG_HOLD : old.sa_handler;
+}
+
+EXPORT int sigignore(int number)
+{
+    return set_handler(number, SIG_IGN, 0, false) == SIG_ERR ? -1 : 0;
+}
+
+/* ---- delivery ----------------------------------------------------------------------------------------------- */
+
+static long queue_to_thread(int signal, const siginfo_t *info)
+{
+    return raw_syscall(SYS_rt_tgsigqueueinfo, raw_getpid(), raw_gettid(), signal, (long)info, 0, 0);
+}
+
+/* The default action, by the kernel itself, on return from this handler: status, core and address are the real ones. */
+static void die(int signal, const siginfo_t *info, uint64_t *mask)
+{
+    struct {
+        void *handler;
+        unsigned long flags;
+        void *restorer;
+        uint64_t mask;
+    } by_default = {0};
+    raw_syscall(SYS_rt_sigaction, signal, (long)&by_default, 0, sizeof by_default.mask, 0, 0);
+    *mask &= ~BIT(signal);
+    queue_to_thread(signal, info);
+}
+
+/* Runs the program's handler as the kernel would: its mask, its flags, its view of the interrupted mask. */
+static void call_program(int i, const struct sigaction *action, siginfo_t *info, ucontext_t *context)
+{
+    uint64_t mask = load_mask(&context->uc_sigmask), all = ~UINT64_C(0);
+    if (action->sa_flags & (int)SA_RESETHAND) {
+        struct sigaction reset = *action;
+        reset.sa_handler = SIG_DFL;
+        uint64_t before = lock();
+        write_disposition(&dispositions[i], &reset);
+        unlock(before);
+    }
+    uint64_t during = mask | to_kernel(load_mask(&action->sa_mask));
+    if (!(action->sa_flags & SA_NODEFER) && marker_signal[i])
+        during |= BIT(marker_signal[i]);
+    store_mask(&context->uc_sigmask, to_program(mask));
+    during &= ~owned_bits;
+    raw_sigprocmask(SIG_SETMASK, &during, NULL);
+    action->sa_sigaction(owned_signal[i], info, context);
+    raw_sigprocmask(SIG_SETMASK, &all, NULL);
+    store_mask(&context->uc_sigmask, to_kernel(load_mask(&context->uc_sigmask)));
+}
+
+static void deliver(int i, siginfo_t *info, ucontext_t *context, bool forced)
+{
+    uint64_t mask = load_mask(&context->uc_sigmask);
+    bool blocked = marker_signal[i] && mask & BIT(marker_signal[i]);
+    struct sigaction action = read_disposition(&dispositions[i]);
+    bool handled = action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
+    if (!forced && blocked) {
+        queue_to_thread(marker_signal[i], info);
+    } else if ((forced && blocked) || (!handled && (forced || action.sa_handler == SIG_DFL))) {
+        die(owned_signal[i], info, &mask);
+        store_mask(&context->uc_sigmask, mask);
+    } else if (handled) {
+        call_program(i, &action, info, context);
+    }
+}
+
+/* All signals are blocked here. */
+static void on_signal(int signal, siginfo_t *info, void *context)
+{
+    int i = marker_index(signal);
+    if (i >= 0) {
+        info->si_signo = owned_signal[i];
+        deliver(i, info, context, false);
+        return;
+    }
+    /* A fault has a positive code; what kill, sigqueue and tgkill send has not. */
+    bool fault = info->si_code > 0;
+    if (fault && signal != SIGILL && adopt_fault(info->si_addr))
+        return;
+    if (fault && trap_fault(info, context))
+        return;
+    i = owned_index(info->si_signo); /* a device that does not answer is a SIGBUS */
+    deliver(i, info, context, fault);
+}
+
+/* ---- start-up ----------------------------------------------------------------------------------------------- */
+
+extern int __libc_allocate_rtsig(int high);
+
+void signals_init(void)
+{
+    if (!__atomic_load_n(&real.sigprocmask, __ATOMIC_ACQUIRE))
+        look_up();
+    own_pid = raw_getpid();
+    uint64_t mask = 0;
+    raw_sigprocmask(SIG_BLOCK, NULL, &mask);
+    for (int i = 0; i < OWNED; i++) {
+        int marker = __libc_allocate_rtsig(0);
+        if (marker > 0) {
+            marker_signal[i] = marker;
+            marker_bits |= BIT(marker);
+            install(marker, 0);
+            if (mask & BIT(owned_signal[i]))
+                mask |= BIT(marker);
+        }
+        owned_bits |= BIT(owned_signal[i]);
+        real.sigaction(owned_signal[i], NULL, &dispositions[i].action);
+        install(owned_signal[i], SA_RESTART);
+    }
+    mask &= ~owned_bits;
+    raw_sigprocmask(SIG_SETMASK, &mask, NULL);
+    pthread_atfork(fork_prepare, fork_parent, fork_child);
+    __atomic_store_n(&installed, true, __ATOMIC_RELEASE);
+}
