@@ -150,6 +150,16 @@ describe("C structures", () => {
     expect(() => Everything.bytes({ words: [1, 2, 3, 4] })).toThrow(/4 elements for u32\[3\]/);
   });
 
+  it("printBytes shows what there is of a structure, however few or many bytes", () => {
+    expect(Range.printBytes(Uint8Array.of(5))).toBe("{ start=0x5, last=0x0 }");
+    expect(Range.printBytes(new Uint8Array(100))).toBe("{ start=0x0, last=0x0 }");
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => {
+        expect(Listing.printBytes(bytes)).toMatch(/^{ nr=.*, ranges=\[.*\] }$/);
+      }),
+    );
+  });
+
   it("print names flags and values, shows addresses in hexadecimal, and leaves padding out", () => {
     const Request = struct("map", {
       argsz: u32,

@@ -60,6 +60,8 @@ export interface Struct<F extends Members> extends Codec<StructValue<F>, StructW
   write(bytes: Uint8Array, value: StructWrite<F>, at?: number): void;
   /** New bytes that hold the value, its tail included. */
   bytes(value: StructWrite<F>): Uint8Array<ArrayBuffer>;
+  /** The structure in bytes as one line; bytes that are missing count as zero. Never throws. */
+  printBytes(bytes: Uint8Array): string;
   /** An object whose properties read and write the bytes: scalars as they are, structures as views, arrays as lists. */
   view(bytes: Uint8Array, at?: number): StructValue<F>;
 }
@@ -346,6 +348,14 @@ const define = <const F extends Members>(
     viewAt,
     print,
     read: (from, at = 0) => readAt(dataView(from), at, true),
+    printBytes(from) {
+      let whole = from;
+      if (from.length < size) {
+        whole = new Uint8Array(size);
+        whole.set(from);
+      }
+      return print(readAt(dataView(whole), 0, true));
+    },
     write(to, value, at = 0) {
       const whole = sizeWith(tailLength(value));
       if (at < 0 || at + whole > to.length)
