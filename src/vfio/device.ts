@@ -6,6 +6,7 @@
 import type { Call, KernelFile, MapSegment } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
+import { InfoChain } from "../uapi/info-chain.ts";
 import {
   VFIO_DEVICE_BIND_IOMMUFD,
   VFIO_DEVICE_FEATURE,
@@ -33,7 +34,7 @@ import {
   VfioIrqInfo,
   VfioRegionInfo,
 } from "../uapi/vfio.ts";
-import { hex, readArgument, writeChain } from "./argument.ts";
+import { hex, readArgument } from "./argument.ts";
 import type { VfioContext } from "./context.ts";
 import { hotReset, hotResetInfo } from "./hot-reset.ts";
 import { readIrqSet } from "./irq-set.ts";
@@ -187,16 +188,12 @@ export class DeviceFile implements KernelFile {
 
   #getInfo(call: Call, at: bigint): number {
     const { argsz } = readArgument(call, at, VfioDeviceInfo, VfioDeviceInfo.fieldEnd("num_irqs"));
-    const known = Math.min(argsz, VfioDeviceInfo.fieldEnd("cap_offset"));
-    const info = VfioDeviceInfo.bytes({
-      argsz,
+    const info = {
       flags: VFIO_DEVICE_FLAGS_PCI | (this.device.resettable ? VFIO_DEVICE_FLAGS_RESET : 0),
       num_regions: VFIO_PCI_NUM_REGIONS,
       num_irqs: VFIO_PCI_NUM_IRQS,
-    });
-    const whole =
-      known === VfioDeviceInfo.fieldEnd("cap_offset") ? known : VfioDeviceInfo.fieldEnd("num_irqs");
-    call.memory.write(at, info.subarray(0, whole));
+    };
+    call.memory.write(at, new InfoChain(VfioDeviceInfo.size).answer(VfioDeviceInfo, info, argsz));
     return 0;
   }
 
@@ -210,28 +207,17 @@ export class DeviceFile implements KernelFile {
           : `region ${index}: it has regions 0 to ${VFIO_PCI_NUM_REGIONS - 1}`,
       );
     const { pci, irqs } = this.device;
-    let flags = regionFlags(pci, index);
+    const flags = regionFlags(pci, index);
+    const chain = new InfoChain(VfioRegionInfo.size);
     const mappableTable = irqs.msix?.bar === index && (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
-    const capabilities = mappableTable
-      ? [
-          {
-            id: VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
-            version: 1,
-            bytes: new Uint8Array(VfioInfoCapHeader.size),
-          },
-        ]
-      : [];
-    if (mappableTable) flags |= VFIO_REGION_INFO_FLAG_CAPS;
-    const { needed, offset } = writeChain(call, at, { size: VfioRegionInfo.size, argsz }, capabilities);
-    const info = VfioRegionInfo.bytes({
-      argsz: mappableTable && offset === 0 ? needed : argsz,
-      flags,
+    if (mappableTable) chain.add(VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, VfioInfoCapHeader, {});
+    const info = {
+      flags: mappableTable ? flags | VFIO_REGION_INFO_FLAG_CAPS : flags,
       index,
-      cap_offset: offset,
       size: BigInt(regionSize(pci, index)),
       offset: regionOffset(index),
-    });
-    call.memory.write(at, info);
+    };
+    call.memory.write(at, chain.answer(VfioRegionInfo, info, argsz));
     return 0;
   }
 

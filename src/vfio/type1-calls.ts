@@ -4,6 +4,7 @@
  */
 import type { Call } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
+import { InfoChain } from "../uapi/info-chain.ts";
 import type { ValueOf } from "../uapi/struct.ts";
 import {
   VFIO_DMA_MAP_FLAG_READ,
@@ -34,7 +35,7 @@ import {
   VfioIommuType1InfoCapMigration,
   VfioIommuType1InfoDmaAvail,
 } from "../uapi/vfio.ts";
-import { hex, type InfoCapability, readArgument, readStruct, writeChain } from "./argument.ts";
+import { hex, readArgument, readStruct } from "./argument.ts";
 import { checkBitmap, markDirty } from "./dirty-bitmap.ts";
 import type { Type1 } from "./type1.ts";
 
@@ -63,52 +64,30 @@ export const type1Call = (
   }
 };
 
-const capabilitiesOf = (type1: Type1): InfoCapability[] => {
-  const pages = BigInt(type1.granule);
-  const capabilities = [
-    {
-      id: VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION,
-      version: 1,
-      bytes: VfioIommuType1InfoCapMigration.bytes({
-        pgsize_bitmap: pages,
-        max_dirty_bitmap_size: BigInt(MAX_BITMAP_BYTES),
-      }),
-    },
-    {
-      id: VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
-      version: 1,
-      bytes: VfioIommuType1InfoDmaAvail.bytes({ avail: type1.available }),
-    },
-    {
-      id: VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
-      version: 1,
-      bytes: VfioIommuType1InfoCapIovaRange.bytes({
-        nr_iovas: type1.ranges.length,
-        iova_ranges: type1.ranges.map(({ start, end }) => ({ start: BigInt(start), end: BigInt(end) - 1n })),
-      }),
-    },
-  ];
-  return type1.ranges.length > 0 ? capabilities : capabilities.slice(0, 2);
+/** The order is Linux's: migration, mappings left, IOVA ranges. */
+const chainOf = (type1: Type1): InfoChain => {
+  const chain = new InfoChain(VfioIommuType1Info.size)
+    .add(VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, 1, VfioIommuType1InfoCapMigration, {
+      pgsize_bitmap: BigInt(type1.granule),
+      max_dirty_bitmap_size: BigInt(MAX_BITMAP_BYTES),
+    })
+    .add(VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, VfioIommuType1InfoDmaAvail, { avail: type1.available });
+  if (type1.ranges.length > 0)
+    chain.add(VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, VfioIommuType1InfoCapIovaRange, {
+      nr_iovas: type1.ranges.length,
+      iova_ranges: type1.ranges.map(({ start, end }) => ({ start: BigInt(start), end: BigInt(end) - 1n })),
+    });
+  return chain;
 };
 
-/** The structure grew: callers that know it up to `iova_pgsizes` get that much. */
+/** The structure grew: callers may know it only up to `iova_pgsizes`. */
 const getInfo = (type1: Type1, call: Call, at: bigint): number => {
   const { argsz } = readArgument(call, at, VfioIommuType1Info, VfioIommuType1Info.fieldEnd("iova_pgsizes"));
-  const withCapabilities = VfioIommuType1Info.fieldEnd("cap_offset");
-  const { needed, offset } = writeChain(
-    call,
-    at,
-    { size: VfioIommuType1Info.size, argsz },
-    capabilitiesOf(type1),
-  );
-  const info = VfioIommuType1Info.bytes({
-    argsz: offset ? argsz : needed,
+  const info = {
     flags: VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS,
     iova_pgsizes: type1.pageSizes,
-    cap_offset: offset,
-  });
-  const known = argsz >= withCapabilities ? withCapabilities : VfioIommuType1Info.fieldEnd("iova_pgsizes");
-  call.memory.write(at, info.subarray(0, known));
+  };
+  call.memory.write(at, chainOf(type1).answer(VfioIommuType1Info, info, argsz));
   return 0;
 };
 
