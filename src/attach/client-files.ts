@@ -1,0 +1,306 @@
+/**
+ * The files whose pages clients have pinned, each known by device and inode: every memfd, shared file and adopted
+ * region is one kind of thing here. A range of a file that is pinned for the first time is mapped over slots of host
+ * memory (a run); its pages answer while they are pinned, counted one by one. A run nobody pins stays mapped for a
+ * while, because programs pin the same buffers again and again. Leaves out: who may pin, and what is adopted.
+ */
+import { closeSync, fstatSync } from "node:fs";
+import type { Banks } from "../memory/banks.ts";
+import { MAX_CLIENT_RUN } from "../memory/banks.ts";
+import { FRAME_BYTES } from "../memory/host-memory.ts";
+
+/** Pages that lie together in host memory; `index` counts from the run's first page. */
+export interface PinnedPages {
+  /** Frame number of page `index`. */
+  frame(index: number): number;
+  /** Gives back pages [index, index + count). */
+  release(index: number, count: number): void;
+}
+
+/** A part of a pin: `count` pages of `pages` from `first`. */
+export interface Segment {
+  readonly pages: PinnedPages;
+  readonly first: number;
+  readonly count: number;
+}
+
+/** Mappings the daemon allows itself; the kernel's default is 65530, and a run costs two. */
+const MAX_RUNS = 24_000;
+/** Runs that nobody pins but that stay mapped. */
+const MAX_IDLE = 256;
+const LARGE_PAGES = 512;
+
+class Run implements PinnedPages {
+  readonly file: ClientFile;
+  /** Its first page in the file. */
+  readonly first: number;
+  readonly count: number;
+  readonly base: number;
+  readonly #pins: Uint32Array;
+  /** Pins of all pages together. */
+  total = 0;
+
+  constructor(file: ClientFile, first: number, count: number, base: number) {
+    this.file = file;
+    this.first = first;
+    this.count = count;
+    this.base = base;
+    this.#pins = new Uint32Array(count);
+  }
+
+  frame(index: number): number {
+    return this.base + index;
+  }
+
+  isPinned(index: number): boolean {
+    return this.#pins[index] !== 0;
+  }
+
+  pin(index: number, count: number): void {
+    const { banks } = this.file.files;
+    for (let i = index; i < index + count; ) {
+      if (this.#pins[i]! > 0) {
+        this.#pins[i]! += 1;
+        i += 1;
+        continue;
+      }
+      const from = i;
+      while (i < index + count && this.#pins[i] === 0) this.#pins[i++] = 1;
+      banks.grant(this.base + from, i - from, this.file.writable);
+    }
+    this.total += count;
+  }
+
+  release(index: number, count: number): void {
+    for (let i = index; i < index + count; ) {
+      if (this.#pins[i]! === 0) throw new Error(`page ${this.first + i} of ${this.file.key} is not pinned`);
+      if (this.#pins[i]! > 1) {
+        this.#pins[i]! -= 1;
+        i += 1;
+        continue;
+      }
+      const from = i;
+      while (i < index + count && this.#pins[i] === 1) this.#pins[i++] = 0;
+      this.#withdraw(from, i - from);
+    }
+    this.total -= count;
+    if (this.total === 0) this.file.files.idle(this);
+  }
+
+  #withdraw(index: number, count: number): void {
+    const { files, fd, writable } = this.file;
+    for (let i = index; i < index + count; i++)
+      if (files.banks.isPoisoned(this.base + i))
+        files.banks.remapClient(this.base + i, 1, fd, (this.first + i) * FRAME_BYTES, writable);
+    files.banks.revoke(this.base + index, count);
+  }
+}
+
+/** What a pin needs to know of where it came from. */
+export interface FileRange {
+  /** Pages of the file. */
+  readonly first: number;
+  readonly count: number;
+  /** Where page `first` lies in the program, for the alignment of large pages. */
+  readonly va: number;
+  /** How many pages before and after the range belong to the same mapping: they may be mapped along with it. */
+  readonly before: number;
+  readonly after: number;
+}
+
+export class ClientFile {
+  readonly files: ClientFiles;
+  readonly key: string;
+  readonly fd: number;
+  readonly writable: boolean;
+  /** Address spaces that map it, and `FileBacking`s that are open. */
+  readonly owners = new Set<object>();
+  /** Ascending, disjoint. */
+  readonly runs: Run[] = [];
+
+  constructor(files: ClientFiles, key: string, fd: number, writable: boolean) {
+    this.files = files;
+    this.key = key;
+    this.fd = fd;
+    this.writable = writable;
+  }
+
+  get size(): number {
+    return fstatSync(this.fd).size;
+  }
+
+  /** Pins a range of the file; undefined when the host has no more room for mappings. */
+  pin(range: FileRange): Segment[] | undefined {
+    const segments: Segment[] = [];
+    const end = range.first + range.count;
+    for (let page = range.first; page < end; ) {
+      const run = this.#covering(page) ?? this.#map(page, range);
+      if (run === undefined) {
+        for (const { pages, first, count } of segments) pages.release(first, count);
+        return undefined;
+      }
+      const first = page - run.first;
+      const count = Math.min(run.count - first, end - page);
+      run.pin(first, count);
+      this.files.busy(run);
+      segments.push({ pages: run, first, count });
+      page += count;
+    }
+    return segments;
+  }
+
+  /** Whether any page of [first, end) is pinned. */
+  isPinned(first: number, end: number): boolean {
+    const [gap, second] = this.unpinned(first, end);
+    return second !== undefined || gap === undefined || gap.first !== first || gap.end !== end;
+  }
+
+  /** Pages of [first, end) that are not pinned, as ranges. */
+  unpinned(first: number, end: number): { first: number; end: number }[] {
+    const ranges: { first: number; end: number }[] = [];
+    let from = first;
+    for (let at = Math.max(0, this.#after(first) - 1); at < this.runs.length; at++) {
+      const run = this.runs[at]!;
+      if (run.first >= end) break;
+      if (run.total === 0) continue;
+      const last = Math.min(end, run.first + run.count);
+      for (let page = Math.max(first, run.first); page < last; page++) {
+        if (!run.isPinned(page - run.first)) continue;
+        if (page > from) ranges.push({ first: from, end: page });
+        from = page + 1;
+      }
+    }
+    if (from < end) ranges.push({ first: from, end });
+    return ranges;
+  }
+
+  /** Unmaps what nobody pins in [first, end). */
+  dropIdle(first = 0, end = Number.POSITIVE_INFINITY): void {
+    const touched: Run[] = [];
+    for (let at = Math.max(0, this.#after(first) - 1); at < this.runs.length; at++) {
+      const run = this.runs[at]!;
+      if (run.first >= end) break;
+      if (run.total === 0 && run.first + run.count > first) touched.push(run);
+    }
+    for (const run of touched) this.files.drop(run);
+  }
+
+  remove(run: Run): void {
+    const at = this.runs.indexOf(run);
+    if (at >= 0) this.runs.splice(at, 1);
+  }
+
+  #covering(page: number): Run | undefined {
+    const run = this.runs[this.#after(page) - 1];
+    return run !== undefined && page < run.first + run.count ? run : undefined;
+  }
+
+  /** Index of the first run that starts beyond `page`. */
+  #after(page: number): number {
+    let low = 0;
+    let high = this.runs.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.runs[middle]!.first <= page) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  /**
+   * Maps a run from `page` on. It is widened to whole 2 MiB of the program's addresses as far as mapping, file and
+   * neighbouring runs go: a file pinned page by page must not cost a mapping a page.
+   */
+  #map(page: number, range: FileRange): Run | undefined {
+    const vaPage = range.va / FRAME_BYTES + (page - range.first);
+    const at = this.#after(page);
+    const previous = this.runs[at - 1];
+    const floor = Math.max(range.first - range.before, previous ? previous.first + previous.count : 0);
+    const pages = Math.ceil(this.size / FRAME_BYTES);
+    const ceiling = Math.min(
+      range.first + range.count + range.after,
+      this.runs[at]?.first ?? Number.POSITIVE_INFINITY,
+      Math.max(pages, page + 1),
+    );
+    const wanted = Math.min(range.first + range.count, ceiling) - page;
+    const first = Math.max(floor, page - (vaPage % LARGE_PAGES));
+    const last = vaPage + wanted;
+    const end = Math.min(ceiling, page + wanted + ((LARGE_PAGES - (last % LARGE_PAGES)) % LARGE_PAGES));
+    const count = Math.min(end - first, MAX_CLIENT_RUN);
+    return this.files.map(this, at, first, count, (vaPage - (page - first)) * FRAME_BYTES);
+  }
+}
+
+export class ClientFiles {
+  readonly banks: Banks;
+  readonly #files = new Map<string, ClientFile>();
+  /** In the order in which they became idle. */
+  readonly #idle = new Set<Run>();
+
+  constructor(banks: Banks) {
+    this.banks = banks;
+  }
+
+  /** Files that are held open. */
+  get count(): number {
+    return this.#files.size;
+  }
+
+  get(key: string): ClientFile | undefined {
+    return this.#files.get(key);
+  }
+
+  /** Takes over `fd`. */
+  add(key: string, fd: number, writable: boolean): ClientFile {
+    const file = new ClientFile(this, key, fd, writable);
+    this.#files.set(key, file);
+    return file;
+  }
+
+  /** An owner let go; without owners and pins the file is closed. */
+  disown(file: ClientFile, owner: object): void {
+    file.owners.delete(owner);
+    this.#retire(file);
+  }
+
+  map(file: ClientFile, at: number, first: number, count: number, va: number): Run | undefined {
+    while (this.banks.clientRuns >= MAX_RUNS) {
+      const [oldest] = this.#idle;
+      if (oldest === undefined) return undefined;
+      this.drop(oldest);
+      at = file.runs.findIndex((run) => run.first > first);
+      if (at < 0) at = file.runs.length;
+    }
+    const base = this.banks.mapClient(file.fd, first * FRAME_BYTES, count, va, file.writable);
+    if (base < 0) return undefined;
+    const run = new Run(file, first, count, base);
+    file.runs.splice(at, 0, run);
+    return run;
+  }
+
+  busy(run: Run): void {
+    this.#idle.delete(run);
+  }
+
+  idle(run: Run): void {
+    this.#idle.add(run);
+    this.#retire(run.file);
+    if (this.#idle.size <= MAX_IDLE) return;
+    const [oldest] = this.#idle;
+    this.drop(oldest!);
+  }
+
+  drop(run: Run): void {
+    this.#idle.delete(run);
+    run.file.remove(run);
+    this.banks.unmapClient(run.base, run.count);
+  }
+
+  #retire(file: ClientFile): void {
+    if (file.owners.size > 0 || file.runs.some(({ total }) => total > 0)) return;
+    if (this.#files.get(file.key) !== file) return;
+    file.dropIdle();
+    this.#files.delete(file.key);
+    closeSync(file.fd);
+  }
+}

@@ -1,0 +1,490 @@
+/**
+ * The memory of a client process as the kernel rooms see it: read, write, pin. A pin looks up what lies at the address
+ * *now* and takes frames of that: pages of a shared file or memfd are mapped over slots of host memory; private
+ * anonymous memory is first adopted by its owner (`Restart`, then shim/adopt.c) and is a memfd's from then on; the rest
+ * is reached page by page (remote-frames.ts). After the pin no address is trusted again: frames belong to
+ * file pages, and the kernel's maps, not the interposed calls, say what the program still has. Leaves out: pinning
+ * of huge-page mappings as such (they are remote unless their file can be mapped 4 KiB at a time).
+ */
+import { closeSync, fstatSync, openSync, readdirSync, statSync } from "node:fs";
+import * as libc from "../base/libc.ts";
+import { type FileBacking, type Pin, Restart, type UserMemory } from "../kernel/call.ts";
+import { FRAME_BYTES } from "../memory/host-memory.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import { Adoption } from "./adoption.ts";
+import type { ClientFile, ClientFiles, Segment } from "./client-files.ts";
+import type { OpHandler, OpHandlers } from "./connection.ts";
+import { Maps, type Vma } from "./maps.ts";
+import { RemoteFrames } from "./remote-frames.ts";
+
+/** Addresses a user may have: 47 bits. */
+const USER_END = 0x8000_0000_0000;
+/** The most ranges one answer may ask the caller to adopt; the call comes again for the next ones. */
+const MAX_ADOPTIONS = 64;
+/** Mappings of one call that are looked at for adoption: a pin of more leaves the rest remote. */
+const MAX_PIECES = 512;
+/** Tenths of a millisecond that a write waits for a range that is being adopted. */
+const ADOPTION_WAITS = 1000;
+const sleeper = new Int32Array(new SharedArrayBuffer(4));
+/** Ranges that could not be adopted are remembered until the call comes again; no client makes us keep more. */
+const MAX_REFUSALS = 1024;
+/** Pins of files between two looks at which files the program still maps. */
+const SWEEP_PINS = 4096;
+
+/** Operations of shim/adopt.c. */
+export const AdoptOp = {
+  /** body: va, length (u64 each); reply: offset in the memfd, protection (u64 each), and the memfd. */
+  plan: 100,
+  /** body: va, length, offset (u64 each): the range could not be adopted. */
+  refused: 101,
+  /** Reply: the memfd, for a fork. */
+  file: 102,
+} as const;
+
+const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
+
+const fault = (va: number | bigint, why: string): LinuxError =>
+  new LinuxError("EFAULT", `user address ${hex(va)} ${why}`);
+
+const keyOf = (major: number, minor: number, inode: number): string => `${major}:${minor}:${inode}`;
+
+/** glibc's encoding of a device number. */
+const keyOfStat = ({ dev, ino }: { readonly dev: bigint; readonly ino: bigint }): string =>
+  keyOf(
+    Number(((dev >> 8n) & 0xfffn) | ((dev >> 32n) & 0xfffff000n)),
+    Number((dev & 0xffn) | ((dev >> 12n) & 0xffffff00n)),
+    Number(ino),
+  );
+
+const O_ACCMODE = 3;
+const O_WRONLY = 1;
+const O_RDWR = 2;
+
+class PagePin implements Pin {
+  readonly va: number;
+  readonly pages: number;
+  readonly writable: boolean;
+  readonly extents: Float64Array;
+  readonly #segments: readonly Segment[];
+  readonly #onRelease: (count: number) => void;
+  /** 1: given back; only made when a part is. */
+  #released: Uint8Array | undefined;
+  #left: number;
+
+  constructor(
+    va: number,
+    pages: number,
+    writable: boolean,
+    segments: readonly Segment[],
+    onRelease: (count: number) => void,
+  ) {
+    this.va = va;
+    this.pages = pages;
+    this.writable = writable;
+    this.#segments = segments;
+    this.#onRelease = onRelease;
+    this.#left = pages;
+    const runs: number[] = [];
+    for (const { pages: owner, first, count } of segments) {
+      const frame = owner.frame(first);
+      const last = runs.length - 2;
+      if (last >= 0 && runs[last]! + runs[last + 1]! === frame) runs[last + 1]! += count;
+      else runs.push(frame, count);
+    }
+    this.extents = Float64Array.from(runs);
+  }
+
+  unpin(first: number, count: number): void {
+    const end = first + count;
+    if (!(first >= 0 && count >= 0 && end <= this.pages) || count > this.#left)
+      throw new RangeError(`pages ${first} to ${end - 1} of a pin of ${this.pages}, ${this.#left} left`);
+    if (count === 0) return;
+    if (count < this.pages) {
+      this.#released ??= new Uint8Array(this.pages);
+      if (this.#released.subarray(first, end).includes(1))
+        throw new RangeError(`pages ${first} to ${end - 1} of a pin were given back before`);
+      this.#released.fill(1, first, end);
+    }
+    this.#left -= count;
+    let at = 0;
+    for (const { pages, first: index, count: length } of this.#segments) {
+      const from = Math.max(first, at);
+      const to = Math.min(end, at + length);
+      if (from < to) pages.release(index + (from - at), to - from);
+      at += length;
+    }
+    this.#onRelease(count);
+  }
+}
+
+/** A range of the process within one mapping. */
+interface Piece {
+  readonly vma: Vma;
+  readonly va: number;
+  readonly end: number;
+}
+
+let nextId = 1;
+
+export class ProcessMemory implements UserMemory {
+  readonly id = nextId++;
+  lockedPages = 0;
+  pinnedPages = 0;
+  readonly pid: number;
+  readonly maps: Maps;
+  /** /proc/PID/mem, bound to this address space. */
+  readonly memFd: number;
+  readonly #pidfd: number;
+  readonly #files: ClientFiles;
+  readonly #owned = new Set<ClientFile>();
+  readonly #remote = new Map<string, RemoteFrames>();
+  #adoption: Adoption | undefined;
+  /** First address of a range that could not be adopted → its end. */
+  readonly #refused = new Map<number, number>();
+  /** What the program moves now, or moved last, of writable memory. */
+  #latestPlan: { readonly va: number; readonly end: number } | undefined;
+  #open = true;
+  #framesPinned = 0;
+  #pinsSinceSweep = 0;
+
+  /** `pidfd` stays the caller's. Throws when the process is gone or may not be looked at. */
+  constructor(pid: number, pidfd: number, files: ClientFiles) {
+    this.pid = pid;
+    this.#pidfd = pidfd;
+    this.#files = files;
+    this.maps = new Maps(pid);
+    this.memFd = openSync(`/proc/${pid}/mem`, "r+");
+  }
+
+  get open(): boolean {
+    return this.#open;
+  }
+
+  /** Pages that pins of this address space hold now. */
+  get heldPages(): number {
+    return this.#framesPinned;
+  }
+
+  /** Ranges that have been moved onto the memfd and are still known. */
+  get adoptedRanges(): number {
+    return this.#adoption?.windows ?? 0;
+  }
+
+  read(va: bigint, into: Uint8Array): void {
+    if (into.length === 0) return;
+    const start = this.#userAddress(va, into.length);
+    const done = libc.processRead(this.pid, start, into);
+    if (done < into.length) throw fault(start + Math.max(done, 0), "cannot be read");
+  }
+
+  write(va: bigint, data: Uint8Array): void {
+    if (data.length === 0) return;
+    const start = this.#userAddress(va, data.length);
+    let done = libc.processWrite(this.pid, start, data);
+    for (
+      let wait = 0;
+      done < data.length && wait < ADOPTION_WAITS && this.#isMoving(start, data.length);
+      wait++
+    ) {
+      Atomics.wait(sleeper, 0, 0, 0.1);
+      done = libc.processWrite(this.pid, start, data);
+    }
+    if (done < data.length) throw fault(start + Math.max(done, 0), "cannot be written");
+  }
+
+  pin(va: number, length: number, writable: boolean): Pin {
+    if (!(va >= 0 && length > 0 && va % FRAME_BYTES === 0 && length % FRAME_BYTES === 0))
+      throw new RangeError(`${hex(va)} + ${hex(length)}: whole pages are needed`);
+    if (va + length > USER_END) throw fault(va, "is beyond the user's addresses");
+    if (!this.#open) throw fault(va, "belonged to a process that is gone");
+    const pieces = this.#pieces(va, va + length, writable);
+    this.#askForAdoption(pieces);
+    const segments: Segment[] = [];
+    try {
+      for (const piece of pieces) segments.push(...this.#pinPiece(piece, writable));
+    } catch (error) {
+      for (const { pages, first, count } of segments) pages.release(first, count);
+      throw error;
+    }
+    const pages = length / FRAME_BYTES;
+    this.#framesPinned += pages;
+    this.#pinsSinceSweep += 1;
+    if (this.#pinsSinceSweep >= SWEEP_PINS) this.sweep();
+    return new PagePin(va, pages, writable, segments, (count) => {
+      this.#framesPinned -= count;
+    });
+  }
+
+  /** Takes a file or memfd of the process, for mapping. Throws EBADF. */
+  backing(fd: number): FileBacking {
+    const copy = libc.pidfdGetfd(this.#pidfd, fd);
+    if (copy < 0) throw new LinuxError("EBADF", `descriptor ${fd} is not open in process ${this.pid}`);
+    const stat = fstatSync(copy, { bigint: true });
+    const writable = (libc.fcntl(copy, libc.Fcntl.getFlags, 0) & O_ACCMODE) === O_RDWR;
+    if (!stat.isFile()) {
+      closeSync(copy);
+      throw new LinuxError("EINVAL", `descriptor ${fd} is not a file whose pages can be mapped`);
+    }
+    const file = this.#adopted(keyOfStat(stat), copy, writable);
+    const owner = {};
+    file.owners.add(owner);
+    return {
+      get size() {
+        return file.size;
+      },
+      writable,
+      pin: (offset, length, wanted) => {
+        if (wanted && !writable) throw new LinuxError("EACCES", "the file was not opened for writing");
+        return this.#pinFile(file, offset, length, wanted);
+      },
+      close: () => this.#files.disown(file, owner),
+    };
+  }
+
+  /** What the program has unmapped and nobody pins is given back. */
+  sweep(): void {
+    this.#pinsSinceSweep = 0;
+    const vmas = this.maps.all();
+    const adopted = this.#adoption;
+    if (adopted !== undefined)
+      adopted.sweep(vmas.filter((vma) => keyOf(vma.major, vma.minor, vma.inode) === adopted.file.key));
+    const mapped = new Set(vmas.map(({ major, minor, inode }) => keyOf(major, minor, inode)));
+    for (const file of this.#owned)
+      if (file !== adopted?.file && !mapped.has(file.key)) {
+        this.#owned.delete(file);
+        this.#files.disown(file, this);
+      }
+  }
+
+  /** The process is gone. Frames that are still pinned stay until they are given back. */
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    for (const file of this.#owned) this.#files.disown(file, this);
+    this.#owned.clear();
+    this.maps.close();
+    closeSync(this.memFd);
+  }
+
+  /** Whether the range is write-protected because another thread of the program is moving it just now. */
+  #isMoving(start: number, length: number): boolean {
+    const plan = this.#latestPlan;
+    if (plan === undefined || start >= plan.end || start + length <= plan.va) return false;
+    const vma = this.maps.at(Math.max(start, plan.va));
+    return vma !== undefined && (vma.prot & libc.Prot.write) === 0;
+  }
+
+  // ---- adoption ----------------------------------------------------------------------------------------------
+
+  /** Where the client is to move [va, va + length); the descriptor stays ours. Throws when it is not adoptable. */
+  planAdoption(va: number, length: number): { fd: number; offset: number; prot: number } {
+    const vma = this.maps.at(va);
+    if (vma === undefined || vma.start > va || vma.end < va + length || !adoptable(vma))
+      throw new LinuxError("EFAULT", `${hex(va)} is not private anonymous memory in one mapping`);
+    this.#adoption ??= this.#createAdoption();
+    if (this.#adoption.due) this.sweep();
+    const offset = this.#adoption.plan(va, length);
+    if (offset < 0) throw new LinuxError("ENOMEM", "the file for adopted memory is full");
+    this.#latestPlan = (vma.prot & libc.Prot.write) !== 0 ? { va, end: va + length } : undefined;
+    return { fd: this.#adoption.file.fd, offset, prot: vma.prot };
+  }
+
+  /** The client could not move it: the next pin reaches it as it is. `offset` -1: nothing had been planned. */
+  refuseAdoption(va: number, length: number, offset: number): void {
+    if (this.#refused.size >= MAX_REFUSALS) this.#refused.clear();
+    this.#refused.set(va, va + length);
+    if (offset >= 0) this.#adoption?.cancel(offset);
+  }
+
+  /** The descriptor of the memfd with adopted memory; -1 when there is none. */
+  get adoptedFd(): number {
+    return this.#adoption?.file.fd ?? -1;
+  }
+
+  #createAdoption(): Adoption {
+    const fd = Adoption.createFile();
+    const file = this.#files.add(keyOfStat(fstatSync(fd, { bigint: true })), fd, true);
+    file.owners.add(this);
+    this.#owned.add(file);
+    return new Adoption(file);
+  }
+
+  #askForAdoption(pieces: readonly Piece[]): void {
+    const ranges: { va: number; length: number }[] = [];
+    for (const { vma, va, end } of pieces.slice(0, MAX_PIECES)) {
+      if (!adoptable(vma)) continue;
+      if (this.#refused.delete(va) || this.#adoption?.full) continue;
+      if (ranges.length < MAX_ADOPTIONS) ranges.push({ va, length: end - va });
+    }
+    if (ranges.length > 0) throw new Restart(ranges);
+  }
+
+  // ---- pinning -----------------------------------------------------------------------------------------------
+
+  /** The mappings under [va, end). Throws EFAULT where there is none, or not one that may be used so. */
+  #pieces(va: number, end: number, writable: boolean): Piece[] {
+    const pieces: Piece[] = [];
+    for (let at = va; at < end; ) {
+      const vma = this.maps.at(at);
+      if (vma === undefined || vma.start > at) throw fault(at, "is not mapped");
+      if ((vma.prot & libc.Prot.read) === 0) throw fault(at, "may not be read (PROT_NONE)");
+      if (writable && (vma.prot & libc.Prot.write) === 0) throw fault(at, "is mapped read-only");
+      if (vma.name.startsWith("[v") && vma.name !== "[vdso]") throw fault(at, `is no memory (${vma.name})`);
+      const stop = Math.min(end, vma.end);
+      pieces.push({ vma, va: at, end: stop });
+      at = stop;
+    }
+    return pieces;
+  }
+
+  #pinPiece(piece: Piece, writable: boolean): Segment[] {
+    const { vma, va, end } = piece;
+    const file = vma.shared && vma.inode !== 0 ? this.#fileOf(vma) : undefined;
+    if (file === undefined || (writable && !file.writable)) return this.#pinRemote(piece);
+    const offset = vma.offset + (va - vma.start);
+    if (file !== this.#adoption?.file && offset + (end - va) > roundUp(file.size))
+      throw fault(va, "is mapped beyond the end of its file");
+    const segments = file.pin({
+      first: offset / FRAME_BYTES,
+      count: (end - va) / FRAME_BYTES,
+      va,
+      before: (va - vma.start) / FRAME_BYTES,
+      after: (vma.end - end) / FRAME_BYTES,
+    });
+    return segments ?? this.#pinRemote(piece);
+  }
+
+  #pinRemote({ vma, va, end }: Piece): Segment[] {
+    const count = (end - va) / FRAME_BYTES;
+    const key = `${va}:${count}:${vma.prot}`;
+    let frames = this.#remote.get(key);
+    if (frames === undefined) {
+      frames = new RemoteFrames(this.#files.banks, this, { vma, va, count }, () => this.#remote.delete(key));
+      if (!frames.place()) throw new LinuxError("ENOMEM", "host memory has no room for more client pages");
+      this.#remote.set(key, frames);
+    }
+    frames.pin();
+    return [{ pages: frames, first: 0, count }];
+  }
+
+  #pinFile(file: ClientFile, offset: number, length: number, writable: boolean): Pin {
+    if (offset + length > roundUp(file.size))
+      throw new LinuxError("EFAULT", `the file ends at ${hex(file.size)}, before ${hex(offset + length)}`);
+    const count = length / FRAME_BYTES;
+    const first = offset / FRAME_BYTES;
+    const segments = file.pin({ first, count, va: offset, before: first, after: 2 ** 40 });
+    if (segments === undefined)
+      throw new LinuxError("ENOMEM", "host memory has no room for more client pages");
+    this.#framesPinned += count;
+    return new PagePin(offset, count, writable, segments, (pages) => {
+      this.#framesPinned -= pages;
+    });
+  }
+
+  /** The file behind a shared mapping, when we have or can get a descriptor of it. */
+  #fileOf(vma: Vma): ClientFile | undefined {
+    const key = keyOf(vma.major, vma.minor, vma.inode);
+    let file = this.#files.get(key);
+    if (file === undefined) {
+      const found = this.#findDescriptor(key);
+      if (found === undefined) return undefined;
+      file = this.#files.add(key, found.fd, found.writable);
+    }
+    if (!this.#owned.has(file)) {
+      this.#owned.add(file);
+      file.owners.add(this);
+    }
+    return file;
+  }
+
+  /** Looks through the process's descriptors for one of this file; a writable one is preferred. */
+  #findDescriptor(key: string): { fd: number; writable: boolean } | undefined {
+    let best: { fd: number; writable: boolean } | undefined;
+    for (const name of readdirSync(`/proc/${this.pid}/fd`)) {
+      const stat = statSync(`/proc/${this.pid}/fd/${name}`, { bigint: true, throwIfNoEntry: false });
+      if (stat === undefined || !stat.isFile() || keyOfStat(stat) !== key) continue;
+      const fd = libc.pidfdGetfd(this.#pidfd, Number(name));
+      if (fd < 0) continue;
+      const mode = libc.fcntl(fd, libc.Fcntl.getFlags, 0) & O_ACCMODE;
+      const same = keyOfStat(fstatSync(fd, { bigint: true })) === key;
+      if (!same || mode === O_WRONLY || (best !== undefined && mode !== O_RDWR)) {
+        closeSync(fd);
+        continue;
+      }
+      if (best !== undefined) closeSync(best.fd);
+      best = { fd, writable: mode === O_RDWR };
+      if (best.writable) break;
+    }
+    return best;
+  }
+
+  #adopted(key: string, fd: number, writable: boolean): ClientFile {
+    const known = this.#files.get(key);
+    if (known === undefined) return this.#files.add(key, fd, writable);
+    closeSync(fd);
+    return known;
+  }
+
+  #userAddress(va: bigint, length: number): number {
+    if (va + BigInt(length) > BigInt(USER_END)) throw fault(va, "is beyond the user's addresses");
+    return Number(va);
+  }
+}
+
+const roundUp = (bytes: number): number => Math.ceil(bytes / FRAME_BYTES) * FRAME_BYTES;
+
+/** Private memory that may be moved onto a memfd without anybody noticing. */
+const adoptable = ({ shared, inode, prot, name }: Vma): boolean =>
+  !shared &&
+  inode === 0 &&
+  (prot & libc.Prot.exec) === 0 &&
+  (prot & libc.Prot.read) !== 0 &&
+  (name === "" || name === "[heap]" || name.startsWith("[anon:"));
+
+// ---- operations of the preload library -----------------------------------------------------------------------
+
+const memoryOf = (connection: Parameters<OpHandler>[0]): ProcessMemory => {
+  const { memory } = connection.process;
+  if (!(memory instanceof ProcessMemory)) throw new LinuxError("ENOSYS", "this process's memory is a model");
+  return memory;
+};
+
+const words = (body: Uint8Array, count: number): number[] => {
+  if (body.length < count * 8) throw new LinuxError("EINVAL", `a body of ${count * 8} bytes was expected`);
+  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+  return Array.from({ length: count }, (_, i) => Number(view.getBigUint64(i * 8, true)));
+};
+
+const wholePages = (va: number, length: number): void => {
+  if (va % FRAME_BYTES !== 0 || length % FRAME_BYTES !== 0 || length <= 0 || va + length > USER_END)
+    throw new LinuxError("EINVAL", `${hex(va)} + ${hex(length)} are not whole pages of a user`);
+};
+
+export const handlers: OpHandlers = new Map<number, OpHandler>([
+  [
+    AdoptOp.plan,
+    (connection, body) => {
+      const [va, length] = words(body, 2) as [number, number];
+      wholePages(va, length);
+      const { fd, offset, prot } = memoryOf(connection).planAdoption(va, length);
+      return { body: new Uint8Array(BigUint64Array.of(BigInt(offset), BigInt(prot)).buffer), fds: [fd] };
+    },
+  ],
+  [
+    AdoptOp.refused,
+    (connection, body) => {
+      const [va, length, offset] = words(body, 3) as [number, number, number];
+      wholePages(va, length);
+      memoryOf(connection).refuseAdoption(va, length, offset < 2 ** 62 ? offset : -1);
+      return {};
+    },
+  ],
+  [
+    AdoptOp.file,
+    (connection) => {
+      const fd = memoryOf(connection).adoptedFd;
+      if (fd < 0) throw new LinuxError("ENOENT", "nothing was adopted");
+      return { fds: [fd] };
+    },
+  ],
+]);
