@@ -100,6 +100,7 @@ export class UnitPort implements DmaPort {
   #refusal: BusRefusal | undefined;
   #record: FaultRecord | undefined;
   #hasFailed = false;
+  #busy = false;
 
   constructor(bridge: HostBridge, rid: number) {
     this.#bridge = bridge;
@@ -131,11 +132,10 @@ export class UnitPort implements DmaPort {
     this.#bridge.dropParked(this);
   }
 
-  /** Translates and moves `bytes` run by run. What is done when it ends early is in `done`. */
+  /** One access. A write that reaches a device may make it send one of its own, but not through this port. */
   #transfer(lo: number, hi: number, bytes: Uint8Array, pasid: number, write: boolean): TranslateStatus {
-    const { unit } = this.#bridge;
+    if (this.#busy) return TranslateStatus.fault;
     const request = this.#request;
-    const length = bytes.length;
     this.done = 0;
     request.rid = this.#rid;
     request.pasid = pasid;
@@ -144,6 +144,18 @@ export class UnitPort implements DmaPort {
     request.hi = hi >>> 0;
     if (!this.mastering)
       return this.#refuse(BusFault.notMaster, "bus", "the function is not a bus master (Command bit 2)");
+    this.#busy = true;
+    try {
+      return this.#runs(request, bytes, write);
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  /** Translates and moves `bytes` run by run. What is done when it ends early is in `done`. */
+  #runs(request: Transaction, bytes: Uint8Array, write: boolean): TranslateStatus {
+    const { unit } = this.#bridge;
+    const length = bytes.length;
     let runStart = 0;
     let runPa = 0;
     let at = 0;

@@ -152,8 +152,7 @@ export abstract class Endpoint implements PciFunction {
   }
 
   reset(): void {
-    this.dma.dropParked();
-    this.#waiting.clear();
+    this.dropRequests();
     this.#config.reset();
     this.#msix?.reset();
     this.resetModel();
@@ -200,6 +199,12 @@ export abstract class Endpoint implements PciFunction {
   protected drive(level: boolean): void {
     this.#wantsIntx = level;
     this.#driveLine();
+  }
+
+  /** Requests that wait for the unit are forgotten, interrupt messages too. */
+  protected dropRequests(): void {
+    this.dma.dropParked();
+    this.#waiting.clear();
   }
 
   #decodes(index: number, offset: number, length: number): boolean {

@@ -3,8 +3,16 @@
  * are bytes and lie inside; the controller has checked them. File access is synchronous and bounded by the controller's
  * chunk.
  */
-import { closeSync, fdatasyncSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from "node:fs";
-import { constants } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fdatasyncSync,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  readSync,
+  writeSync,
+} from "node:fs";
 import { type CheckedOptions, checkSize } from "./options.ts";
 
 /** Each operation says whether it succeeded; a file can fail under us. */
@@ -119,15 +127,15 @@ export class FileMedia implements Media {
 
   write(offset: number, data: Uint8Array): boolean {
     return this.#succeeds(() => {
-      for (let at = 0; at < data.length; )
-        at += writeSync(this.#fd, data, at, data.length - at, offset + at);
+      for (let at = 0; at < data.length; ) at += writeSync(this.#fd, data, at, data.length - at, offset + at);
     });
   }
 
   zero(offset: number, length: number): boolean {
     for (let at = 0; at < length; at += ZEROES.length) {
       const count = Math.min(ZEROES.length, length - at);
-      if (!this.write(offset + at, count === ZEROES.length ? ZEROES : ZEROES.subarray(0, count))) return false;
+      if (!this.write(offset + at, count === ZEROES.length ? ZEROES : ZEROES.subarray(0, count)))
+        return false;
     }
     return true;
   }

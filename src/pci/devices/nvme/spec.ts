@@ -7,6 +7,11 @@
  */
 import { bit, bits, layout } from "../../../uapi/layout.ts";
 
+/** Numbers nobody was assigned: no driver has quirks for them. */
+export const PCI_IDS = { vendor: 0x1234, device: 0x4e56 } as const;
+/** PCI class of an NVMe I/O controller. */
+export const CLASS_CODE = 0x01_08_02;
+
 /** §3.1: controller registers, offsets in BAR 0. */
 export const Register = {
   CAP: 0x00,
@@ -162,7 +167,13 @@ export const Cns = { NAMESPACE: 0x00, CONTROLLER: 0x01, ACTIVE_NAMESPACES: 0x02,
 export const IDENTIFY_BYTES = 4096;
 
 /** §5.14: log pages. */
-export const LogPage = { ERROR: 0x01, SMART: 0x02, FIRMWARE: 0x03, CHANGED_NAMESPACES: 0x04, EFFECTS: 0x05 } as const;
+export const LogPage = {
+  ERROR: 0x01,
+  SMART: 0x02,
+  FIRMWARE: 0x03,
+  CHANGED_NAMESPACES: 0x04,
+  EFFECTS: 0x05,
+} as const;
 
 /** §5.21.1: features. */
 export const Feature = {
