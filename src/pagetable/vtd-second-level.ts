@@ -3,8 +3,8 @@
  * levels of 512 little-endian entries, leaves of 4 KiB, 2 MiB and 1 GiB. There is no present bit: an entry with R = 0 and
  * W = 0 is not present. Read and write permission is the AND over all levels, and is checked at each entry.
  *
- * Bit 2 (execute) and the memory type are kept and ignored, as by units without ECAP.MTS. Left out: the mobile-only
- * transient-mapping hint (bit 62, ignored here).
+ * Bit 2 (execute) and the memory type are kept and ignored, as by units without ECAP.MTS. Bit 62 is the transient-mapping
+ * hint of a leaf for device-TLBs, kept and ignored; reserved in a table entry, and in a leaf of a unit without them.
  */
 import { address, bit, bits, type Layout, layout } from "../uapi/layout.ts";
 import {
@@ -25,6 +25,8 @@ export interface SecondLevelOptions {
   readonly hostAddressWidth?: number;
   /** ECAP.SC: bit 11 of a leaf is SNP; else it is reserved. */
   readonly snoopControl?: boolean;
+  /** ECAP.DT: bit 62 of a leaf is TM; else it is reserved. */
+  readonly deviceTlb?: boolean;
   /** The mapper sets SNP in every leaf, so that no access of a device goes past the caches. Needs `snoopControl`. */
   readonly forceSnoop?: boolean;
   /** SSADE is on: the unit sets A in what it uses and D in what it writes through; else both bits are ignored. */
@@ -44,11 +46,17 @@ const tableLayout = (name: string, addressWidth: number, leafPossible: boolean) 
     A: bit(8, "accessed"),
     IGN9: bits(9, 10, "ignored"),
     ADDR: address(12, addressWidth - 1, "next table"),
-    IGN52: bits(52, 63, "ignored"),
+    IGN52: bits(52, 61, "ignored"),
+    IGN63: bit(63, "ignored"),
   });
 
 /** §9.8, entries that map a page of 2^`lg2` bytes. */
-const leafLayout = (name: string, addressWidth: number, lg2: number, snoopControl: boolean) =>
+const leafLayout = (
+  name: string,
+  addressWidth: number,
+  lg2: number,
+  { snoopControl, deviceTlb }: SecondLevelOptions,
+) =>
   layout(name, 8, {
     R: bit(0, "read"),
     W: bit(1, "write"),
@@ -61,7 +69,9 @@ const leafLayout = (name: string, addressWidth: number, lg2: number, snoopContro
     IGN10: bit(10, "ignored"),
     ...(snoopControl && { SNP: bit(11, "snoop") }),
     ADDR: address(lg2, addressWidth - 1, "page"),
-    IGN52: bits(52, 63, "ignored"),
+    IGN52: bits(52, 61, "ignored"),
+    ...(deviceTlb && { TM: bit(62, "transient mapping: a hint") }),
+    IGN63: bit(63, "ignored"),
   });
 
 const R = 1n << 0n;
@@ -99,7 +109,7 @@ export const vtdSecondLevel = (levels: 3 | 4 | 5, options: SecondLevelOptions = 
     const shift = 12 + 9 * index;
     const leafPossible = pageLg2s.includes(shift);
     const table = tableLayout(name, hostAddressWidth, leafPossible);
-    const leaf = leafLayout(name, hostAddressWidth, shift, snoopControl);
+    const leaf = leafLayout(name, hostAddressWidth, shift, options);
     const common = { denials, ...(options.accessedDirty && { accessed: A }) };
     return {
       name,

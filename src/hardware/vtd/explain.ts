@@ -11,7 +11,7 @@ import type { Layout } from "../../uapi/layout.ts";
 import type { Iotlb } from "../iotlb.ts";
 import { Access, NO_PASID, type Transaction } from "../unit.ts";
 import { type ContextCache, type ContextSlot, cachedFault } from "./caches.ts";
-import { describeFault, FaultCode, secondStageFault } from "./faults.ts";
+import { describeFault, FaultCode } from "./faults.ts";
 import { addressWidthOf, ContextEntry, RootEntry, TranslationType } from "./spec.ts";
 import {
   beforeInterrupts,
@@ -25,6 +25,7 @@ import {
   pageStart,
   rootEntryAddress,
   type TranslationConfig,
+  walkFaultCode,
 } from "./translate.ts";
 
 const WORD = 0x1_0000_0000;
@@ -212,7 +213,7 @@ function* secondStage(
   const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
   const format = unit.config.formats[reading.aw]!;
   const walk = yield* explainWalk(format, memory, reading.table, address, needOf(access));
-  const code = walk.fault === 0 ? 0 : secondStageFault(walk.fault, access);
+  const code = walk.fault === 0 ? 0 : walkFaultCode(unit.config, reading, walk.fault, walk.level, access);
   const start = walk.pa - (2 ** walk.lg2 - walk.span);
   const found = { page: start, lg2: walk.lg2, denied: deniedBy(walk.allowed) };
   const cached = remembered(unit, slot, reading, transaction);

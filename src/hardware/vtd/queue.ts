@@ -77,6 +77,8 @@ export class InvalidationQueue {
   #running = false;
   /** A device-TLB did not answer; the next wait descriptor finds out. */
   #timedOut = false;
+  /** Type of the last descriptor that was carried out; 0: none since the queue was enabled. */
+  #last = 0;
 
   constructor(context: QueueContext) {
     this.#context = context;
@@ -93,10 +95,19 @@ export class InvalidationQueue {
     return this.#enabled;
   }
 
+  /** The queue may be disabled (§6.5.2): it is empty and ended with a wait descriptor, or it never ran, or it stopped. */
+  get quiet(): boolean {
+    const { registers } = this.#context;
+    if ((registers.get(Register.FSTS) & (Fsts.IQE | Fsts.ITE)) !== 0) return true;
+    const empty = registers.get(Register.IQH) === registers.get(Register.IQT);
+    return empty && (this.#last === 0 || this.#last === DescriptorType.wait);
+  }
+
   /** QIE changed: the head begins at 0. */
   enable(on: boolean): void {
     this.#enabled = on;
     this.#timedOut = false;
+    this.#last = 0;
     this.#context.registers.set(Register.IQH, 0);
   }
 
@@ -195,11 +206,12 @@ export class InvalidationQueue {
   #execute(): void {
     const { invalidations, events, name } = this.#context;
     const words = this.#words;
+    this.#last = this.#type();
     if (events.on) {
-      const { layout } = this.#kinds.get(this.#type())!;
+      const { layout } = this.#kinds.get(this.#last)!;
       events.emit("command", { unit: name, command: layout.print(layout.fromWords(words)) });
     }
-    switch (this.#type()) {
+    switch (this.#last) {
       case DescriptorType.contextCache: {
         const { G, DID, SID, FM } = ContextCacheInvalidate.fields;
         invalidations.contextCache(G.get(words), DID.get(words), SID.get(words), FM.get(words));

@@ -17,7 +17,7 @@ import { CACHED_FAULT_SHIFT, ContextCache, type ContextSlot, cachedFault } from 
 import type { Capabilities } from "./capabilities.ts";
 import { explainTranslation } from "./explain.ts";
 import type { FaultLog } from "./fault-log.ts";
-import { describeFault, FaultCode, faultReasons, secondStageFault } from "./faults.ts";
+import { describeFault, FaultCode, faultReasons } from "./faults.ts";
 import { Granularity, TranslationType } from "./spec.ts";
 import {
   beforeInterrupts,
@@ -33,6 +33,7 @@ import {
   pageStart,
   readContext,
   type TranslationConfig,
+  walkFaultCode,
   walkSecondStage,
 } from "./translate.ts";
 
@@ -164,7 +165,8 @@ export class Remapping {
       if (cacheable(fault) && this.#cachesFaults()) {
         this.iotlb.enter(slot.domain, lo, hi, PAGE_LG2, 0, 0, fault << CACHED_FAULT_SHIFT);
       }
-      return this.#fail(transaction, secondStageFault(fault, access), slot.silent, slot);
+      const code = walkFaultCode(this.config, slot, fault, walk.level, access);
+      return this.#fail(transaction, code, slot.silent, slot);
     }
     const denied = deniedBy(walk.allowed);
     const page = walk.pa - (2 ** walk.lg2 - walk.span);

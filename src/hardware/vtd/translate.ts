@@ -8,12 +8,12 @@
 
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { compileWalker } from "../../pagetable/compile.ts";
-import { type PageTableFormat, Permission } from "../../pagetable/format.ts";
+import { type PageTableFormat, Permission, WalkFault } from "../../pagetable/format.ts";
 import { vtdSecondLevel } from "../../pagetable/vtd-second-level.ts";
 import type { Walker, WalkResult } from "../../pagetable/walker.ts";
 import { Access, type Transaction } from "../unit.ts";
 import type { Capabilities } from "./capabilities.ts";
-import { FaultCode } from "./faults.ts";
+import { FaultCode, secondStageFault } from "./faults.ts";
 import { addressWidthOf, ContextEntry, InterruptRange, RootEntry, TranslationType } from "./spec.ts";
 
 const WORD = 0x1_0000_0000;
@@ -53,7 +53,12 @@ export const configure = (capabilities: Capabilities): TranslationConfig => {
   const { sagaw, largestAw, hostAddressWidth, guestAddressWidth, pageLg2s, has } = capabilities;
   const formats = [1, 2, 3].map((aw) =>
     sagaw & (1 << aw)
-      ? vtdSecondLevel(levelsOf(aw), { pageLg2s, hostAddressWidth, snoopControl: has.snoopControl })
+      ? vtdSecondLevel(levelsOf(aw), {
+          pageLg2s,
+          hostAddressWidth,
+          snoopControl: has.snoopControl,
+          deviceTlb: has.deviceTlb,
+        })
       : undefined,
   );
   return {
@@ -156,6 +161,19 @@ export const needOf = (access: number): number =>
     : (access & Access.write) !== 0
       ? Permission.write | (access & Access.read ? Permission.read : 0)
       : Permission.read;
+
+/** What a second-stage walk that faulted is reported as, when it ended at this level. */
+export const walkFaultCode = (
+  config: TranslationConfig,
+  { aw }: { readonly aw: number },
+  fault: number,
+  level: number,
+  access: number,
+): number =>
+  // A root table that cannot be read makes the context entry that points to it an invalid one.
+  fault === WalkFault.tableUnreadable && level === config.formats[aw]!.levels.length - 1
+    ? FaultCode.contextInvalid
+    : secondStageFault(fault, access);
 
 /** Walks the second stage: a `WalkFault`, 0 with the leaf in `out`. The address is within the width. */
 export const walkSecondStage = (

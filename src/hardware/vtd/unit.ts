@@ -201,7 +201,8 @@ export class VtdUnit implements IommuUnit {
     let enables = Gcmd.TE;
     if (has.queuedInvalidation) enables += Gcmd.QIE;
     if (has.interruptRemapping) enables += Gcmd.IRE + Gcmd.CFI;
-    const changed = (status ^ value) & enables;
+    let changed = (status ^ value) & enables;
+    if (changed & Gcmd.QIE && status & Gcmd.QIE && !this.#queue.quiet) changed &= ~Gcmd.QIE;
     status = (status ^ changed) >>> 0;
     registers.set(Register.GSTS, status);
     this.#remapping.enabled = (status & Gcmd.TE) !== 0;
@@ -219,7 +220,9 @@ export class VtdUnit implements IommuUnit {
       registers.set(Register.CCMD + 4, registers.get(Register.CCMD + 4) | ICC.mask);
       return;
     }
-    const granularity = (value & CIRG.mask) >>> CIRG.shift;
+    // A domain-selective request is performed globally, and CAIG says so.
+    const requested = (value & CIRG.mask) >>> CIRG.shift;
+    const granularity = requested === Granularity.domain ? Granularity.global : requested;
     const domain = registers.get(Register.CCMD) & DID.mask;
     this.#remapping.invalidateContexts(granularity, domain, this.#ccmdSource, value & FM.mask);
     registers.set(
@@ -246,7 +249,7 @@ export class VtdUnit implements IommuUnit {
     if (granularity === Granularity.page && addressMask > maximumAddressMask) granularity = 0;
     const domain = (value & DID.mask) >>> DID.shift;
     this.#remapping.invalidateIotlb(granularity, domain, this.#ivaLo & ADDR.mask, this.#ivaHi, addressMask);
-    registers.set(offset, registers.get(offset) | (granularity << IAIG.shift));
+    registers.set(offset, (registers.get(offset) & ~IAIG.mask) | (granularity << IAIG.shift));
   }
 
   // Translation
