@@ -19,7 +19,7 @@ import { TestFunction } from "../pci/devices/test-function.ts";
 import { HostBridge } from "../pci/dma.ts";
 import type { Endpoint, FunctionContext } from "../pci/pci-function.ts";
 import { placement } from "../pci/placement.ts";
-import { Vfio } from "../vfio/vfio.ts";
+import { VfioSubsystem } from "../vfio/subsystem.ts";
 import type { DeviceDescription, MachineDescription } from "./schema.ts";
 import { sysfsTree, type TreeEntry } from "./sysfs.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
@@ -51,7 +51,7 @@ export class Machine {
   readonly memory: Banks;
   readonly msi: MsiController;
   readonly core: IommuCore;
-  readonly vfio: Vfio;
+  readonly vfio: VfioSubsystem;
   readonly #context: MachineContext;
   readonly #units = new Map<string, UnitAssembly>();
   readonly #functions: Endpoint[] = [];
@@ -64,7 +64,6 @@ export class Machine {
     this.memory = new Banks({ ram: ramRanges(description.memory.ram) });
     this.msi = new MsiController(this.memory, context.events);
     this.core = new IommuCore(context.events);
-    this.vfio = new Vfio({ core: this.core, msi: this.msi, events: context.events });
     for (const unit of description.units) {
       const powered = powerOn(unit, {
         memory: this.memory,
@@ -80,6 +79,7 @@ export class Machine {
       this.#units.set(unit.name, { ...powered, bridge });
     }
     this.#plug(description.devices);
+    this.vfio = new VfioSubsystem({ core: this.core, msi: this.msi, events: context.events });
     this.#framesAtRest = this.memory.allocated;
   }
 
@@ -92,7 +92,7 @@ export class Machine {
 
   /** The device nodes of the machine. */
   nodes(): readonly DeviceNode[] {
-    return this.vfio.nodes();
+    return this.vfio.nodes;
   }
 
   /** The files programs look at. */
@@ -108,13 +108,13 @@ export class Machine {
       parked += bridge.parked;
     }
     return {
-      ...this.vfio.live,
+      ...this.vfio.live(),
       domains,
       parked,
       interrupts: this.msi.allocated - this.#units.size,
       // A bus's context table stays once it was made.
       tableFrames: this.memory.allocated - this.#framesAtRest,
-      clientFrames: this.memory.clientFrames,
+      clientFrames: this.memory.clientSlots,
     };
   }
 
@@ -189,7 +189,14 @@ const makeFunction = (device: DeviceDescription, context: FunctionContext): Endp
     case "test":
       return new TestFunction(context);
     case "bare":
-      return new BareFunction(context, { bars: device.bars });
+      return new BareFunction(
+        context,
+        device.bars.map(({ kind, size }, index) => ({
+          index: kind === "mem64" ? index * 2 : index,
+          kind,
+          size,
+        })),
+      );
   }
 };
 

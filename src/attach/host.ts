@@ -1,0 +1,67 @@
+/**
+ * A machine that is served to programs: the machine, the loop that answers its clients, and the memory of those
+ * clients. `environment()` is what a program must be started with.
+ */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Clock, monotonic } from "../base/clock.ts";
+import { type EventSink, silent } from "../base/events.ts";
+import { WorkQueue } from "../base/scheduler.ts";
+import { type LiveCounts, Machine } from "../machine/machine.ts";
+import type { MachineDescription } from "../machine/schema.ts";
+import { ROUTED, writeTree } from "../machine/sysfs.ts";
+import { ClientFiles } from "./client-files.ts";
+import { handlers as adoptHandlers, ProcessMemory } from "./process-memory.ts";
+import { AttachServer } from "./server.ts";
+import { trapHandlers } from "./traps.ts";
+
+export interface HostOptions {
+  readonly events?: EventSink;
+  readonly clock?: Clock;
+}
+
+export class Host {
+  readonly machine: Machine;
+  readonly server: AttachServer;
+  /** The folder of the shadow tree and the sockets; only this user can enter it. */
+  readonly folder: string;
+
+  /** Throws an Error with a sentence when the machine cannot be made. */
+  constructor(description: MachineDescription, { events = silent, clock = monotonic() }: HostOptions = {}) {
+    const work = new WorkQueue();
+    this.machine = new Machine(description, { events, clock, scheduler: work });
+    const { memory } = this.machine;
+    const files = new ClientFiles(memory);
+    this.folder = mkdtempSync(join(tmpdir(), "softiommu-"));
+    this.server = new AttachServer({
+      nodes: () => this.machine.nodes(),
+      events,
+      clock,
+      work,
+      memory: (pid, pidfd) => new ProcessMemory(pid, pidfd, files),
+      backing: (pa) => memory.backing(pa)!,
+      handlers: [adoptHandlers, trapHandlers(events)],
+      socketDir: join(this.folder, "attach"),
+    });
+    const shadowRoot = join(this.folder, "tree");
+    writeTree(this.machine.tree(), shadowRoot);
+    this.server.addTree({ shadowRoot, routed: ROUTED });
+    this.server.start();
+  }
+
+  environment(base: NodeJS.ProcessEnv = process.env): Record<string, string> {
+    return this.server.environment(base);
+  }
+
+  /** What exists because of clients; all zero when they are gone. */
+  live(): LiveCounts {
+    return { ...this.machine.live(), ...this.server.live };
+  }
+
+  stop(): void {
+    this.server.stop();
+    this.machine.close();
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+}
