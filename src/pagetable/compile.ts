@@ -142,8 +142,8 @@ const levelBlock = (format: PageTableFormat, index: number, skipping: boolean): 
   const load = format.bigEndian ? "load64be" : "load64";
   const lines = [
     `at = (base >>> 2) + ((${field(level.shift, level.bits)}) << 1);`,
-    "if (bank < words.length && states[bank][at >>> 10] > 0) {",
-    "  view = words[bank];",
+    "if (bank !== held && bank < words.length) held = bank, view = words[bank], state = states[bank];",
+    "if (bank === held && state[at >>> 10] > 0) {",
     `  elo = ${word(`view[${first}]`)};`,
     `  ehi = ${word(`view[${second}]`)};`,
     `} else if (memory.${load}(bank * 4294967296 + at * 4)) {`,
@@ -184,7 +184,9 @@ export const walkerSource = (format: PageTableFormat): string => {
     `// ${format.name}`,
     `const everything = ${hex(everything)};`,
     "const words = memory.words, states = memory.state;",
-    "let denied = 0, elo = 0, ehi = 0, at = 0, view;",
+    "let denied = 0, elo = 0, ehi = 0, at = 0;",
+    // The bank in hand: tables mostly lie in one.
+    "let held = -1, view, state;",
     "let base = root | 0, bank = (root / 4294967296) | 0;",
     ...(skipping ? [`let next = ${top};`] : []),
     ...(noting.length ? [`let ${noting.join(", ")};`] : []),

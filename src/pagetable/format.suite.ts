@@ -343,6 +343,22 @@ export const describeFormat = (name: string, make: () => PageTableFormat): void 
         mapper.destroy();
       });
 
+      it("leaves a leaf alone that the range covers in part, and the tables it needs", () => {
+        for (const size of leafSizes(format).slice(1)) {
+          const mapper = new Mapper(memory, format);
+          mapper.map(0, 0, size, protections[0]!);
+          const { tables } = mapper;
+          mapper.map(size, 4 * size, size, protections[0]!);
+          expect(mapper.unmap(page, 2 * size - page)).toBe(size);
+          expect([mapper.physical(0), mapper.physical(size), mapper.tables]).toEqual([0, -1, tables]);
+          expect(mapper.unmap(0, page)).toBe(0);
+          expect(mapper.protect(page, size - page, protections[0]!)).toBe(0);
+          expect(mapper.unmap(0, size)).toBe(size);
+          expect(mapper.tables).toBe(1);
+          mapper.destroy();
+        }
+      });
+
       it("keeps freed tables until they are released", () => {
         const before = memory.allocated;
         const mapper = new Mapper(memory, format);

@@ -5,7 +5,6 @@ import {
   type LeafKind,
   lowWord,
   type PageTableFormat,
-  type TableKind,
   tableBytes,
 } from "./format.ts";
 
@@ -81,11 +80,11 @@ export class Rung {
   /** Frames of a table. */
   readonly frames: number;
   readonly leaves: readonly Leaf[];
-  readonly #table: TableKind | undefined;
+  /** What an entry that points to a table holds apart from the address. */
   readonly tableLo: number;
   readonly tableHi: number;
-  readonly addressLo: number;
-  readonly addressHi: number;
+  readonly #addressLo: number;
+  readonly #addressHi: number;
 
   constructor(format: PageTableFormat, index: number) {
     const level = format.levels[index]!;
@@ -94,11 +93,16 @@ export class Rung {
     this.span = 2 ** (level.shift + level.bits);
     this.frames = tableBytes(level) / 4096;
     this.leaves = level.leaves.map((kind) => new Leaf(kind, index, level.shift));
-    this.#table = level.tables.find(({ to }) => to === index - 1);
-    this.tableLo = lowWord(this.#table?.bits ?? 0n);
-    this.tableHi = highWord(this.#table?.bits ?? 0n);
-    this.addressLo = lowWord(this.#table?.address ?? 0n);
-    this.addressHi = highWord(this.#table?.address ?? 0n);
+    const table = level.tables.find(({ to }) => to === index - 1);
+    this.tableLo = lowWord(table?.bits ?? 0n) | 0;
+    this.tableHi = highWord(table?.bits ?? 0n) | 0;
+    this.#addressLo = lowWord(table?.address ?? 0n);
+    this.#addressHi = highWord(table?.address ?? 0n);
+  }
+
+  /** The table an entry points to. */
+  tableAddress(lo: number, hi: number): number {
+    return ((hi & this.#addressHi) >>> 0) * 2 ** 32 + ((lo & this.#addressLo) >>> 0);
   }
 
   /** The leaf an entry is; undefined: it points to a table. The entry is not absent. */

@@ -1,0 +1,189 @@
+/**
+ * The position of a mapper in its tables, and its hands: for each level the table used last, so that a run of pages is
+ * one descent and a neighbour needs none; reading and writing entries there through the direct view of memory.
+ *
+ * An entry's deciding word (the less significant one, which holds what tells absent from present in every format that
+ * has 32-bit halves to tear) is written last when the entry becomes valid and first when it is emptied, so that a walk at
+ * the same time sees the old entry or the new one.
+ */
+import type { HostMemory } from "../memory/host-memory.ts";
+import { highWord, lowWord, type PageTableFormat } from "./format.ts";
+import { type Leaf, Rung, WordTest } from "./rung.ts";
+
+const WORD32 = 2 ** 32;
+
+/** Swaps the bytes of a word. */
+const swap = (x: number): number => (x << 24) | ((x & 0xff00) << 8) | ((x >>> 8) & 0xff00) | (x >>> 24);
+
+export class Cursor {
+  readonly rungs: readonly Rung[];
+  readonly top: number;
+  /** The words of the entry read last, signed. */
+  lo = 0;
+  hi = 0;
+
+  readonly #memory: HostMemory;
+  /** For each level the first address the table translates; NaN: none. */
+  readonly #start: Float64Array;
+  readonly #bank: Int32Array;
+  /** Index of the table's first word in its bank. */
+  readonly #word: Int32Array;
+
+  readonly #absent: WordTest;
+  readonly #swapped: boolean;
+  /** Index, relative to an entry's first word, of its less and more significant word. */
+  readonly #low: number;
+  readonly #high: number;
+  /** The test for an absent entry on words as they are in memory. */
+  readonly #lowMask: number;
+  readonly #lowValue: number;
+  readonly #highMask: number;
+  readonly #highValue: number;
+  /** An empty entry, as words in memory. */
+  readonly #lowEmpty: number;
+  readonly #highEmpty: number;
+
+  constructor(memory: HostMemory, format: PageTableFormat) {
+    this.#memory = memory;
+    this.rungs = format.levels.map((_, index) => new Rung(format, index));
+    this.top = format.levels.length - 1;
+    this.#start = new Float64Array(this.rungs.length).fill(Number.NaN);
+    this.#bank = new Int32Array(this.rungs.length);
+    this.#word = new Int32Array(this.rungs.length);
+    this.#absent = new WordTest(format.absent);
+    this.#swapped = format.bigEndian;
+    this.#low = format.bigEndian ? 1 : 0;
+    this.#high = format.bigEndian ? 0 : 1;
+    const { mask, value } = format.absent;
+    const stored = (word: number) => (format.bigEndian ? swap(word) : word | 0);
+    this.#lowMask = stored(lowWord(mask));
+    this.#lowValue = stored(lowWord(value));
+    this.#highMask = stored(highWord(mask));
+    this.#highValue = stored(highWord(value));
+    this.#lowEmpty = stored(lowWord(format.empty));
+    this.#highEmpty = stored(highWord(format.empty));
+  }
+
+  // --- Where
+
+  /** Puts the cursor of a level on the table at `pa`, which translates addresses from `start` on. */
+  place(level: number, start: number, pa: number): void {
+    this.#start[level] = start;
+    this.#bank[level] = pa / WORD32;
+    this.#word[level] = (pa % WORD32) / 4;
+  }
+
+  /** Forgets the table of the level: it is a table no more. */
+  leave(level: number): void {
+    this.#start[level] = Number.NaN;
+  }
+
+  /** The first address the table of the level translates. */
+  start(level: number): number {
+    return this.#start[level]!;
+  }
+
+  /** Physical address of the table. */
+  address(level: number): number {
+    return this.#bank[level]! * WORD32 + this.#word[level]! * 4;
+  }
+
+  /**
+   * Goes to the table that translates the address at level `target`, or to the lowest there is above it, and returns its
+   * level. Begins where the cursor is, as far as that is on the way. The root must have been placed.
+   */
+  descend(iova: number, target: number): number {
+    let level = target;
+    while (!(iova - this.#start[level]! >= 0 && iova - this.#start[level]! < this.rungs[level]!.span))
+      level++;
+    while (level > target) {
+      const rung = this.rungs[level]!;
+      const index = this.seek(level, iova);
+      if (this.absent() || rung.leafOf(this.lo, this.hi)) return level;
+      level -= 1;
+      this.place(level, this.#start[level + 1]! + index * rung.size, rung.tableAddress(this.lo, this.hi));
+    }
+    return level;
+  }
+
+  // --- Reading
+
+  /** Reads the entry for the address in the table of the level; returns its index. */
+  seek(level: number, iova: number): number {
+    const index = Math.floor((iova - this.#start[level]!) / this.rungs[level]!.size);
+    this.read(level, index);
+    return index;
+  }
+
+  read(level: number, index: number): void {
+    const words = this.#memory.words[this.#bank[level]!]!;
+    const at = this.#word[level]! + 2 * index;
+    const lo = words[at + this.#low]! | 0;
+    const hi = words[at + this.#high]! | 0;
+    this.lo = this.#swapped ? swap(lo) : lo;
+    this.hi = this.#swapped ? swap(hi) : hi;
+  }
+
+  /** The entry read last maps nothing. */
+  absent(): boolean {
+    return this.#absent.holds(this.lo, this.hi);
+  }
+
+  /** Index of the first entry in [from, to) that is not absent, or -1. */
+  used(level: number, from: number, to: number): number {
+    const words = this.#memory.words[this.#bank[level]!]!;
+    const [lowMask, lowValue] = [this.#lowMask, this.#lowValue];
+    const [highMask, highValue] = [this.#highMask, this.#highValue];
+    const low = this.#word[level]! + this.#low;
+    const high = this.#word[level]! + this.#high;
+    for (let i = from; i < to; i++) {
+      if ((words[low + 2 * i]! & lowMask) !== lowValue) return i;
+      if ((words[high + 2 * i]! & highMask) !== highValue) return i;
+    }
+    return -1;
+  }
+
+  // --- Writing
+
+  write(level: number, index: number, lo: number, hi: number): void {
+    const words = this.#memory.words[this.#bank[level]!]!;
+    const at = this.#word[level]! + 2 * index;
+    words[at + this.#high] = this.#swapped ? swap(hi) : hi;
+    words[at + this.#low] = this.#swapped ? swap(lo) : lo;
+  }
+
+  /** Writes entries for consecutive pages from `pa`, a multiple of the leaf's size, with these other bits. */
+  fill(
+    level: number,
+    first: number,
+    count: number,
+    leaf: Leaf,
+    pa: number,
+    bitsLo: number,
+    bitsHi: number,
+  ): void {
+    const { copies, size } = leaf;
+    // The low word of a multiple of the size comes round to exactly zero.
+    const step = size < WORD32 ? size : 0;
+    const carry = size < WORD32 ? 1 : size / WORD32;
+    let lo = (pa % WORD32) | 0;
+    let hi = (pa / WORD32) | 0;
+    const end = first + count;
+    for (let i = first; i < end; ) {
+      for (const next = i + copies; i < next; i++) this.write(level, i, lo | bitsLo, hi | bitsHi);
+      lo = (lo + step) | 0;
+      if (lo === 0) hi += carry;
+    }
+  }
+
+  /** Empties the entries [from, to). */
+  clear(level: number, from: number, to: number): void {
+    const words = this.#memory.words[this.#bank[level]!]!;
+    const low = this.#word[level]! + this.#low;
+    const high = this.#word[level]! + this.#high;
+    for (let i = from; i < to; i++) {
+      words[low + 2 * i] = this.#lowEmpty;
+      words[high + 2 * i] = this.#highEmpty;
+    }
+  }
+}
