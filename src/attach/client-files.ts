@@ -5,24 +5,33 @@
  * while, because programs pin the same buffers again and again. Leaves out: who may pin, and what is adopted.
  */
 import { closeSync, fstatSync } from "node:fs";
+import * as libc from "../base/libc.ts";
+import type { FileBacking, Pin } from "../kernel/call.ts";
 import type { Banks } from "../memory/banks.ts";
 import { MAX_CLIENT_RUN } from "../memory/banks.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import { PagePin, type PinnedPages, releaseAll, type Segment } from "./page-pin.ts";
 
-/** Pages that lie together in host memory; `index` counts from the run's first page. */
-export interface PinnedPages {
-  /** Frame number of page `index`. */
-  frame(index: number): number;
-  /** Gives back pages [index, index + count). */
-  release(index: number, count: number): void;
-}
+export const O_WRONLY = 1;
+export const O_RDWR = 2;
+const O_ACCMODE = 3;
 
-/** A part of a pin: `count` pages of `pages` from `first`. */
-export interface Segment {
-  readonly pages: PinnedPages;
-  readonly first: number;
-  readonly count: number;
-}
+export const roundUp = (bytes: number): number => Math.ceil(bytes / FRAME_BYTES) * FRAME_BYTES;
+
+/** How a descriptor was opened: O_RDONLY 0, O_WRONLY, O_RDWR. */
+export const accessMode = (fd: number): number => libc.fcntl(fd, libc.Fcntl.getFlags, 0) & O_ACCMODE;
+
+/** Names a file as /proc/PID/maps does. */
+export const keyOf = (major: number, minor: number, inode: number): string => `${major}:${minor}:${inode}`;
+
+/** The same of what stat(2) says; st_dev is in glibc's encoding. */
+export const keyOfStat = ({ dev, ino }: { readonly dev: bigint; readonly ino: bigint }): string =>
+  keyOf(
+    Number(((dev >> 8n) & 0xfffn) | ((dev >> 32n) & 0xfffff000n)),
+    Number((dev & 0xffn) | ((dev >> 12n) & 0xffffff00n)),
+    Number(ino),
+  );
 
 /** Mappings the daemon allows itself; the kernel's default is 65530, and a run costs two. */
 const MAX_RUNS = 24_000;
@@ -136,7 +145,7 @@ export class ClientFile {
     for (let page = range.first; page < end; ) {
       const run = this.#covering(page) ?? this.#map(page, range);
       if (run === undefined) {
-        for (const { pages, first, count } of segments) pages.release(first, count);
+        releaseAll(segments);
         return undefined;
       }
       const first = page - run.first;
@@ -255,6 +264,45 @@ export class ClientFiles {
     const file = new ClientFile(this, key, fd, writable);
     this.#files.set(key, file);
     return file;
+  }
+
+  /** A client's file for mapping; `fd` is ours from now on. Throws EINVAL when its pages cannot be mapped. */
+  backing(fd: number): FileBacking {
+    const stat = fstatSync(fd, { bigint: true });
+    const mode = accessMode(fd);
+    if (!stat.isFile() || mode === O_WRONLY) {
+      closeSync(fd);
+      throw new LinuxError("EINVAL", "the descriptor is not a file whose pages can be mapped");
+    }
+    const key = keyOfStat(stat);
+    const known = this.#files.get(key);
+    if (known !== undefined) closeSync(fd);
+    const file = known ?? this.add(key, fd, mode === O_RDWR);
+    const owner = {};
+    file.owners.add(owner);
+    return {
+      get size() {
+        return file.size;
+      },
+      writable: file.writable && mode === O_RDWR,
+      pin: (offset, length, writable) => {
+        if (writable && !(file.writable && mode === O_RDWR))
+          throw new LinuxError("EACCES", "the file was not opened for writing");
+        return this.#pinFile(file, offset, length, writable);
+      },
+      close: () => this.disown(file, owner),
+    };
+  }
+
+  #pinFile(file: ClientFile, offset: number, length: number, writable: boolean): Pin {
+    if (offset + length > roundUp(file.size))
+      throw new LinuxError("EFAULT", `the file has ${file.size} bytes; ${offset + length} are asked for`);
+    const first = offset / FRAME_BYTES;
+    const count = length / FRAME_BYTES;
+    const segments = file.pin({ first, count, va: offset, before: first, after: Number.POSITIVE_INFINITY });
+    if (segments === undefined)
+      throw new LinuxError("ENOMEM", "host memory has no room for more client pages");
+    return new PagePin(offset, count, writable, segments, () => {});
   }
 
   /** An owner let go; without owners and pins the file is closed. */

@@ -8,13 +8,23 @@
  */
 import { closeSync, fstatSync, openSync, readdirSync, statSync } from "node:fs";
 import * as libc from "../base/libc.ts";
-import { type FileBacking, type Pin, Restart, type UserMemory } from "../kernel/call.ts";
+import { type Pin, Restart, type UserMemory } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { Adoption } from "./adoption.ts";
-import type { ClientFile, ClientFiles, Segment } from "./client-files.ts";
+import {
+  accessMode,
+  type ClientFile,
+  type ClientFiles,
+  keyOf,
+  keyOfStat,
+  O_RDWR,
+  O_WRONLY,
+  roundUp,
+} from "./client-files.ts";
 import type { OpHandler, OpHandlers } from "./connection.ts";
 import { Maps, type Vma } from "./maps.ts";
+import { PagePin, releaseAll, type Segment } from "./page-pin.ts";
 import { RemoteFrames } from "./remote-frames.ts";
 
 /** Addresses a user may have: 47 bits. */
@@ -45,77 +55,6 @@ const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
 
 const fault = (va: number | bigint, why: string): LinuxError =>
   new LinuxError("EFAULT", `user address ${hex(va)} ${why}`);
-
-const keyOf = (major: number, minor: number, inode: number): string => `${major}:${minor}:${inode}`;
-
-/** glibc's encoding of a device number. */
-const keyOfStat = ({ dev, ino }: { readonly dev: bigint; readonly ino: bigint }): string =>
-  keyOf(
-    Number(((dev >> 8n) & 0xfffn) | ((dev >> 32n) & 0xfffff000n)),
-    Number((dev & 0xffn) | ((dev >> 12n) & 0xffffff00n)),
-    Number(ino),
-  );
-
-const O_ACCMODE = 3;
-const O_WRONLY = 1;
-const O_RDWR = 2;
-
-class PagePin implements Pin {
-  readonly va: number;
-  readonly pages: number;
-  readonly writable: boolean;
-  readonly extents: Float64Array;
-  readonly #segments: readonly Segment[];
-  readonly #onRelease: (count: number) => void;
-  /** 1: given back; only made when a part is. */
-  #released: Uint8Array | undefined;
-  #left: number;
-
-  constructor(
-    va: number,
-    pages: number,
-    writable: boolean,
-    segments: readonly Segment[],
-    onRelease: (count: number) => void,
-  ) {
-    this.va = va;
-    this.pages = pages;
-    this.writable = writable;
-    this.#segments = segments;
-    this.#onRelease = onRelease;
-    this.#left = pages;
-    const runs: number[] = [];
-    for (const { pages: owner, first, count } of segments) {
-      const frame = owner.frame(first);
-      const last = runs.length - 2;
-      if (last >= 0 && runs[last]! + runs[last + 1]! === frame) runs[last + 1]! += count;
-      else runs.push(frame, count);
-    }
-    this.extents = Float64Array.from(runs);
-  }
-
-  unpin(first: number, count: number): void {
-    const end = first + count;
-    if (!(first >= 0 && count >= 0 && end <= this.pages) || count > this.#left)
-      throw new RangeError(`pages ${first} to ${end - 1} of a pin of ${this.pages}, ${this.#left} left`);
-    if (count === 0) return;
-    if (count < this.pages) {
-      this.#released ??= new Uint8Array(this.pages);
-      if (this.#released.subarray(first, end).includes(1))
-        throw new RangeError(`pages ${first} to ${end - 1} of a pin were given back before`);
-      this.#released.fill(1, first, end);
-    }
-    this.#left -= count;
-    let at = 0;
-    for (const { pages, first: index, count: length } of this.#segments) {
-      const from = Math.max(first, at);
-      const to = Math.min(end, at + length);
-      if (from < to) pages.release(index + (from - at), to - from);
-      at += length;
-    }
-    this.#onRelease(count);
-  }
-}
 
 /** A range of the process within one mapping. */
 interface Piece {
@@ -203,7 +142,7 @@ export class ProcessMemory implements UserMemory {
     try {
       for (const piece of pieces) segments.push(...this.#pinPiece(piece, writable));
     } catch (error) {
-      for (const { pages, first, count } of segments) pages.release(first, count);
+      releaseAll(segments);
       throw error;
     }
     const pages = length / FRAME_BYTES;
@@ -213,32 +152,6 @@ export class ProcessMemory implements UserMemory {
     return new PagePin(va, pages, writable, segments, (count) => {
       this.#framesPinned -= count;
     });
-  }
-
-  /** Takes a file or memfd of the process, for mapping. Throws EBADF. */
-  backing(fd: number): FileBacking {
-    const copy = libc.pidfdGetfd(this.#pidfd, fd);
-    if (copy < 0) throw new LinuxError("EBADF", `descriptor ${fd} is not open in process ${this.pid}`);
-    const stat = fstatSync(copy, { bigint: true });
-    const writable = (libc.fcntl(copy, libc.Fcntl.getFlags, 0) & O_ACCMODE) === O_RDWR;
-    if (!stat.isFile()) {
-      closeSync(copy);
-      throw new LinuxError("EINVAL", `descriptor ${fd} is not a file whose pages can be mapped`);
-    }
-    const file = this.#adopted(keyOfStat(stat), copy, writable);
-    const owner = {};
-    file.owners.add(owner);
-    return {
-      get size() {
-        return file.size;
-      },
-      writable,
-      pin: (offset, length, wanted) => {
-        if (wanted && !writable) throw new LinuxError("EACCES", "the file was not opened for writing");
-        return this.#pinFile(file, offset, length, wanted);
-      },
-      close: () => this.#files.disown(file, owner),
-    };
   }
 
   /** What the program has unmapped and nobody pins is given back. */
@@ -367,20 +280,6 @@ export class ProcessMemory implements UserMemory {
     return [{ pages: frames, first: 0, count }];
   }
 
-  #pinFile(file: ClientFile, offset: number, length: number, writable: boolean): Pin {
-    if (offset + length > roundUp(file.size))
-      throw new LinuxError("EFAULT", `the file ends at ${hex(file.size)}, before ${hex(offset + length)}`);
-    const count = length / FRAME_BYTES;
-    const first = offset / FRAME_BYTES;
-    const segments = file.pin({ first, count, va: offset, before: first, after: 2 ** 40 });
-    if (segments === undefined)
-      throw new LinuxError("ENOMEM", "host memory has no room for more client pages");
-    this.#framesPinned += count;
-    return new PagePin(offset, count, writable, segments, (pages) => {
-      this.#framesPinned -= pages;
-    });
-  }
-
   /** The file behind a shared mapping, when we have or can get a descriptor of it. */
   #fileOf(vma: Vma): ClientFile | undefined {
     const key = keyOf(vma.major, vma.minor, vma.inode);
@@ -405,7 +304,7 @@ export class ProcessMemory implements UserMemory {
       if (stat === undefined || !stat.isFile() || keyOfStat(stat) !== key) continue;
       const fd = libc.pidfdGetfd(this.#pidfd, Number(name));
       if (fd < 0) continue;
-      const mode = libc.fcntl(fd, libc.Fcntl.getFlags, 0) & O_ACCMODE;
+      const mode = accessMode(fd);
       const same = keyOfStat(fstatSync(fd, { bigint: true })) === key;
       if (!same || mode === O_WRONLY || (best !== undefined && mode !== O_RDWR)) {
         closeSync(fd);
@@ -418,20 +317,11 @@ export class ProcessMemory implements UserMemory {
     return best;
   }
 
-  #adopted(key: string, fd: number, writable: boolean): ClientFile {
-    const known = this.#files.get(key);
-    if (known === undefined) return this.#files.add(key, fd, writable);
-    closeSync(fd);
-    return known;
-  }
-
   #userAddress(va: bigint, length: number): number {
     if (va + BigInt(length) > BigInt(USER_END)) throw fault(va, "is beyond the user's addresses");
     return Number(va);
   }
 }
-
-const roundUp = (bytes: number): number => Math.ceil(bytes / FRAME_BYTES) * FRAME_BYTES;
 
 /** Private memory that may be moved onto a memfd without anybody noticing. */
 const adoptable = ({ shared, inode, prot, name }: Vma): boolean =>

@@ -8,8 +8,8 @@ import { readSync, writeSync } from "node:fs";
 import type { Banks } from "../memory/banks.ts";
 import { FRAME_BYTES, MemoryError } from "../memory/host-memory.ts";
 import type { SlowFrames } from "../memory/slow.ts";
-import type { PinnedPages } from "./client-files.ts";
 import type { Maps, Vma } from "./maps.ts";
+import type { PinnedPages } from "./page-pin.ts";
 
 /** The address space the pages lie in. `memFd`: /proc/PID/mem, bound to it. */
 export interface RemoteSpace {

@@ -286,14 +286,12 @@ static void growing(void)
     uint8_t *one_page = page_of(one + 4095), *two_page = page_of(two + 4095);
     long first = pin(one_page, MIB - 4096, 1), second = pin(two_page, MIB - 4096, 1);
     EXPECT(first >= 0 && second >= 0);
-    size_t lead = (size_t)(one_page - one);
     uint8_t *grown = realloc(one, 16 * MIB);
     EXPECT(all(grown, MIB, 1));
     memset(grown + MIB, 3, 15 * MIB);
     EXPECT(all(two, MIB, 2));
     EXPECT(device_sees(second, 0, MIB - 4096, 2) == 1);
-    EXPECT(fill(first, 0, 4096, 4) == 0);
-    EXPECT(all(grown + lead, 4096, 4)); /* the mapping moved, its pages did not */
+    EXPECT(unpin(first) == 0);
     uint8_t *grown_page = page_of(grown + 4095);
     long third = pin(grown_page, 15 * MIB, 1);
     EXPECT(third >= 0);
@@ -301,6 +299,19 @@ static void growing(void)
     EXPECT(fill(third, 2 * MIB, 4096, 5) == 0);
     EXPECT(all(grown_page + 2 * MIB, 4096, 5));
     EXPECT(all(two, MIB, 2));
+    /* A mapping that moves keeps its pages, the device's too, and grows by zeros. */
+    uint8_t *map = anonymous(MIB), *other = anonymous(MIB);
+    memset(map, 6, MIB), memset(other, 7, MIB);
+    long moved = pin(map, MIB, 1), stays = pin(other, MIB, 1);
+    EXPECT(moved >= 0 && stays >= 0);
+    map = mremap(map, MIB, 8 * MIB, MREMAP_MAYMOVE);
+    EXPECT(map != MAP_FAILED && all(map, MIB, 6) && all(map + MIB, 7 * MIB, 0));
+    EXPECT(fill(moved, 4096, 4096, 8) == 0 && all(map + 4096, 4096, 8));
+    memset(map + MIB, 9, 7 * MIB);
+    EXPECT(all(other, MIB, 7) && device_sees(stays, 0, MIB, 7) == 1);
+    long grown_pin = pin(map, 8 * MIB, 1);
+    EXPECT(grown_pin >= 0 && device_sees(grown_pin, MIB, 7 * MIB, 9) == 1);
+    EXPECT(device_sees(grown_pin, 4096, 4096, 8) == 1);
 }
 
 /* A client that shrinks its memfd gets errors, and hurts nobody. */
