@@ -85,14 +85,14 @@ export class TrapBus implements Bus {
   }
 
   read(address: bigint, into: Uint8Array): void {
-    this.each(address, into, false, (window, at, piece) => {
+    this.eachPart(address, into, false, (window, at, piece) => {
       if (window === undefined) this.memory.read(at, piece);
       else this.fileFor(window, at, false).trapRead!(at - window.start + window.fileOffset, piece);
     });
   }
 
   write(address: bigint, data: Uint8Array): void {
-    this.each(address, data, true, (window, at, piece) => {
+    this.eachPart(address, data, true, (window, at, piece) => {
       if (window === undefined) this.memory.write(at, piece);
       else this.fileFor(window, at, true).trapWrite!(at - window.start + window.fileOffset, piece);
     });
@@ -110,7 +110,7 @@ export class TrapBus implements Bus {
   }
 
   /** Calls `access` for each part of the range that lies in one window, or between windows. */
-  private each(
+  private eachPart(
     address: bigint,
     bytes: Uint8Array,
     writing: boolean,

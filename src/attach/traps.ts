@@ -8,11 +8,11 @@ import type { EventSink } from "../base/events.ts";
 import type { UserMemory } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { Connection, OpHandler, OpHandlers, Reply } from "./connection.ts";
-import { CpuState, GREG_WORDS, MemoryFault, type VectorState } from "./emulate/cpu.ts";
+import { CpuState, GREG_RIP, GREG_WORDS, MemoryFault, type VectorState } from "./emulate/cpu.ts";
 import { MAX_INSTRUCTION } from "./emulate/decode.ts";
 import { emulate, type Outcome } from "./emulate/emulate.ts";
 import { XsaveArea, type XsaveLayout, xsaveSize } from "./emulate/xsave.ts";
-import { BusError, TrapBus, TrapWindow, windowAt } from "./trap-bus.ts";
+import { BusError, TrapBus, type TrapTable, TrapWindow, windowAt } from "./trap-bus.ts";
 
 /** shim/trap.h: OP_TRAP. */
 export const OP_TRAP = 200;
@@ -46,14 +46,12 @@ const MAX_XSAVE_OFFSET = 16_384;
 /** The vector registers in the program's signal frame, fetched at the first use. */
 class FrameVectors implements VectorState {
   private readonly memory: UserMemory;
-  private readonly address: bigint;
-  private readonly layout: XsaveLayout;
+  private readonly request: DataView;
   private area: XsaveArea | undefined;
 
-  constructor(memory: UserMemory, address: bigint, layout: XsaveLayout) {
+  constructor(memory: UserMemory, request: DataView) {
     this.memory = memory;
-    this.address = address;
-    this.layout = layout;
+    this.request = request;
   }
 
   read(index: number, into: Uint8Array): void {
@@ -71,19 +69,31 @@ class FrameVectors implements VectorState {
     if (this.area?.dirty) this.memory.write(this.address, this.area.bytes);
   }
 
+  private get address(): bigint {
+    return this.request.getBigUint64(TrapBody.fpstate, true);
+  }
+
   private fetch(): XsaveArea {
     if (this.area !== undefined) return this.area;
-    const bytes = new Uint8Array(xsaveSize(this.layout));
+    const layout = layoutOf(this.request);
+    const bytes = new Uint8Array(xsaveSize(layout));
     try {
       this.memory.read(this.address, bytes);
     } catch (error) {
       if (error instanceof LinuxError) throw new MemoryFault(this.address, false);
       throw error;
     }
-    this.area = new XsaveArea(bytes, this.layout);
+    this.area = new XsaveArea(bytes, layout);
     return this.area;
   }
 }
+
+/** Between traps. */
+const noVectors: VectorState = {
+  read: (_index, into) => into.fill(0),
+  write: () => {},
+  readMask: () => 0n,
+};
 
 function layoutOf(view: DataView): XsaveLayout {
   const offset = (field: number): number => {
@@ -97,69 +107,79 @@ function layoutOf(view: DataView): XsaveLayout {
   };
 }
 
-/** What the thread's state is after the trap, or why there is none. */
-interface Served {
-  readonly outcome:
-    | Outcome
-    | { readonly kind: "bus-error"; readonly reason: string; readonly address: bigint };
-  readonly cpu: CpuState;
-}
+type Served = Outcome | { readonly kind: "bus-error"; readonly reason: string; readonly address: bigint };
 
-function serve(connection: Connection, body: Uint8Array, view: DataView): Served {
-  const { memory } = connection.task;
-  const vectors = new FrameVectors(memory, view.getBigUint64(TrapBody.fpstate, true), layoutOf(view));
-  const cpu = new CpuState(vectors);
-  cpu.bytes.set(body.subarray(TrapBody.gregs, TrapBody.gregs + GREGS_SIZE));
-  cpu.fsBase = view.getBigUint64(TrapBody.fs_base, true);
-  cpu.gsBase = view.getBigUint64(TrapBody.gs_base, true);
-  const table = {
-    address: view.getBigUint64(TrapBody.table, true),
-    slots: view.getUint32(TrapBody.windows, true),
-  };
-  const bus = new TrapBus(memory, windowAt(view, TrapBody.window), table, (window) =>
-    connection.file(window.cookie, window.fd),
-  );
-  const length = Math.min(view.getUint32(TrapBody.code_length, true), MAX_INSTRUCTION);
-  try {
-    const outcome = emulate(cpu, body.subarray(TrapBody.code, TrapBody.code + length), bus);
-    if (outcome.kind === "done") vectors.flush();
-    return { outcome, cpu };
-  } catch (error) {
-    if (error instanceof BusError) {
-      return { outcome: { kind: "bus-error", reason: error.message, address: error.address }, cpu };
+/** Serves one trap at a time; its registers and its reply are used again for the next. */
+class Traps {
+  private readonly events: EventSink;
+  private readonly cpu = new CpuState(noVectors);
+  private readonly reply = new Uint8Array(TrapReply.size);
+  private readonly replyView = new DataView(this.reply.buffer);
+
+  constructor(events: EventSink) {
+    this.events = events;
+  }
+
+  serve(connection: Connection, body: Uint8Array): Reply {
+    if (body.length !== TrapBody.size) {
+      throw new LinuxError(
+        "EPROTO",
+        `a trap request has ${TrapBody.size} bytes of body, this one ${body.length}`,
+      );
     }
-    throw error;
+    const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+    const outcome = this.perform(connection, body, view);
+    if (outcome.kind === "done") {
+      this.reply.set(this.cpu.bytes, TrapReply.gregs);
+      return { value: TrapOutcome.done, body: this.reply };
+    }
+    this.replyView.setBigUint64(TrapReply.refused_at, outcome.address ?? 0n, true);
+    if (this.events.on) this.explain(connection, view, outcome.reason);
+    return {
+      value: outcome.kind === "refused" ? TrapOutcome.refused : TrapOutcome.busError,
+      body: this.reply,
+    };
   }
-}
 
-function trap(connection: Connection, body: Uint8Array, events: EventSink): Reply {
-  if (body.length !== TrapBody.size) {
-    throw new LinuxError(
-      "EPROTO",
-      `a trap request has ${TrapBody.size} bytes of body, this one ${body.length}`,
+  private perform(connection: Connection, body: Uint8Array, view: DataView): Served {
+    const { memory } = connection.task;
+    const { cpu } = this;
+    const vectors = new FrameVectors(memory, view);
+    cpu.vectors = vectors;
+    cpu.bytes.set(body.subarray(TrapBody.gregs, TrapBody.gregs + GREGS_SIZE));
+    cpu.fsBase = view.getBigUint64(TrapBody.fs_base, true);
+    cpu.gsBase = view.getBigUint64(TrapBody.gs_base, true);
+    const bus = new TrapBus(memory, windowAt(view, TrapBody.window), tableOf(view), (window) =>
+      connection.file(window.cookie, window.fd),
     );
+    const length = Math.min(view.getUint32(TrapBody.code_length, true), MAX_INSTRUCTION);
+    try {
+      const outcome = emulate(cpu, body.subarray(TrapBody.code, TrapBody.code + length), bus);
+      if (outcome.kind === "done") vectors.flush();
+      return outcome;
+    } catch (error) {
+      if (!(error instanceof BusError)) throw error;
+      return { kind: "bus-error", reason: error.message, address: error.address };
+    }
   }
-  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
-  const { outcome, cpu } = serve(connection, body, view);
-  const reply = new Uint8Array(TrapReply.size);
-  if (outcome.kind === "done") {
-    reply.set(cpu.bytes, TrapReply.gregs);
-    return { value: TrapOutcome.done, body: reply };
-  }
-  new DataView(reply.buffer).setBigUint64(TrapReply.refused_at, outcome.address ?? 0n, true);
-  if (events.on) {
-    events.emit("device", {
+
+  private explain(connection: Connection, view: DataView, reason: string): void {
+    this.events.emit("device", {
       what: "access refused",
       pid: connection.process.pid,
       tid: connection.tid,
-      rip: view.getBigUint64(TrapBody.gregs + 16 * 8, true),
-      reason: outcome.reason,
+      rip: view.getBigUint64(TrapBody.gregs + GREG_RIP * 8, true),
+      reason,
     });
   }
-  return { value: outcome.kind === "refused" ? TrapOutcome.refused : TrapOutcome.busError, body: reply };
+}
+
+function tableOf(view: DataView): TrapTable {
+  return { address: view.getBigUint64(TrapBody.table, true), slots: view.getUint32(TrapBody.windows, true) };
 }
 
 /** The operations of shim/trap.c. `events` learns of every access that was refused, and why. */
 export function trapHandlers(events: EventSink): OpHandlers {
-  return new Map<number, OpHandler>([[OP_TRAP, (connection, body) => trap(connection, body, events)]]);
+  const traps = new Traps(events);
+  return new Map<number, OpHandler>([[OP_TRAP, (connection, body) => traps.serve(connection, body)]]);
 }

@@ -59,10 +59,19 @@ export class CpuState {
   readonly bytes = new Uint8Array(this.words.buffer);
   fsBase = 0n;
   gsBase = 0n;
-  readonly vectors: VectorState;
+  vectors: VectorState;
+  private readonly saved = new BigUint64Array(GREG_WORDS);
 
   constructor(vectors: VectorState) {
     this.vectors = vectors;
+  }
+
+  /** Remembers the registers for `restore`. */
+  save(): void {
+    this.saved.set(this.words);
+  }
+  restore(): void {
+    this.words.set(this.saved);
   }
 
   get rip(): bigint {

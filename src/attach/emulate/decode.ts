@@ -63,20 +63,38 @@ export interface Decoded {
   readonly text: string;
 }
 
-const cache = new Map<string, Decoded | undefined>();
+interface Entry {
+  readonly code: Uint8Array;
+  readonly decoded: Decoded;
+}
+
+/** By a hash of the bytes; the entry's own bytes decide. */
+const cache = new Map<number, Entry>();
+
+function hash(code: Uint8Array, length: number): number {
+  let h = length;
+  for (let i = 0; i < length; i++) h = Math.imul(h ^ code[i]!, 0x01000193);
+  return h;
+}
+
+function same(a: Uint8Array, b: Uint8Array, length: number): boolean {
+  if (a.length !== length) return false;
+  for (let i = 0; i < length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}
 
 /** Decodes the instruction at the start of `code` (up to 15 bytes; fewer when the next page is unreadable). */
 export function decode(code: Uint8Array): Decoded | undefined {
-  const key = Buffer.from(code.buffer, code.byteOffset, Math.min(code.length, MAX_INSTRUCTION)).toString(
-    "latin1",
-  );
+  const length = Math.min(code.length, MAX_INSTRUCTION);
+  const key = hash(code, length);
   const known = cache.get(key);
-  if (known !== undefined) return known;
-  const fresh = decodeFresh(code.subarray(0, MAX_INSTRUCTION));
-  if (fresh === undefined) return undefined;
+  if (known !== undefined && same(known.code, code, length)) return known.decoded;
+  const copy = code.slice(0, length);
+  const decoded = decodeFresh(copy);
+  if (decoded === undefined) return undefined;
   if (cache.size >= CACHE_LIMIT) cache.clear();
-  cache.set(key, fresh);
-  return fresh;
+  cache.set(key, { code: copy, decoded });
+  return decoded;
 }
 
 function decodeFresh(code: Uint8Array): Decoded | undefined {

@@ -4,7 +4,7 @@
  * its elements), or the registers stay as they were. The instructions are listed in integer.ts, strings.ts, vector.ts
  * and below; of all others the caller is told that they were refused.
  */
-import { type Bus, type CpuState, Flag, GREG_WORDS, MemoryFault, STATUS_FLAGS } from "./cpu.ts";
+import { type Bus, type CpuState, Flag, MemoryFault, STATUS_FLAGS } from "./cpu.ts";
 import { type Decoded, decode, Mnemonic } from "./decode.ts";
 import { Execution } from "./execution.ts";
 import { type Executor, INTEGER } from "./integer.ts";
@@ -46,12 +46,12 @@ export function emulate(cpu: CpuState, code: Uint8Array, bus: Bus): Outcome {
   const run = executorOf(decoded);
   if (run === undefined)
     return refuse(`"${decoded.text}" is not among the instructions that can access a device`);
-  const before = cpu.words.slice(0, GREG_WORDS);
+  cpu.save();
   try {
     if (run(new Execution(cpu, decoded, bus))) cpu.rip = BigInt.asUintN(64, cpu.rip + BigInt(decoded.length));
     return DONE;
   } catch (error) {
-    cpu.words.set(before);
+    cpu.restore();
     if (error instanceof MemoryFault) return refuse(`"${decoded.text}": ${error.message}`, error.address);
     throw error;
   }
