@@ -23,7 +23,6 @@ import {
   VFIO_PCI_ERR_IRQ_INDEX,
   VFIO_PCI_NUM_IRQS,
   VFIO_PCI_NUM_REGIONS,
-  VFIO_PCI_ROM_REGION_INDEX,
   VFIO_PCI_VGA_REGION_INDEX,
   VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
   VFIO_REGION_INFO_FLAG_CAPS,
@@ -45,6 +44,7 @@ import {
   eachPiece,
   excludedOf,
   isBar,
+  mappedBytes,
   regionFlags,
   regionIndex,
   regionOffset,
@@ -155,7 +155,7 @@ export class DeviceFile implements KernelFile {
     if (
       length <= 0 ||
       at % FRAME_BYTES !== 0 ||
-      at + Math.ceil(length / FRAME_BYTES) * FRAME_BYTES > bar.size
+      at + Math.ceil(length / FRAME_BYTES) * FRAME_BYTES > mappedBytes(bar)
     )
       throw this.#error(
         "EINVAL",
@@ -164,17 +164,17 @@ export class DeviceFile implements KernelFile {
     return [{ kind: "trap", offset: 0, length }];
   }
 
-  /** All ones where nothing decodes. */
+  /** EIO where nothing decodes: the program gets SIGBUS. */
   trapRead(offset: bigint, into: Uint8Array): void {
     const index = regionIndex(offset);
-    if (this.#decodes(index)) this.device.pci.barRead(index, withinRegion(offset), into);
-    else into.fill(0xff);
+    this.#checkDecoding(index);
+    this.device.pci.barRead(index, withinRegion(offset), into);
   }
 
-  /** A write that nothing decodes is lost. */
   trapWrite(offset: bigint, data: Uint8Array): void {
     const index = regionIndex(offset);
-    if (this.#decodes(index)) this.device.pci.barWrite(index, withinRegion(offset), data);
+    this.#checkDecoding(index);
+    this.device.pci.barWrite(index, withinRegion(offset), data);
   }
 
   close(): void {
@@ -268,18 +268,16 @@ export class DeviceFile implements KernelFile {
     return Math.min(length, size - at);
   }
 
-  #decodes(index: number): boolean {
-    const bar = isBar(index) ? barOf(this.device.pci, index) : undefined;
-    if (!bar) return false;
-    return bar.kind === "io" ? this.device.config.ioEnabled : this.device.config.memoryEnabled;
-  }
-
+  /** The BAR answers: its kind of access is on in the command register. */
   #checkDecoding(index: number): void {
-    if (index < VFIO_PCI_ROM_REGION_INDEX && !this.#decodes(index))
-      throw this.#error(
-        "EIO",
-        `region ${index} is not decoded: bit 0 (I/O) or 1 (memory) of the command register is clear`,
-      );
+    const bar = this.#open && isBar(index) ? barOf(this.device.pci, index) : undefined;
+    if (bar && (bar.kind === "io" ? this.device.config.ioEnabled : this.device.config.memoryEnabled)) return;
+    throw this.#error(
+      "EIO",
+      bar
+        ? `region ${index} is not decoded: ${bar.kind === "io" ? "I/O (bit 0)" : "memory (bit 1)"} is off in the command register`
+        : `region ${index} is not a BAR of an open device`,
+    );
   }
 
   #error(code: "EINVAL" | "ENOTTY" | "EIO", reason: string): LinuxError {

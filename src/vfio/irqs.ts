@@ -395,7 +395,7 @@ export class Interrupts {
     this.#pci.configWrite(at, 2, control[0]!);
   }
 
-  /** Writes the vector's table entry: its message, or masked. */
+  /** Writes the vector's table entry: its message, or masked. Memory decoding is on meanwhile, whatever the user wants. */
   #programEntry(vector: number, message: Message | undefined): void {
     const table = this.msix!;
     const entry = new DataView(new ArrayBuffer(MsixEntry.BYTES));
@@ -406,8 +406,11 @@ export class Interrupts {
     entry.setUint32(MsixEntry.VECTOR_CONTROL, message ? 0 : VECTOR_MASKED, true);
     const at = table.offset + vector * MsixEntry.BYTES;
     const bytes = new Uint8Array(entry.buffer);
+    const command = this.#pci.configRead(Header.COMMAND, 2);
+    this.#pci.configWrite(Header.COMMAND, 2, command | Command.MEMORY_SPACE);
     for (let word = 0; word < MsixEntry.BYTES; word += 4)
       this.#pci.barWrite(table.bar, at + word, bytes.subarray(word, word + 4));
+    this.#pci.configWrite(Header.COMMAND, 2, command);
   }
 
   // ERR and REQ

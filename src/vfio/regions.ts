@@ -27,8 +27,12 @@ export const isBar = (index: number): boolean => index < VFIO_PCI_ROM_REGION_IND
 export const barOf = (pci: PciFunction, index: number): Bar | undefined =>
   pci.bars.find((bar) => bar.index === index);
 
-/** Only memory of whole pages can be mapped, and only where the machine allows it. */
-export const canMap = (bar: Bar): boolean => bar.kind !== "io" && bar.mappable && bar.size >= PAGE_BYTES;
+/** Memory can be mapped where the machine allows it, and when the BAR has its pages for itself. */
+export const canMap = (bar: Bar): boolean =>
+  bar.kind !== "io" && bar.mappable && (bar.size >= PAGE_BYTES || bar.base % PAGE_BYTES === 0);
+
+/** Bytes of a mapping of the whole BAR. */
+export const mappedBytes = (bar: Bar): number => Math.ceil(bar.size / PAGE_BYTES) * PAGE_BYTES;
 
 export const regionSize = (pci: PciFunction, index: number): number => {
   if (isBar(index)) return barOf(pci, index)?.size ?? 0;
