@@ -109,7 +109,7 @@ export const vtdSecondLevel = (levels: 3 | 4 | 5, options: SecondLevelOptions = 
     const shift = 12 + 9 * index;
     const leafPossible = pageLg2s.includes(shift);
     const table = tableLayout(name, hostAddressWidth, leafPossible);
-    const leaf = leafLayout(name, hostAddressWidth, shift, options);
+    const leaf = leafPossible ? leafLayout(name, hostAddressWidth, shift, options) : undefined;
     const common = { denials, ...(options.accessedDirty && { accessed: A }) };
     return {
       name,
@@ -130,7 +130,7 @@ export const vtdSecondLevel = (levels: 3 | 4 | 5, options: SecondLevelOptions = 
                 to: index - 1,
               },
             ],
-      leaves: !leafPossible
+      leaves: !leaf
         ? []
         : [
             {

@@ -47,19 +47,29 @@ export interface TranslationConfig {
   readonly widths: readonly number[];
 }
 
-const levelsOf = (aw: number): 3 | 4 | 5 => (aw === 1 ? 3 : aw === 2 ? 4 : 5);
+interface Stage {
+  readonly format: PageTableFormat;
+  readonly walker: Walker;
+}
+/** Formats and their generated walkers, shared by the units that have them; by what makes them differ. */
+const stages = new Map<string, Stage>();
+const stageOf = (levels: 3 | 4 | 5, { pageLg2s, hostAddressWidth, has }: Capabilities): Stage => {
+  const { snoopControl, deviceTlb } = has;
+  const key = [levels, pageLg2s, hostAddressWidth, snoopControl, deviceTlb].join();
+  let stage = stages.get(key);
+  if (!stage) {
+    const format = vtdSecondLevel(levels, { pageLg2s, hostAddressWidth, snoopControl, deviceTlb });
+    stage = { format, walker: compileWalker(format) };
+    stages.set(key, stage);
+  }
+  return stage;
+};
 
 export const configure = (capabilities: Capabilities): TranslationConfig => {
-  const { sagaw, largestAw, hostAddressWidth, guestAddressWidth, pageLg2s, has } = capabilities;
-  const formats = [1, 2, 3].map((aw) =>
-    sagaw & (1 << aw)
-      ? vtdSecondLevel(levelsOf(aw), {
-          pageLg2s,
-          hostAddressWidth,
-          snoopControl: has.snoopControl,
-          deviceTlb: has.deviceTlb,
-        })
-      : undefined,
+  const { sagaw, largestAw, hostAddressWidth, guestAddressWidth, has } = capabilities;
+  const levels = [undefined, 3, 4, 5] as const;
+  const byAw = levels.map((count, aw) =>
+    count && sagaw & (1 << aw) ? stageOf(count, capabilities) : undefined,
   );
   return {
     sagaw,
@@ -68,8 +78,8 @@ export const configure = (capabilities: Capabilities): TranslationConfig => {
     deviceTlb: has.deviceTlb,
     domains: 2 ** capabilities.domainBits,
     beyondHost: (-1 << (hostAddressWidth - 32)) >>> 0,
-    formats: [undefined, ...formats],
-    walkers: [undefined, ...formats.map((format) => format && compileWalker(format))],
+    formats: byAw.map((stage) => stage?.format),
+    walkers: byAw.map((stage) => stage?.walker),
     widths: [0, 1, 2, 3].map((aw) => Math.min(addressWidthOf(aw), guestAddressWidth)),
   };
 };
