@@ -6,8 +6,8 @@ import { ManualClock } from "../base/clock.ts";
 import type { EventFields, EventKind, EventSink } from "../base/events.ts";
 import { WorkQueue } from "../base/scheduler.ts";
 import { type IommuUnit, NO_PASID, type Transaction, TranslateStatus } from "../hardware/unit.ts";
-import type { ExplainStep } from "../pagetable/step.ts";
 import { Banks } from "../memory/banks.ts";
+import type { ExplainStep } from "../pagetable/step.ts";
 import { HostBridge } from "./dma.ts";
 import type { PciFunction } from "./function.ts";
 import type { FunctionContext } from "./pci-function.ts";
@@ -77,11 +77,6 @@ export class PaperUnit implements IommuUnit {
   reset(): void {}
 }
 
-export interface Interrupt {
-  readonly vector: number;
-  readonly data: number;
-}
-
 export class Rig implements EventSink {
   readonly on = true;
   readonly memory = new Banks({ ram: [{ start: 0, length: RAM_BYTES }] });
@@ -110,6 +105,7 @@ export class Rig implements EventSink {
       barBase: placement({
         mem32: { start: 0xe000_0000, end: 0xf000_0000 },
         mem64: { start: 2 ** 40, end: 2 ** 41 },
+        io: { start: 0x1000, end: 0x2000 },
       }),
       scheduler: this.work,
       clock: this.clock,
@@ -133,7 +129,7 @@ export class Rig implements EventSink {
   }
 
   close(): void {
-    this.memory[Symbol.dispose]?.();
+    this.memory.close();
   }
 }
 

@@ -19,7 +19,7 @@ export const TestRegister = {
   LENGTH: 0x18,
   /** Of the requests; see `TestPasid`. */
   PASID: 0x1c,
-  /** A `TestStatus`. */
+  /** A `TestStatus`. Writing anything lowers the interrupt line. */
   STATUS: 0x20,
   /** Bytes of the last request that were moved. */
   DONE: 0x24,
@@ -112,13 +112,10 @@ export class TestFunction extends Endpoint {
   }
 
   #write(offset: number, value: number): void {
-    if (offset === TestRegister.COMMAND) this.#begin(value);
-    else if (
-      offset !== TestRegister.IDENTITY &&
-      offset !== TestRegister.STATUS &&
-      offset !== TestRegister.DONE
-    )
-      if (offset < TestRegister.END) this.#registers[word(offset)] = value;
+    const { IDENTITY, COMMAND, STATUS, DONE, END } = TestRegister;
+    if (offset === COMMAND) this.#begin(value);
+    else if (offset === STATUS) this.drive(false);
+    else if (offset !== IDENTITY && offset !== DONE && offset < END) this.#registers[word(offset)] = value;
   }
 
   #get(offset: number): number {
