@@ -79,7 +79,7 @@ const measureWalks = (memory: Banks, program: string, { name, pages, span, walks
   return { ...row, ratio: row.ours / row.baseline };
 };
 
-/** 256 pages in one call against one page, in a domain where every table has other content as well. */
+/** 256 pages in one call against one page, in tables that have other content as well. */
 const measureMaps = (memory: Banks): BenchRow[] => {
   const mapper = new Mapper(memory, format);
   const regions = 64;

@@ -8,12 +8,9 @@
  */
 import type { HostMemory } from "../memory/host-memory.ts";
 import { highWord, lowWord, type PageTableFormat } from "./format.ts";
-import { type Leaf, Rung, WordTest } from "./rung.ts";
+import { type Leaf, Rung, swap, WordTest } from "./rung.ts";
 
 const WORD32 = 2 ** 32;
-
-/** Swaps the bytes of a word. */
-const swap = (x: number): number => (x << 24) | ((x & 0xff00) << 8) | ((x >>> 8) & 0xff00) | (x >>> 24);
 
 export class Cursor {
   readonly rungs: readonly Rung[];
@@ -35,10 +32,7 @@ export class Cursor {
   readonly #low: number;
   readonly #high: number;
   /** The test for an absent entry on words as they are in memory. */
-  readonly #lowMask: number;
-  readonly #lowValue: number;
-  readonly #highMask: number;
-  readonly #highValue: number;
+  readonly #stored: WordTest;
   /** An empty entry, as words in memory. */
   readonly #lowEmpty: number;
   readonly #highEmpty: number;
@@ -54,12 +48,8 @@ export class Cursor {
     this.#swapped = format.bigEndian;
     this.#low = format.bigEndian ? 1 : 0;
     this.#high = format.bigEndian ? 0 : 1;
-    const { mask, value } = format.absent;
+    this.#stored = new WordTest(format.absent, format.bigEndian);
     const stored = (word: number) => (format.bigEndian ? swap(word) : word | 0);
-    this.#lowMask = stored(lowWord(mask));
-    this.#lowValue = stored(lowWord(value));
-    this.#highMask = stored(highWord(mask));
-    this.#highValue = stored(highWord(value));
     this.#lowEmpty = stored(lowWord(format.empty));
     this.#highEmpty = stored(highWord(format.empty));
   }
@@ -86,6 +76,11 @@ export class Cursor {
   /** Physical address of the table. */
   address(level: number): number {
     return this.#bank[level]! * WORD32 + this.#word[level]! * 4;
+  }
+
+  /** Number of the table's first frame. */
+  frame(level: number): number {
+    return this.#bank[level]! * 2 ** 20 + (this.#word[level]! >>> 10);
   }
 
   /**
@@ -132,15 +127,29 @@ export class Cursor {
   /** Index of the first entry in [from, to) that is not absent, or -1. */
   used(level: number, from: number, to: number): number {
     const words = this.#memory.words[this.#bank[level]!]!;
-    const [lowMask, lowValue] = [this.#lowMask, this.#lowValue];
-    const [highMask, highValue] = [this.#highMask, this.#highValue];
+    const { maskLo, valueLo, maskHi, valueHi } = this.#stored;
     const low = this.#word[level]! + this.#low;
     const high = this.#word[level]! + this.#high;
     for (let i = from; i < to; i++) {
-      if ((words[low + 2 * i]! & lowMask) !== lowValue) return i;
-      if ((words[high + 2 * i]! & highMask) !== highValue) return i;
+      if ((words[low + 2 * i]! & maskLo) !== valueLo) return i;
+      if ((words[high + 2 * i]! & maskHi) !== valueHi) return i;
     }
     return -1;
+  }
+
+  /** Index of the first entry in [from, to) that is not such a leaf, or `to`. */
+  unlike(level: number, from: number, to: number, leaf: Leaf): number {
+    const words = this.#memory.words[this.#bank[level]!]!;
+    const { maskLo, valueLo, maskHi, valueHi } = leaf.stored;
+    const absent = this.#stored;
+    const low = this.#word[level]! + this.#low;
+    const high = this.#word[level]! + this.#high;
+    for (let i = from; i < to; i++) {
+      const lo = words[low + 2 * i]!;
+      const hi = words[high + 2 * i]!;
+      if ((lo & maskLo) !== valueLo || (hi & maskHi) !== valueHi || absent.holds(lo, hi)) return i;
+    }
+    return to;
   }
 
   // --- Writing

@@ -47,7 +47,8 @@ export class Mapper {
   readonly #inputEnd: number;
   readonly #outputEnd: number;
   readonly #retired: { readonly pa: number; readonly frames: number }[] = [];
-  #tables = 0;
+  /** Entries in use of each table, by the number of its first frame. */
+  readonly #used = new Map<number, number>();
 
   /** Makes an empty root table. Throws ENOMEM. */
   constructor(memory: HostMemory, format: PageTableFormat) {
@@ -63,7 +64,7 @@ export class Mapper {
 
   /** Tables in use, the root included. */
   get tables(): number {
-    return this.#tables;
+    return this.#used.size;
   }
 
   /** Unlinked tables that wait for `release`. */
@@ -164,7 +165,7 @@ export class Mapper {
     this.#clear(0, this.#inputEnd, false);
     this.release();
     this.#memory.free(this.root, this.#cursor.rungs[this.#cursor.top]!.frames);
-    this.#tables = 0;
+    this.#used.clear();
   }
 
   // --- Arguments
@@ -234,6 +235,7 @@ export class Mapper {
         `iova ${hex(start + met * rung.size)} is mapped already: unmap it first`,
       );
     cursor.fill(level, first, count, leaf, pa, leaf.bitsLo | bitsLo, leaf.bitsHi | bitsHi);
+    this.#count(level, count);
     this.#wrote(level, first, count);
     return start + (first + count) * rung.size;
   }
@@ -248,6 +250,7 @@ export class Mapper {
       const { tableLo, tableHi, size } = cursor.rungs[level]!;
       const pa = this.#newTable(level - 1, cursor.start(level) + index * size);
       cursor.write(level, index, (pa % WORD32) | tableLo, (pa / WORD32) | tableHi);
+      this.#count(level, 1);
       this.#wrote(level, index, 1);
       level -= 1;
     }
@@ -266,9 +269,17 @@ export class Mapper {
       );
     cursor.place(level, start, pa);
     if (this.format.empty !== 0n) cursor.clear(level, 0, entries);
-    this.#tables += 1;
+    this.#used.set(cursor.frame(level), 0);
     this.onTableWrite?.(pa, frames * FRAME);
     return pa;
+  }
+
+  /** Counts entries of the cursor's table of the level that came into use, or went; how many are in use now. */
+  #count(level: number, more: number): number {
+    const frame = this.#cursor.frame(level);
+    const used = this.#used.get(frame)! + more;
+    this.#used.set(frame, used);
+    return used;
   }
 
   #wrote(level: number, index: number, count: number): void {
@@ -282,7 +293,8 @@ export class Mapper {
   #undo(iova: number, end: number): void {
     const before = this.#retired.length;
     this.#clear(iova, end, false);
-    this.#prune(this.#cursor.descend(end, 0), 0, 0, false);
+    const level = this.#cursor.descend(end, 0);
+    if (this.#count(level, 0) === 0) this.#unlink(level, false);
     for (const { pa, frames } of this.#retired.splice(before)) this.#memory.free(pa, frames);
   }
 
@@ -304,7 +316,7 @@ export class Mapper {
       bytes += run.bytes;
       this.#wrote(level, first, run.next - first);
       if (gather) this.gather.add(start + first * size, at);
-      if (!run.kept) this.#prune(level, first, run.next, gather);
+      if (this.#count(level, -run.bytes / size) === 0) this.#unlink(level, gather);
     }
     return bytes;
   }
@@ -316,12 +328,11 @@ export class Mapper {
     stop: number,
     iova: number,
     end: number,
-  ): { next: number; bytes: number; kept: boolean } {
+  ): { next: number; bytes: number } {
     const cursor = this.#cursor;
     const rung = cursor.rungs[level]!;
     const start = cursor.start(level);
     let bytes = 0;
-    let kept = false;
     let next = first;
     while (next < stop) {
       cursor.read(level, next);
@@ -333,39 +344,33 @@ export class Mapper {
       if (!leaf) break;
       const head = next - (next % leaf.copies);
       const from = start + head * rung.size;
-      next = head + leaf.copies;
       if (from < iova || from + leaf.size > end) {
-        kept = true;
+        next = head + leaf.copies;
         continue;
       }
+      // All of its kind that follow and lie within.
+      const whole = Math.floor((end - from) / leaf.size) * leaf.copies;
+      next = cursor.unlike(level, head, Math.min(rung.entries, head + whole), leaf);
       cursor.clear(level, head, next);
-      bytes += leaf.size;
+      bytes += (next - head) * rung.size;
     }
-    return { next, bytes, kept };
+    return { next, bytes };
   }
 
-  /** Unlinks the cursor's table of the level when it is empty, given that [from, to) is, and then those above it. */
-  #prune(level: number, from: number, to: number, gather: boolean): void {
+  /** Unlinks the cursor's table of the level, which is empty, unless it is the root; and then those above that become empty. */
+  #unlink(level: number, gather: boolean): void {
     const cursor = this.#cursor;
-    while (level < cursor.top && this.#isEmpty(level, from, to)) {
+    for (let left = 0; left === 0 && level < cursor.top; left = this.#count(level, -1)) {
       const start = cursor.start(level);
       this.#retired.push({ pa: cursor.address(level), frames: cursor.rungs[level]!.frames });
-      this.#tables -= 1;
+      this.#used.delete(cursor.frame(level));
       if (gather) this.gather.tables = true;
       cursor.leave(level);
       level = cursor.descend(start, level + 1);
-      from = cursor.seek(level, start);
-      to = from + 1;
-      cursor.clear(level, from, to);
-      this.#wrote(level, from, 1);
+      const index = cursor.seek(level, start);
+      cursor.clear(level, index, index + 1);
+      this.#wrote(level, index, 1);
     }
-  }
-
-  /** Whether the cursor's table of the level is empty, given that [from, to) is. What is emptied in order is answered at once. */
-  #isEmpty(level: number, from: number, to: number): boolean {
-    const cursor = this.#cursor;
-    if (from > 0 && cursor.used(level, from - 1, from) >= 0) return false;
-    return cursor.used(level, to, cursor.rungs[level]!.entries) < 0 && cursor.used(level, 0, from) < 0;
   }
 
   // --- Visiting

@@ -8,22 +8,27 @@ import {
   tableBytes,
 } from "./format.ts";
 
-/** A test on the two words of an entry. */
-export class WordTest {
-  readonly #maskLo: number;
-  readonly #maskHi: number;
-  readonly #valueLo: number;
-  readonly #valueHi: number;
+/** Swaps the bytes of a word. */
+export const swap = (x: number): number =>
+  (x << 24) | ((x & 0xff00) << 8) | ((x >>> 8) & 0xff00) | (x >>> 24);
 
-  constructor({ mask, value }: EntryTest) {
-    this.#maskLo = lowWord(mask) | 0;
-    this.#maskHi = highWord(mask) | 0;
-    this.#valueLo = lowWord(value) | 0;
-    this.#valueHi = highWord(value) | 0;
+/** A test on the two words of an entry, signed or not; of words as they are in memory when made so. */
+export class WordTest {
+  readonly maskLo: number;
+  readonly maskHi: number;
+  readonly valueLo: number;
+  readonly valueHi: number;
+
+  constructor({ mask, value }: EntryTest, swapped = false) {
+    const word = (half: number) => (swapped ? swap(half) : half | 0);
+    this.maskLo = word(lowWord(mask));
+    this.maskHi = word(highWord(mask));
+    this.valueLo = word(lowWord(value));
+    this.valueHi = word(highWord(value));
   }
 
   holds(lo: number, hi: number): boolean {
-    return (lo & this.#maskLo) === this.#valueLo && (hi & this.#maskHi) === this.#valueHi;
+    return (lo & this.maskLo) === this.valueLo && (hi & this.maskHi) === this.valueHi;
   }
 }
 
@@ -36,6 +41,8 @@ export class Leaf {
   /** Entries one leaf takes. */
   readonly copies: number;
   readonly test: WordTest;
+  /** The same on words as they are in memory. */
+  readonly stored: WordTest;
   readonly addressLo: number;
   readonly addressHi: number;
   readonly bitsLo: number;
@@ -47,14 +54,15 @@ export class Leaf {
   readonly keptLo: number;
   readonly keptHi: number;
 
-  constructor(kind: LeafKind, level: number, shift: number) {
+  constructor(kind: LeafKind, level: number, { levels, bigEndian }: PageTableFormat) {
     const dirty = kind.dirty ?? 0n;
     const kept = kind.address | kind.test.mask | kind.bits | dirty | (kind.accessed ?? 0n);
     this.level = level;
     this.size = 2 ** kind.lg2;
     this.alignment = this.size / 4096 - 1;
-    this.copies = 2 ** (kind.lg2 - shift);
+    this.copies = 2 ** (kind.lg2 - levels[level]!.shift);
     this.test = new WordTest(kind.test);
+    this.stored = new WordTest(kind.test, bigEndian);
     this.addressLo = lowWord(kind.address);
     this.addressHi = highWord(kind.address);
     this.bitsLo = lowWord(kind.bits) | 0;
@@ -92,7 +100,7 @@ export class Rung {
     this.size = 2 ** level.shift;
     this.span = 2 ** (level.shift + level.bits);
     this.frames = tableBytes(level) / 4096;
-    this.leaves = level.leaves.map((kind) => new Leaf(kind, index, level.shift));
+    this.leaves = level.leaves.map((kind) => new Leaf(kind, index, format));
     const table = level.tables.find(({ to }) => to === index - 1);
     this.tableLo = lowWord(table?.bits ?? 0n) | 0;
     this.tableHi = highWord(table?.bits ?? 0n) | 0;
