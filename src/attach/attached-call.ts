@@ -30,6 +30,7 @@ export interface CallHost {
   backing(fd: number, process: AttachedProcess): FileBacking;
   /** Eventfds held. */
   eventfds: number;
+  readonly mostEventfds: number;
 }
 
 export interface Installed {
@@ -116,8 +117,13 @@ export class AttachedCall implements Call {
   }
 
   eventfd(fd: number): EventFd {
-    const copy = this.#take(fd);
     const host = this.#host;
+    if (host.eventfds >= host.mostEventfds)
+      throw new LinuxError(
+        "ENFILE",
+        `clients have ${host.eventfds} eventfds registered; the daemon can hold no more`,
+      );
+    const copy = this.#take(fd);
     if (readlinkSync(`/proc/self/fd/${copy}`) !== "anon_inode:[eventfd]") {
       closeSync(copy);
       throw new LinuxError("EINVAL", `descriptor ${fd} is not an eventfd`);
@@ -142,11 +148,11 @@ export class AttachedCall implements Call {
   }
 
   install(file: KernelFile, options: { readonly at?: bigint; readonly closeOnExec?: boolean } = {}): number {
-    const emulated = this.installed.length < MAX_FDS ? this.#host.files.add(file) : -24;
-    if (typeof emulated === "number") {
+    if (this.installed.length === MAX_FDS) {
       file.close();
-      throw new LinuxError("ENFILE", "the daemon has no descriptor left for a new file");
+      throw new LinuxError("EMFILE", `a call makes ${MAX_FDS} files at most`);
     }
+    const emulated = this.#host.files.add(file);
     this.#host.adoptFile(emulated);
     this.installed.push({ emulated, at: options.at ?? 0n, closeOnExec: options.closeOnExec ?? false });
     return 0;

@@ -1,5 +1,6 @@
 /** A control connection: one thread of a client, and the request of it that is being served, if any. */
 import type { KernelFile, Task } from "../kernel/call.ts";
+import { Errno, LinuxError } from "../uapi/errno.ts";
 import type { Connection } from "./connection.ts";
 import type { EmulatedFile, FileTable } from "./emulated-file.ts";
 import type { AttachedProcess, Caller } from "./process.ts";
@@ -44,7 +45,17 @@ export class Control implements Connection {
 
   emulated(cookie: number, fd: number): EmulatedFile | undefined {
     const emulated = this.#files.get(cookie);
-    return emulated !== undefined && this.process.holds(cookie, fd) ? emulated : undefined;
+    return emulated !== undefined && this.process.holds(cookie, fd) === 0 ? emulated : undefined;
+  }
+  /** The error of a call on a file that `emulated` did not find. */
+  whyNot(cookie: number, fd: number): LinuxError {
+    const { pid } = this.process;
+    return this.#files.get(cookie) !== undefined && this.process.holds(cookie, fd) === -Errno.EPERM
+      ? new LinuxError(
+          "EPERM",
+          `process ${pid} may not be looked into: it is not dumpable, or not ours to trace`,
+        )
+      : new LinuxError("EBADF", `descriptor ${fd} of process ${pid} is not an open file of ours`);
   }
   file(cookie: number, fd: number): KernelFile | undefined {
     return this.emulated(cookie, fd)?.file;

@@ -5,6 +5,7 @@
  */
 import { closeSync } from "node:fs";
 import type { DeviceNode, KernelFile } from "../kernel/call.ts";
+import { LinuxError } from "../uapi/errno.ts";
 import { namedPair, sendBytes, socketCookie } from "./syscalls.ts";
 
 const POLLIN = 1;
@@ -85,11 +86,13 @@ export class EmulatedFile {
 export class FileTable {
   readonly #byCookie = new Map<number, EmulatedFile>();
   readonly #prefix: string;
+  readonly #most: number;
   #made = 0;
 
-  /** `prefix`: how the names of all our ends begin, without the NUL of an abstract name. */
-  constructor(prefix: string) {
+  /** `prefix`: how the names of all our ends begin, without the NUL of an abstract name. `most`: files at a time. */
+  constructor(prefix: string, most: number) {
     this.#prefix = prefix;
+    this.#most = most;
   }
 
   get size(): number {
@@ -100,10 +103,17 @@ export class FileTable {
     return this.#byCookie.get(cookie);
   }
 
-  /** Makes the pair; -errno when the daemon is out of descriptors (then `file` is still the caller's to close). */
-  add(file: KernelFile, node?: DeviceNode): EmulatedFile | number {
-    const ends = namedPair(`\0${this.#prefix}${this.#made}`);
-    if (typeof ends === "number") return ends;
+  /** Makes the pair. Throws ENFILE, and closes `file`, when clients have too many. */
+  add(file: KernelFile, node?: DeviceNode): EmulatedFile {
+    const full = this.#byCookie.size >= this.#most;
+    const ends = full ? undefined : namedPair(`\0${this.#prefix}${this.#made}`);
+    if (ends === undefined || typeof ends === "number") {
+      file.close();
+      throw new LinuxError(
+        "ENFILE",
+        `clients have ${this.#byCookie.size} files open; the daemon can hold no more`,
+      );
+    }
     this.#made += 1;
     const emulated = new EmulatedFile(file, node, ends);
     this.#byCookie.set(emulated.cookie, emulated);

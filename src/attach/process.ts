@@ -5,6 +5,7 @@
 import { closeSync, readFileSync } from "node:fs";
 import { pidfdGetfd } from "../base/libc.ts";
 import { Capability, type Task, type UserMemory } from "../kernel/call.ts";
+import { Errno } from "../uapi/errno.ts";
 import type { ClientProcess } from "./connection.ts";
 import { hasCapability, memlockOf, socketCookie } from "./syscalls.ts";
 
@@ -86,15 +87,18 @@ export class AttachedProcess implements ClientProcess {
     this.user = new PrefetchedMemory(memory);
   }
 
-  /** Whether the process has shown that it holds the file: its descriptor `fd` is the socket with this cookie. */
-  holds(cookie: number, fd: number): boolean {
-    if (this.#held.has(cookie)) return true;
+  /**
+   * 0 when the process has shown that it holds the file: its descriptor `fd` is the socket with this cookie. Else why
+   * not: -EPERM, when its descriptors may not be looked at, or -EBADF.
+   */
+  holds(cookie: number, fd: number): number {
+    if (this.#held.has(cookie)) return 0;
     const copy = pidfdGetfd(this.pidfd, fd);
-    if (copy < 0) return false;
+    if (copy < 0) return copy === -Errno.EPERM ? copy : -Errno.EBADF;
     const same = socketCookie(copy) === cookie;
     closeSync(copy);
     if (same) this.#held.add(cookie);
-    return same;
+    return same ? 0 : -Errno.EBADF;
   }
 
   forget(cookie: number): void {

@@ -119,20 +119,12 @@ export class Request implements Outcome {
     const cookie = body.view.getUint32(4, true) * 0x1_0000_0000 + body.view.getUint32(0, true);
     const fd = body.view.getInt32(FileBody.fd, true);
     this.#target = this.#control.emulated(cookie, fd);
-    if (this.#target === undefined)
-      throw new LinuxError(
-        "EBADF",
-        `descriptor ${fd} of process ${this.#call.task.pid} is not an open file of ours`,
-      );
+    if (this.#target === undefined) throw this.#control.whyNot(cookie, fd);
     return this.#target;
   }
 
   #openNode(node: DeviceNode, file: ReturnType<DeviceNode["open"]>): EmulatedFile {
     const emulated = this.#host.files.add(file, node);
-    if (typeof emulated === "number") {
-      file.close();
-      throw new LinuxError("ENFILE", "the daemon has no descriptor left for a new file");
-    }
     this.#host.adoptFile(emulated);
     this.#opened = emulated;
     this.#details = node.path;

@@ -23,10 +23,13 @@ import { AttachedProcess, Caller, type ClientMemory } from "./process.ts";
 import { MAX_BODY, Op, PROTOCOL_VERSION, RequestHeader } from "./protocol.ts";
 import { Request, type RequestHost } from "./request.ts";
 import { Routes, type ShadowTree } from "./routes.ts";
-import { accept, Epoll, listenAt, peerOf, receive, received } from "./syscalls.ts";
+import { accept, descriptorLimit, Epoll, listenAt, peerOf, receive, received } from "./syscalls.ts";
 
-/** Control connections of all clients: a bound, not a figure anybody needs. */
-const MAX_CONNECTIONS = 16_384;
+/** Shares of the daemon's descriptors, so that no client makes it run out of them; the rest is Node's and memory's. */
+const SHARE = { files: 0.4, connections: 0.2, eventfds: 0.2 } as const;
+/** Each: more than anybody needs. */
+const MOST = 100_000;
+const shareOf = (part: number): number => Math.min(MOST, Math.floor(descriptorLimit() * part));
 
 export interface AttachOptions {
   /** The device nodes there are now; asked at every open. */
@@ -46,7 +49,7 @@ export interface AttachOptions {
   readonly socketDir?: string;
   /** libsoftiommu.so */
   readonly library?: string;
-  /** How long the loop looks for the next request before it sleeps. */
+  /** How long the loop looks for the next request before it sleeps; pays when a processor has nothing else to do. */
   readonly spinMicroseconds?: number;
 }
 
@@ -62,6 +65,8 @@ export class AttachServer implements RequestHost {
   readonly files: FileTable;
   eventfds = 0;
   readonly events: EventSink;
+  readonly mostEventfds = shareOf(SHARE.eventfds);
+  readonly #mostConnections = shareOf(SHARE.connections);
   readonly #options: AttachOptions;
   readonly #folder: string;
   readonly #ownsFolder: boolean;
@@ -82,12 +87,12 @@ export class AttachServer implements RequestHost {
     mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
     this.#library = options.library ?? builtLibrary();
     const prefix = `softiommu-${randomBytes(8).toString("hex")}/`;
-    this.files = new FileTable(prefix);
+    this.files = new FileTable(prefix, shareOf(SHARE.files));
     this.#routes = new Routes(this.#folder, prefix);
     this.#loop = new Loop(
       options.work,
       (error) => this.reportBug("loop", error),
-      options.spinMicroseconds ?? 30,
+      options.spinMicroseconds ?? 0,
     );
     for (const handlers of options.handlers ?? [])
       for (const [op, handler] of handlers) this.handlers.set(op, handler);
@@ -165,7 +170,7 @@ export class AttachServer implements RequestHost {
   #accept(): void {
     const fd = accept(this.#listener);
     if (fd < 0) return;
-    if (this.#controls.size >= MAX_CONNECTIONS) {
+    if (this.#controls.size >= this.#mostConnections) {
       closeSync(fd);
       return;
     }

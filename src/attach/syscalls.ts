@@ -226,16 +226,21 @@ export const signalEventfd = (fd: number): boolean => {
 
 // ---- another process --------------------------------------------------------------------------------------------
 
+const RLIMIT_NOFILE = 7;
 const RLIMIT_MEMLOCK = 8;
-const limits = new Float64Array(2);
-const limitWords = new Uint32Array(limits.buffer);
+const limits = new Uint32Array(4);
 
-/** RLIMIT_MEMLOCK of a process in bytes, Infinity when unlimited; 0 when it cannot be asked. */
-export const memlockOf = (pid: number): number => {
-  if (native.prlimit(pid, RLIMIT_MEMLOCK, 0, limits) < 0) return 0;
-  const [lo, hi] = [limitWords[0]!, limitWords[1]!];
+const limitOf = (pid: number, resource: number): number => {
+  if (native.prlimit(pid, resource, 0, limits) < 0) return 0;
+  const [lo, hi] = [limits[0]!, limits[1]!];
   return hi === 0xffffffff && lo === 0xffffffff ? Number.POSITIVE_INFINITY : hi * 0x1_0000_0000 + lo;
 };
+
+/** RLIMIT_MEMLOCK of a process in bytes, Infinity when unlimited; 0 when it cannot be asked. */
+export const memlockOf = (pid: number): number => limitOf(pid, RLIMIT_MEMLOCK);
+
+/** How many descriptors this process may have. */
+export const descriptorLimit = (): number => limitOf(0, RLIMIT_NOFILE);
 
 const LINUX_CAPABILITY_VERSION_3 = 0x20080522;
 const capabilityHeader = new Uint32Array(2);

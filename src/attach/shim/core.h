@@ -80,7 +80,9 @@ long open_node(const char *path, int flags);
 bool kept_range(unsigned from, unsigned *fd);
 
 /* ---- mmap.c ---- */
-void mappings_fork_child(void);
+/* Around fork: the child finds the table whole. */
+void mappings_fork_prepare(void);
+void mappings_fork_done(void);
 
 /* ---- route.c ---- */
 /* Where the path really lies, in `out` (PATH_MAX bytes), or NULL when it is not routed. */

@@ -56,6 +56,18 @@ static void unlock(uint64_t before)
     raw_sigprocmask(SIG_SETMASK, &before, NULL);
 }
 
+static uint64_t fork_signals;
+
+void mappings_fork_prepare(void)
+{
+    fork_signals = lock();
+}
+
+void mappings_fork_done(void)
+{
+    unlock(fork_signals);
+}
+
 static bool add_mapping(uintptr_t start, uintptr_t end, int keep_fd)
 {
     for (int i = 0; i < MAX_MAPPINGS; i++)

@@ -373,8 +373,22 @@ long shim_request(uint32_t op, const void *body, size_t length, void *reply, siz
 
 /* ---- start-up ----------------------------------------------------------------------------------------------- */
 
+static void fork_prepare(void)
+{
+    adopt_fork_prepare();
+    mappings_fork_prepare();
+}
+
+static void fork_parent(void)
+{
+    mappings_fork_done();
+    adopt_fork_parent();
+}
+
+/* Threads of the parent do not exist here; their connections are closed by number. */
 static void fork_child(void)
 {
+    mappings_fork_done();
     process = raw_getpid();
     unsigned fd;
     for (unsigned from = 0; kept_range(from, &fd); from = fd + 1)
@@ -383,7 +397,6 @@ static void fork_child(void)
     memset(self.control, 0, sizeof self.control);
     self.depth = 0;
     adopt_fork_child();
-    /* Threads of the parent do not exist here; their connections were closed by number above. */
 }
 
 /* "<socket folder>/routes": lines of a keyword and words separated by blanks. */
@@ -442,7 +455,7 @@ static void start(void)
     process = raw_getpid();
     if (pthread_key_create(&thread_key, thread_ends) != 0)
         return;
-    pthread_atfork(adopt_fork_prepare, adopt_fork_parent, fork_child);
+    pthread_atfork(fork_prepare, fork_parent, fork_child);
     shim_is_attached = true;
     files_scan();
     adopt_init();
