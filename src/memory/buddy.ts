@@ -30,7 +30,8 @@ export class Buddy {
   constructor(first: number, count: number) {
     this.#first = first;
     this.#end = first + count;
-    this.#base = Math.floor(first / 2 ** MAX_LG2) * 2 ** MAX_LG2;
+    const largest = 2 ** Math.min(MAX_LG2, ceilLg2(Math.max(count, 1)));
+    this.#base = Math.floor(first / largest) * largest;
     const indices = this.#end - this.#base;
     this.#next = new Int32Array(indices + 1);
     this.#previous = new Int32Array(indices + 1);
