@@ -191,18 +191,16 @@ export class Remapping {
     const offset = pageOffset(lo, lg2);
     transaction.pa = page + offset;
     transaction.span = span;
-    // A page with interrupt addresses in it has to be looked at every time.
-    if (
-      offset + span === 2 ** lg2 &&
-      !coversInterrupts(pageStart(lo, hi, lg2), 2 ** lg2) &&
-      this.#remembers()
-    ) {
+    const size = 2 ** lg2;
+    // A page with interrupt addresses on either side has to be looked at every time.
+    const mixed = coversInterrupts(pageStart(lo, hi, lg2), size) || coversInterrupts(page, size);
+    if (!mixed && this.#remembers()) {
       slot.stamp = this.iotlb.stamp;
       slot.pageLo = lo & (-1 << lg2);
       slot.pageHi = hi | 0;
       slot.mask = -1 << lg2;
       slot.pa = page;
-      slot.size = 2 ** lg2;
+      slot.size = size;
       slot.denied = denied;
     }
     return TranslateStatus.ok;
