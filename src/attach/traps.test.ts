@@ -1,145 +1,26 @@
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { execFileSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { monotonic } from "../base/clock.ts";
-import type { EventFields } from "../base/events.ts";
-import { processRead, processWrite } from "../base/libc.ts";
-import { WorkQueue } from "../base/scheduler.ts";
-import type { KernelFile, MapSegment } from "../kernel/call.ts";
-import { LinuxError } from "../uapi/errno.ts";
-import type { ClientMemory } from "./process.ts";
-import { AttachServer } from "./server.ts";
 import { TrapWindow } from "./trap-bus.ts";
-import { OP_TRAP, TrapBody, TrapOutcome, TrapReply, trapHandlers } from "./traps.ts";
-
-const SIZE = 256 * 1024;
-const here = (name: string): string => fileURLToPath(new URL(name, import.meta.url));
+import { type Bar, BarHost, compile, discard, here } from "./traps.suite.ts";
+import { OP_TRAP, TrapBody, TrapOutcome, TrapReply } from "./traps.ts";
 
 let folder = "";
 beforeAll(() => {
-  folder = mkdtempSync(join(tmpdir(), "traps-"));
-  execFileSync("make", ["-s", "-C", here("shim"), `OUT=${folder}`], { stdio: "pipe" });
-  const flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-pthread"];
-  execFileSync("cc", [...flags, "-o", join(folder, "client"), here("trap-client.c")]);
+  folder = compile("trap-client");
 }, 60_000);
-afterAll(() => rmSync(folder, { recursive: true, force: true }));
+afterAll(() => discard(folder));
 
-/** A BAR that is memory, and remembers how it was accessed. Its last page does not answer; page 2 is a busy portal. */
-class Bar implements KernelFile {
-  readonly kind = "bar";
-  readonly name = "bar";
-  readonly memory = new Uint8Array(SIZE);
-  readonly accesses = new Map<string, number>();
-  closed = false;
-
-  mmap(_call: unknown, offset: bigint, length: number): readonly MapSegment[] {
-    return [{ kind: "trap", offset: Number(offset), length }];
-  }
-  trapRead(offset: bigint, into: Uint8Array): void {
-    if (offset >= SIZE - 4096) throw new LinuxError("EIO", "memory decode is off");
-    this.count("r", offset, into.length);
-    into.set(this.memory.subarray(Number(offset), Number(offset) + into.length));
-  }
-  trapWrite(offset: bigint, data: Uint8Array): void {
-    this.count("w", offset, data.length);
-    this.memory.set(data, Number(offset));
-  }
-  trapEnqueue(offset: bigint, command: Uint8Array): boolean {
-    if (offset >= 8192) return false;
-    this.trapWrite(offset, command);
-    return true;
-  }
-  close(): void {
-    this.closed = true;
-  }
-  private count(direction: string, offset: bigint, length: number): void {
-    const key = `${direction}${length}@${offset}`;
-    this.accesses.set(key, (this.accesses.get(key) ?? 0) + 1);
-  }
-}
-
-function memoryOf(pid: number): ClientMemory {
-  const fault = (va: bigint): LinuxError => new LinuxError("EFAULT", `no memory at ${va}`);
-  return {
-    id: pid,
-    lockedPages: 0,
-    pinnedPages: 0,
-    read(va, into) {
-      if (processRead(pid, Number(va), into) !== into.length) throw fault(va);
-    },
-    write(va, data) {
-      if (processWrite(pid, Number(va), data) !== data.length) throw fault(va);
-    },
-    pin(va) {
-      throw fault(BigInt(va));
-    },
-  };
-}
-
-let server: AttachServer;
-let bars: Bar[];
-let refused: EventFields[];
+let host: BarHost;
 beforeEach(() => {
-  bars = [];
-  refused = [];
-  const events = {
-    on: true,
-    emit(_kind: string, fields: EventFields) {
-      if (fields["what"] === "access refused") refused.push(fields);
-    },
-  };
-  const node = {
-    path: "/dev/bar",
-    major: 1,
-    minor: 2,
-    mode: 0o666,
-    open() {
-      const bar = new Bar();
-      bars.push(bar);
-      return bar;
-    },
-  };
-  server = new AttachServer({
-    nodes: () => [node],
-    events,
-    clock: monotonic(),
-    work: new WorkQueue(),
-    memory: memoryOf,
-    handlers: [trapHandlers(events)],
-    library: join(folder, "libsoftiommu.so"),
-  });
-  server.start();
+  host = new BarHost(folder);
 });
-afterEach(() => server.stop());
-
-interface Ended {
-  readonly code: number | null;
-  readonly signal: string | null;
-  readonly output: string;
-}
-
-function start(scenario: string): { child: ChildProcess; ended: Promise<Ended> } {
-  const child = spawn(join(folder, "client"), [scenario], {
-    env: { ...process.env, ...server.environment() },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  let output = "";
-  child.stdout?.on("data", (data) => (output += data));
-  child.stderr?.on("data", (data) => (output += data));
-  const ended = new Promise<Ended>((resolve) => {
-    child.on("close", (code, signal) => resolve({ code, signal, output }));
-  });
-  return { child, ended };
-}
-
-const run = (scenario: string): Promise<Ended> => start(scenario).ended;
+afterEach(() => host.server.stop());
 
 async function succeeds(scenario: string): Promise<Bar> {
-  expect(await run(scenario)).toEqual({ code: 0, signal: null, output: "" });
-  return bars[0]!;
+  expect(await host.run("trap-client", scenario)).toEqual({ code: 0, signal: null, output: "" });
+  return host.bars[0]!;
 }
 
 describe("a mapped BAR", () => {
@@ -200,7 +81,7 @@ describe("a mapped BAR", () => {
 
   it("ends with munmap and MAP_FIXED, page by page, and outlives its descriptor", async () => {
     const bar = await succeeds("unmapped");
-    expect(refused).toEqual([]);
+    expect(host.refused).toEqual([]);
     await new Promise((resolve) => setTimeout(resolve, 50));
     expect(bar.closed).toBe(true);
   });
@@ -211,7 +92,7 @@ describe("a mapped BAR", () => {
 
   it("survives a program that is killed in the middle", async () => {
     for (let i = 0; i < 5; i++) {
-      const { child, ended } = start("forever");
+      const { child, ended } = host.start("trap-client", "forever");
       await new Promise((resolve) => child.stdout?.once("data", resolve));
       await new Promise((resolve) => setTimeout(resolve, 5 * i));
       child.kill("SIGKILL");
@@ -219,8 +100,8 @@ describe("a mapped BAR", () => {
     }
     await succeeds("widths");
     await new Promise((resolve) => setTimeout(resolve, 50));
-    expect(bars.every((bar) => bar.closed)).toBe(true);
-    expect(server.live).toMatchObject({ files: 0, tasks: 0, connections: 0 });
+    expect(host.bars.every((bar) => bar.closed)).toBe(true);
+    expect(host.server.live).toMatchObject({ files: 0, tasks: 0, connections: 0 });
   });
 });
 
@@ -235,7 +116,7 @@ describe("a program's own signals", () => {
 
   it("kill it as they would: blocked, ignored, reset, nested, raised, or refused by us with a reason", async () => {
     await succeeds("deaths");
-    const reasons = refused.map((fields) => String(fields["reason"]));
+    const reasons = host.refused.map((fields) => String(fields["reason"]));
     expect(reasons).toHaveLength(2);
     expect(reasons[0]).toContain("fld");
     expect(reasons[1]).toContain("memory decode is off");

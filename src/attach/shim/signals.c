@@ -9,10 +9,10 @@
  * fork, exec, swapcontext) thereby carries the belief along. A signal sent from outside while it is "blocked" is
  * queued as its marker, and delivered when that is unblocked.
  *
- * Left out: signalfd, sigqueue of a marker by number, masks in thread and spawn attributes, and SIG_IGN of an owned
- * signal across exec.
+ * Left out: signalfd, sigqueue of a marker by number, masks in thread and spawn attributes.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -361,12 +361,27 @@ static struct sigaction read_disposition(struct disposition *d)
 
 static void on_signal(int signal, siginfo_t *info, void *context);
 
-/* The kernel's handler runs on the stack, and restarts calls, as the program's would. */
-static int install(int signal, int flags)
+static void install_one(int signal, int flags)
 {
     struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | flags};
     memset(&action.sa_mask, 0xff, sizeof action.sa_mask);
-    return real.sigaction(signal, &action, NULL);
+    real.sigaction(signal, &action, NULL);
+}
+
+/* The kernel's handler runs on the stack, and restarts calls, as the program's would. */
+static void install(int i)
+{
+    const struct sigaction *action = &dispositions[i].action;
+    bool handled = action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN;
+    int flags = handled ? action->sa_flags & (SA_ONSTACK | SA_RESTART) : SA_RESTART;
+    install_one(owned_signal[i], flags);
+    if (!marker_signal[i])
+        return;
+    /* An ignored marker forgets what is pending, and tells the next program image, as an ignored signal does. */
+    if (action->sa_handler == SIG_IGN)
+        real.sigaction(marker_signal[i], &(struct sigaction){.sa_handler = SIG_IGN}, NULL);
+    else
+        install_one(marker_signal[i], flags);
 }
 
 static int set_disposition(int i, const struct sigaction *act, struct sigaction *old)
@@ -381,8 +396,7 @@ static int set_disposition(int i, const struct sigaction *act, struct sigaction 
         store_mask(&copy.sa_mask, load_mask(&copy.sa_mask) & ~(BIT(SIGKILL) | BIT(SIGSTOP)));
         copy.sa_flags |= KERNEL_SA_RESTORER;
         write_disposition(&dispositions[i], &copy);
-        bool handled = copy.sa_handler != SIG_DFL && copy.sa_handler != SIG_IGN;
-        install(owned_signal[i], handled ? copy.sa_flags & (SA_ONSTACK | SA_RESTART) : SA_RESTART);
+        install(i);
     }
     unlock(before);
     return 0;
@@ -519,6 +533,50 @@ static void call_program(int i, const struct sigaction *action, siginfo_t *info,
     store_mask(&context->uc_sigmask, to_kernel(load_mask(&context->uc_sigmask)));
 }
 
+/* A line of /proc/thread-self/status, a mask in hexadecimal. */
+static uint64_t status_mask(const char *text, const char *key)
+{
+    const char *line = strstr(text, key);
+    uint64_t mask = 0;
+    if (!line)
+        return 0;
+    for (line += strlen(key); *line && *line != '\n'; line++) {
+        int digit = *line >= '0' && *line <= '9' ? *line - '0' : *line >= 'a' && *line <= 'f' ? *line - 'a' + 10 : -1;
+        if (digit >= 0)
+            mask = mask << 4 | (uint64_t)digit;
+    }
+    return mask;
+}
+
+/* A standard signal is pending at most once for the thread and once for the process. */
+static bool is_pending(int signal, bool for_thread)
+{
+    uint64_t pending = 0;
+    raw_syscall(SYS_rt_sigpending, (long)&pending, sizeof pending, 0, 0, 0, 0);
+    if (!(pending & BIT(signal)))
+        return false;
+    char text[2048];
+    long fd = raw_openat(AT_FDCWD, "/proc/thread-self/status", O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return true;
+    long length = raw_read((int)fd, text, sizeof text - 1);
+    raw_close((int)fd);
+    text[length > 0 ? length : 0] = 0;
+    return status_mask(text, for_thread ? "SigPnd:" : "ShdPnd:") & BIT(signal);
+}
+
+/* tgkill and raise send to the thread, kill and sigqueue to the process. */
+static void hold(int i, const siginfo_t *info)
+{
+    bool for_thread = info->si_code == SI_TKILL;
+    if (is_pending(marker_signal[i], for_thread))
+        return;
+    if (for_thread)
+        queue_to_thread(marker_signal[i], info);
+    else
+        raw_syscall(SYS_rt_sigqueueinfo, raw_getpid(), marker_signal[i], (long)info, 0, 0, 0);
+}
+
 static void deliver(int i, siginfo_t *info, ucontext_t *context, bool forced)
 {
     uint64_t mask = load_mask(&context->uc_sigmask);
@@ -526,7 +584,7 @@ static void deliver(int i, siginfo_t *info, ucontext_t *context, bool forced)
     struct sigaction action = read_disposition(&dispositions[i]);
     bool handled = action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
     if (!forced && blocked) {
-        queue_to_thread(marker_signal[i], info);
+        hold(i, info);
     } else if ((forced && blocked) || (!handled && (forced || action.sa_handler == SIG_DFL))) {
         die(owned_signal[i], info, &mask);
         store_mask(&context->uc_sigmask, mask);
@@ -570,13 +628,17 @@ void signals_init(void)
         if (marker > 0) {
             marker_signal[i] = marker;
             marker_bits |= BIT(marker);
-            install(marker, 0);
             if (mask & BIT(owned_signal[i]))
                 mask |= BIT(marker);
         }
         owned_bits |= BIT(owned_signal[i]);
+        struct sigaction inherited = {.sa_handler = SIG_DFL};
         real.sigaction(owned_signal[i], NULL, &dispositions[i].action);
-        install(owned_signal[i], SA_RESTART);
+        if (marker_signal[i])
+            real.sigaction(marker_signal[i], NULL, &inherited);
+        if (inherited.sa_handler == SIG_IGN)
+            dispositions[i].action.sa_handler = SIG_IGN;
+        install(i);
     }
     mask &= ~owned_bits;
     raw_sigprocmask(SIG_SETMASK, &mask, NULL);
