@@ -15,9 +15,10 @@ import type {
 } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { EmulatedFile, FileTable } from "./emulated-file.ts";
+import { signalEventfd } from "./eventfd.ts";
 import type { AttachedProcess } from "./process.ts";
 import { MAX_FDS } from "./protocol.ts";
-import { signalEventfd, socketCookie } from "./syscalls.ts";
+import { socketCookie } from "./syscalls.ts";
 
 /** What the calls of all clients share. */
 export interface CallHost {

@@ -216,13 +216,14 @@ export const readyTag = (i: number): number => arena.view.getUint32(EVENTS + 12 
 const pollOut = new DataView(new ArrayBuffer(8));
 const one = new BigUint64Array([1n]);
 
-/** Adds one to an eventfd unless its counter is full: then writing would wait for the client. */
-export const signalEventfd = (fd: number): boolean => {
+/** Whether adding one to an eventfd would not wait. */
+export const eventfdHasRoom = (fd: number): boolean => {
   pollOut.setInt32(0, fd, true);
   pollOut.setUint16(4, Epoll.out, true);
   pollOut.setUint16(6, 0, true);
-  return native.poll(pollOut, 1, 0) === 1 && native.write(fd, one, 8) === 8;
+  return native.poll(pollOut, 1, 0) === 1 && (pollOut.getUint16(6, true) & Epoll.out) !== 0;
 };
+export const writeOne = (fd: number): boolean => native.write(fd, one, 8) === 8;
 
 // ---- another process --------------------------------------------------------------------------------------------
 
