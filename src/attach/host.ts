@@ -19,6 +19,8 @@ import { trapHandlers } from "./traps.ts";
 export interface HostOptions {
   readonly events?: EventSink;
   readonly clock?: Clock;
+  /** Told of internal errors; the host goes on, and the call they ended was answered with EIO. */
+  readonly onBug?: (where: string, reason: string) => void;
 }
 
 export class Host {
@@ -28,7 +30,8 @@ export class Host {
   readonly folder: string;
 
   /** Throws an Error with a sentence when the machine cannot be made. */
-  constructor(description: MachineDescription, { events = silent, clock = monotonic() }: HostOptions = {}) {
+  constructor(description: MachineDescription, options: HostOptions = {}) {
+    const { events = silent, clock = monotonic(), onBug } = options;
     const work = new WorkQueue();
     this.machine = new Machine(description, { events, clock, scheduler: work });
     const { memory } = this.machine;
@@ -43,6 +46,7 @@ export class Host {
       backing: (pa) => memory.backing(pa)!,
       handlers: [adoptHandlers, trapHandlers(events)],
       socketDir: join(this.folder, "attach"),
+      ...(onBug && { onBug }),
     });
     const shadowRoot = join(this.folder, "tree");
     writeTree(this.machine.tree(), shadowRoot);

@@ -7,6 +7,7 @@ import { posix } from "node:path";
 import { type DeviceNode, type KernelFile, SUSPENDED, type Suspended } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { AttachedCall } from "./attached-call.ts";
+import { describeIoctl } from "./describe.ts";
 import type { EmulatedFile } from "./emulated-file.ts";
 import {
   FileBody,
@@ -50,8 +51,8 @@ export interface Context {
   readonly prefetch: (va: bigint, window: Uint8Array) => void;
   /** What is left to do when a suspended call is resumed with a value. */
   readonly whenResumed: (finish: (value: number) => void) => void;
-  /** Names what the call is about, for the event. */
-  readonly describe: (details: string) => void;
+  /** Names what the call is about, for the event; asked only when somebody listens. */
+  readonly describe: (details: () => string) => void;
   readonly openNode: (node: DeviceNode, file: KernelFile) => EmulatedFile;
   readonly backing: (pa: number, length: number) => { readonly fd: number; readonly offset: number };
 }
@@ -98,7 +99,7 @@ export const ioctl = ({ body, call, target, prefetch, describe }: Context): Answ
   const prefetched = body.view.getUint32(IoctlBody.prefetched, true);
   expectLength(body, IoctlBody.size + prefetched);
   if (prefetched > 0) prefetch(argument, body.bytes.subarray(IoctlBody.size, IoctlBody.size + prefetched));
-  describe(`request 0x${request.toString(16)}`);
+  describe(() => describeIoctl(file.kind, request, argument, call.memory));
   if (file.ioctl === undefined) throw new LinuxError("ENOTTY", `${file.name} answers no ioctl`, file.name);
   const value = file.ioctl(call, request, argument);
   return value === SUSPENDED ? SUSPENDED : { value };

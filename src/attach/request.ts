@@ -96,7 +96,7 @@ export class Request implements Outcome {
         this.#whenResumed = finish;
       },
       describe: (details) => {
-        this.#details = details;
+        if (this.#host.events.on) this.#details = details();
       },
       openNode: (node, file) => this.#openNode(node, file),
       backing: (pa, length) => this.#host.physical(pa, length),

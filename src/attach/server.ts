@@ -49,6 +49,8 @@ export interface AttachOptions {
   readonly socketDir?: string;
   /** libsoftiommu.so */
   readonly library?: string;
+  /** Told of errors that no handler meant, whether or not anybody listens to events. */
+  readonly onBug?: (where: string, reason: string) => void;
   /** How long the loop looks for the next request before it sleeps; pays when a processor has nothing else to do. */
   readonly spinMicroseconds?: number;
 }
@@ -252,6 +254,7 @@ export class AttachServer implements RequestHost {
   /** An error that no handler meant: told to whoever listens, and the daemon goes on. */
   reportBug(where: string, error: unknown): void {
     const reason = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    this.#options.onBug?.(where, reason);
     if (this.events.on) this.events.emit("call", { call: where, error: "BUG", reason });
   }
 

@@ -33,6 +33,14 @@ export const parseMachine = (text: string, file: string): MachineDescription => 
   );
 };
 
+/** Settings whose value is text even when it looks like a number. */
+const TEXTUAL = new Set(["serial", "file", "group", "unit"]);
+
+const scalar = (text: string): string | number | boolean => {
+  if (text === "true" || text === "false") return text === "true";
+  return /^\d+$/.test(text) ? Number(text) : text;
+};
+
 /** `nvme@0000:01:00.0,file=disk.img,size=1G` as a device of a machine. Throws MachineFileError. */
 export const parseDevice = (option: string): DeviceDescription => {
   const [head = "", ...settings] = option.split(",");
@@ -48,9 +56,8 @@ export const parseDevice = (option: string): DeviceDescription => {
   for (const setting of settings) {
     const equals = setting.indexOf("=");
     if (equals <= 0) throw new MachineFileError(`--device ${option}: "${setting}" is not key=value`);
-    const text = setting.slice(equals + 1);
-    given[setting.slice(0, equals)] =
-      /^\d+$/.test(text) && setting.slice(0, equals) !== "serial" ? Number(text) : text;
+    const key = setting.slice(0, equals);
+    given[key] = TEXTUAL.has(key) ? setting.slice(equals + 1) : scalar(setting.slice(equals + 1));
   }
   const result = v.safeParse(deviceSchema, given);
   if (result.success) return result.output;

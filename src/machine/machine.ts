@@ -112,7 +112,6 @@ export class Machine {
       domains,
       parked,
       interrupts: this.msi.allocated - this.#units.size,
-      // A bus's context table stays once it was made.
       tableFrames: this.memory.allocated - this.#framesAtRest,
       clientFrames: this.memory.clientSlots,
     };
@@ -164,6 +163,7 @@ export class Machine {
         scheduler,
         clock,
         events,
+        mappable: device.mmap,
       });
       this.#functions.push(made);
       const shared = device.group === undefined ? undefined : groups.get(device.group);

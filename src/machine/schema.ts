@@ -68,6 +68,8 @@ const common = {
   unit: v.optional(v.string()),
   /** Functions with the same group name share an IOMMU group; without it each has its own. */
   group: v.optional(v.string()),
+  /** False: VFIO offers no mmap of the BARs; programs use pread and pwrite. */
+  mmap: v.optional(v.boolean(), true),
 };
 
 const nvme = v.strictObject({

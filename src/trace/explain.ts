@@ -2,47 +2,53 @@
  * The explainer: one line for every call that failed and every access that was refused, with the reason. Linux says
  * EINVAL; this says why.
  */
+import pc from "picocolors";
 import type { EventFields } from "../base/events.ts";
 import type { TraceEvent } from "./fan.ts";
 
+/** How the parts of a line are set off; plain where the output is no terminal. */
+export type Colors = Pick<ReturnType<typeof pc.createColors>, "bold" | "dim" | "red" | "green" | "cyan">;
+export const plain: Colors = pc.createColors(false);
+
 /** The line for an event; undefined for one that needs no explanation. */
-export const explain = ({ kind, fields }: TraceEvent): string | undefined => {
-  if (kind === "call" && fields["error"] !== undefined) return failedCall(fields);
-  if (kind === "fault") return refusedAccess(fields);
-  if (kind === "interrupt" && fields["dropped"] !== undefined)
-    return `interrupt ${hex(fields["address"])} data ${hex(fields["data"])} from ${requester(fields["from"])} → dropped: ${fields["dropped"]}`;
-  if (kind === "device" && fields["reason"] !== undefined)
-    return `${fields["device"] ?? `pid ${fields["pid"]}`}: ${fields["what"]} → ${fields["reason"]}`;
+export const explain = ({ kind, fields }: TraceEvent, colors: Colors = plain): string | undefined => {
+  if (kind === "call" && fields["error"] !== undefined) return failedCall(fields, colors);
+  if (kind === "fault") return refusedAccess(fields, colors);
+  if (kind === "interrupt" && fields["dropped"] !== undefined) return droppedInterrupt(fields, colors);
+  if (kind === "device" && (fields["reason"] ?? fields["status"]) !== undefined)
+    return deviceTrouble(fields, colors);
   return undefined;
 };
 
-const failedCall = ({ call, file, details, error, reason, object }: EventFields): string => {
+const failedCall = ({ call, file, details, error, reason, object }: EventFields, colors: Colors): string => {
   const what = [call === "ioctl" ? undefined : call, details, file ? `on ${file}` : undefined]
     .filter(Boolean)
     .join(" ");
-  return `${what} → ${error}: ${reason}${object !== undefined && object !== file ? ` (${object})` : ""}`;
+  const about = object !== undefined && object !== file ? ` (${object})` : "";
+  return `${what} → ${colors.red(String(error))}: ${reason}${about}`;
 };
 
 const ACCESS = ["read", "write", "execute", "privileged", "atomic"];
 
-const refusedAccess = ({
-  unit,
-  rid,
-  pasid,
-  address,
-  access,
-  reason,
-  level,
-  entryAddress,
-  entry,
-}: EventFields): string => {
+const refusedAccess = (fields: EventFields, colors: Colors): string => {
+  const { unit, rid, pasid, address, access, reason, level, entryAddress, entry } = fields;
   const wanted = ACCESS.filter((_, bit) => (Number(access) >> bit) & 1).join("+") || "access";
   const who = Number(pasid) >= 0 ? `${requester(rid)} pasid ${pasid}` : requester(rid);
   const where =
     entryAddress === undefined
       ? ""
       : `; the walk ended${level === undefined ? "" : ` at level ${level}`}: entry at ${hex(entryAddress)} is ${hex(entry)}`;
-  return `DMA ${wanted} by ${who} at ${hex(address)} → ${unit}: ${reason}${where}`;
+  return `DMA ${wanted} by ${who} at ${hex(address)} → ${colors.red(String(unit))}: ${reason}${where}`;
+};
+
+const droppedInterrupt = ({ address, data, from, dropped }: EventFields, colors: Colors): string =>
+  `interrupt ${hex(address)} data ${hex(data)} from ${requester(from)} → ${colors.red("dropped")}: ${dropped}`;
+
+const deviceTrouble = (fields: EventFields, colors: Colors): string => {
+  const { device, pid, what, status, reason, queue, command, fault } = fields;
+  const which = queue === undefined ? "" : ` (queue ${queue}, command ${command})`;
+  const why = [status, reason, fault].filter((part) => part !== undefined).join(": ");
+  return `${device ?? `pid ${pid}`}: ${what}${which} → ${colors.red(why)}`;
 };
 
 /** A requester id as bus:device.function. */
