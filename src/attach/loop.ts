@@ -27,6 +27,8 @@ export type Ready = (events: number) => void;
 
 interface Watch {
   readonly tag: number;
+  /** Waits for nothing but the other end going away. */
+  readonly onlyHangUp: boolean;
   readonly ready: Ready;
 }
 
@@ -52,7 +54,7 @@ export class Loop {
   watch(fd: number, events: number, ready: Ready): void {
     this.#tags = (this.#tags + 1) >>> 0;
     const tag = this.#tags;
-    this.#watches[fd] = { tag, ready };
+    this.#watches[fd] = { tag, onlyHangUp: events === 0, ready };
     if (epollAdd(this.#epoll, fd, events, tag) < 0) this.#watches[fd] = undefined;
   }
 
@@ -97,7 +99,9 @@ export class Loop {
       const wait = this.#work.pending > 0 || spinning ? 0 : SLICE_MILLISECONDS;
       const count = epollWait(this.#epoll, wait);
       if (count < 0) return; // a signal arrived: it is Node's to see
-      for (let i = 0; i < count && this.#running; i += 1) this.#deliver(i);
+      // What a client closed before it asked must be closed when its request is served.
+      for (let i = 0; i < count && this.#running; i += 1) this.#deliver(i, true);
+      for (let i = 0; i < count && this.#running; i += 1) this.#deliver(i, false);
       this.#runWork();
       const now = performance.now();
       if (count > 0) busyUntil = now + this.#spinMilliseconds;
@@ -107,9 +111,9 @@ export class Loop {
     }
   }
 
-  #deliver(i: number): void {
+  #deliver(i: number, onlyHangUp: boolean): void {
     const watch = this.#watches[readyFd(i)];
-    if (watch === undefined || watch.tag !== readyTag(i)) return;
+    if (watch === undefined || watch.tag !== readyTag(i) || watch.onlyHangUp !== onlyHangUp) return;
     try {
       watch.ready(readyEvents(i));
     } catch (error) {

@@ -136,6 +136,7 @@ export class VtdDriver implements IommuDriver {
   probe(device: PciFunction): DeviceCapabilities {
     if (!this.#firmware.covers(device))
       throw new LinuxError("ENODEV", `${this.name} is not in front of this device`, device.name);
+    this.#contextEntry(device.rid); // the bus's table is made now, so that attaching never needs memory
     return {
       cacheCoherent: this.#ecap("SC") !== 0,
       dirtyTracking: false,
