@@ -6,6 +6,7 @@
 import { ManualClock } from "../../src/base/clock.ts";
 import { type EventFields, type EventKind, type EventSink, silent } from "../../src/base/events.ts";
 import { WorkQueue } from "../../src/base/scheduler.ts";
+import type { IommuUnit, TranslateStatus } from "../../src/hardware/unit.ts";
 import { IommuCore } from "../../src/iommu/core.ts";
 import type {
   DeviceCapabilities,
@@ -173,6 +174,13 @@ export class TestEndpoint extends Endpoint {
   line(level: boolean): void {
     this.drive(level);
   }
+  /** DMA to an IOVA below 2^53. */
+  dmaWrite(iova: number, data: Uint8Array): TranslateStatus {
+    return this.dma.write(iova >>> 0, Math.floor(iova / 2 ** 32), data);
+  }
+  dmaRead(iova: number, into: Uint8Array): TranslateStatus {
+    return this.dma.read(iova >>> 0, Math.floor(iova / 2 ** 32), into);
+  }
 
   #bytes(index: number): Uint8Array {
     if (index === 0) return this.registers;
@@ -190,6 +198,8 @@ export interface ModelHostOptions {
   readonly groups?: readonly (readonly string[])[];
   /** Drivers by group; default: one for all. */
   readonly drivers?: readonly MapDriver[];
+  /** A real unit and its driver for all groups, instead. */
+  readonly power?: (memory: Banks, msi: MsiController) => { unit: IommuUnit; driver: IommuDriver };
 }
 
 export class ModelHost {
@@ -207,7 +217,8 @@ export class ModelHost {
     this.core = new IommuCore(this.events);
     this.msi = new MsiController(this.memory, this.events);
     this.drivers = options.drivers ?? [new MapDriver("map0")];
-    const bridge = new HostBridge({ memory: this.memory });
+    const powered = options.power?.(this.memory, this.msi);
+    const bridge = new HostBridge({ memory: this.memory, unit: powered?.unit });
     const barBase = placement({
       mem32: { start: 0xc000_0000, end: 0xd000_0000 },
       mem64: { start: 2 ** 37, end: 2 ** 38 },
@@ -225,7 +236,7 @@ export class ModelHost {
           events: this.events,
         });
         this.endpoints.push(endpoint);
-        this.core.addDevice(endpoint, this.drivers[index % this.drivers.length]!, group);
+        this.core.addDevice(endpoint, powered?.driver ?? this.drivers[index % this.drivers.length]!, group);
       }
     });
   }

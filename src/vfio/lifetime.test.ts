@@ -1,0 +1,136 @@
+/** Descriptors close in any order, processes die at any moment, files are passed on: nothing is left behind. */
+import { describe, expect, it } from "vitest";
+import { ModelHost } from "../../test/support/model-host.ts";
+import { outcome, VfioClient } from "../../test/support/vfio-client.ts";
+import { Random } from "../base/clock.ts";
+import { ModelTask } from "../kernel/model-task.ts";
+import { VfioSubsystem } from "./subsystem.ts";
+
+const VA = 0x1_0000_0000;
+const PAGE = 4096;
+const NONE = { containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 };
+
+const world = () => {
+  const host = new ModelHost();
+  const vfio = new VfioSubsystem(host);
+  const frames = host.memory.allocated;
+  const newTask = () => {
+    const task = new ModelTask(host.memory);
+    task.memory.map(VA, 32 * PAGE, { private: true });
+    return task;
+  };
+  const clean = () => {
+    expect(vfio.live()).toEqual(NONE);
+    expect(host.memory.allocated).toBe(frames);
+    expect(host.msi.allocated).toBe(0);
+    expect(host.driver.domains.size).toBe(0);
+    for (const endpoint of host.endpoints)
+      expect(host.driver.attached.get(endpoint)).toBe(host.driver.blocked);
+    for (const group of host.core.groups.values()) expect(group.owned).toBe(false);
+  };
+  return { host, vfio, newTask, clean };
+};
+
+/** A random life: opens, maps, interrupts, dup, passing, closing; then everything goes in random order. */
+const live = (seed: number): void => {
+  const { host, vfio, newTask, clean } = world();
+  const random = new Random(seed);
+  const tasks = [newTask(), newTask(), newTask()];
+  const pick = <T>(list: readonly T[]): T => list[random.below(list.length)]!;
+  const ofKind = (task: ModelTask, kind: string) =>
+    task.descriptors.filter((fd) => task.file(fd)?.kind === kind);
+  const actions: ((client: VfioClient) => unknown)[] = [
+    (client) => client.container(),
+    (client) => client.group(random.below(2)),
+    (client) =>
+      client.setContainer(
+        pick(ofKind(client.task, "vfio-group")),
+        pick(ofKind(client.task, "vfio-container")),
+      ),
+    (client) => client.setIommu(pick(ofKind(client.task, "vfio-container")), pick([1, 3])),
+    (client) => client.unsetContainer(pick(ofKind(client.task, "vfio-group"))),
+    (client) => client.device(pick(ofKind(client.task, "vfio-group")), pick(host.endpoints).name),
+    (client) =>
+      client.map(pick(ofKind(client.task, "vfio-container")), {
+        vaddr: VA + random.below(24) * PAGE,
+        iova: random.below(64) * PAGE,
+        size: (1 + random.below(8)) * PAGE,
+      }),
+    (client) => client.unmapAll(pick(ofKind(client.task, "vfio-container"))),
+    (client) => client.unmap(pick(ofKind(client.task, "vfio-container")), 0, 32 * PAGE),
+    (client) =>
+      client.trigger(pick(ofKind(client.task, "vfio-device")), pick([0, 1, 2, 3, 4]), [
+        client.task.eventfd(),
+      ]),
+    (client) => client.task.dup(pick(client.task.descriptors)),
+    (client) => client.task.pass(pick(client.task.descriptors), pick(tasks)),
+    (client) => client.task.close(pick(client.task.descriptors)),
+  ];
+  for (let step = 0; step < 120; step += 1) {
+    const task = pick(tasks);
+    outcome(() => pick(actions)(new VfioClient(task, vfio)));
+    if (random.below(60) === 0) {
+      task.exit();
+      tasks[tasks.indexOf(task)] = newTask();
+    }
+  }
+  const all = tasks.flatMap((task) => task.descriptors.map((fd) => ({ task, fd })));
+  while (all.length > 0) {
+    const [{ task, fd }] = all.splice(random.below(all.length), 1) as [(typeof all)[number]];
+    task.close(fd);
+  }
+  for (const task of tasks) task.exit();
+  clean();
+  host.memory.close();
+};
+
+describe("nothing is left behind", () => {
+  it("by 150 random lives of three processes that end in random order", () => {
+    for (let seed = 0; seed < 150; seed += 1) live(seed);
+  });
+
+  it("by any order of closing container, group, devices and eventfds", () => {
+    const orders = permutations([0, 1, 2, 3, 4]);
+    const { host, vfio, newTask, clean } = world();
+    for (const order of orders) {
+      const client = new VfioClient(newTask(), vfio);
+      const { container, group } = client.attach(0);
+      const devices = [client.device(group, host.endpoint.name), client.device(group, host.endpoint.name)];
+      const eventfd = client.task.eventfd();
+      client.map(container, { vaddr: VA, iova: 0, size: 4 * PAGE });
+      client.trigger(devices[0]!, 2, [eventfd]);
+      const fds = [container, group, ...devices, eventfd];
+      for (const index of order) client.task.close(fds[index]!);
+      expect(vfio.live()).toEqual(NONE);
+      client.task.exit();
+      clean();
+    }
+    host.memory.close();
+  });
+
+  it("a device's file alone keeps group, container, mappings and DMA alive; killed, all goes", () => {
+    const { host, vfio, newTask, clean } = world();
+    const client = new VfioClient(newTask(), vfio);
+    const { container, group } = client.attach(0);
+    const device = client.device(group, host.endpoint.name);
+    client.map(container, { vaddr: VA, iova: 0x1000, size: PAGE });
+    const pa = client.task.memory.physical(VA);
+    client.task.close(container);
+    client.task.close(group);
+    const heir = new VfioClient(newTask(), vfio);
+    client.task.pass(device, heir.task);
+    client.task.exit();
+    expect(vfio.live()).toMatchObject({ containers: 1, groups: 1, devices: 1, mappings: 1 });
+    expect(host.driver.domainOf(host.endpoint).physical(0x1000)).toBe(pa);
+    heir.task.exit();
+    clean();
+    host.memory.close();
+  });
+});
+
+const permutations = (items: readonly number[]): number[][] =>
+  items.length <= 1
+    ? [[...items]]
+    : items.flatMap((item) =>
+        permutations(items.filter((other) => other !== item)).map((rest) => [item, ...rest]),
+      );

@@ -1,0 +1,107 @@
+/** The whole way on a real unit: VFIO maps through the VT-d driver, the function's DMA and interrupts pass the silicon. */
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { ModelHost } from "../../test/support/model-host.ts";
+import { outcome, VfioClient } from "../../test/support/vfio-client.ts";
+import { silent } from "../base/events.ts";
+import { VtdDriver } from "../drivers/vtd/driver.ts";
+import { TranslateStatus } from "../hardware/unit.ts";
+import { VtdUnit } from "../hardware/vtd/unit.ts";
+import { ModelTask } from "../kernel/model-task.ts";
+import { Header } from "../pci/spec.ts";
+import { regionOffset } from "./regions.ts";
+import { VfioSubsystem } from "./subsystem.ts";
+
+const VA = 0x1_0000_0000;
+const PAGE = 4096;
+
+let host: ModelHost;
+let vfio: VfioSubsystem;
+let driver: VtdDriver;
+
+beforeAll(() => {
+  host = new ModelHost({
+    power: (memory, msi) => {
+      const unit = new VtdUnit({
+        name: "dmar0",
+        memory,
+        events: silent,
+        interrupt: (address, data) =>
+          memory.writeBytes(Number(address), new Uint8Array(Uint32Array.of(data).buffer)),
+        capabilities: { addressWidths: [39, 48], hostAddressWidth: 46 },
+      });
+      driver = new VtdDriver({
+        name: "dmar0",
+        unit,
+        memory,
+        msi,
+        events: silent,
+        firmware: { hostAddressWidth: 46, covers: () => true, reservedMemory: [] },
+      });
+      return { unit, driver };
+    },
+  });
+  vfio = new VfioSubsystem(host);
+});
+afterAll(() => host.memory.close());
+
+const open = () => {
+  const task = new ModelTask(host.memory);
+  task.memory.map(VA, 64 * PAGE, { private: true });
+  const client = new VfioClient(task, vfio);
+  const { container, group } = client.attach(0);
+  const device = client.device(group, host.endpoint.name);
+  task.pwrite(device, regionOffset(7) + BigInt(Header.COMMAND), Uint8Array.of(7, 0));
+  return { client, container, device };
+};
+
+it("DMA reaches the program's pages while they are mapped, and nothing before, after or beside", () => {
+  const { client, container } = open();
+  const data = Uint8Array.from({ length: 3 * PAGE }, (_, i) => i * 7);
+  expect(host.endpoint.dmaWrite(0x10_0000, data)).toBe(TranslateStatus.fault);
+  client.map(container, { vaddr: VA, iova: 0x10_0000, size: 4 * PAGE });
+  expect(host.endpoint.dmaWrite(0x10_0100, data)).toBe(TranslateStatus.ok);
+  const seen = new Uint8Array(data.length);
+  client.task.memory.read(BigInt(VA + 0x100), seen);
+  expect(Buffer.from(seen).equals(data)).toBe(true);
+  expect(host.endpoint.dmaWrite(0x10_4000, data)).toBe(TranslateStatus.fault);
+  client.map(container, { vaddr: VA, iova: 0x20_0000, size: PAGE, flags: 1 });
+  expect(host.endpoint.dmaWrite(0x20_0000, data.subarray(0, 8))).toBe(TranslateStatus.fault);
+  expect(host.endpoint.dmaRead(0x20_0000, seen.subarray(0, 8))).toBe(TranslateStatus.ok);
+  client.unmapAll(container);
+  for (const iova of [0x10_0000, 0x20_0000])
+    expect(host.endpoint.dmaRead(iova, seen.subarray(0, 8))).toBe(TranslateStatus.fault);
+  client.task.exit();
+});
+
+it("after the program's death its IOVAs fault and every table frame is returned", () => {
+  const before = host.memory.allocated;
+  const { client, container } = open();
+  for (let i = 0; i < 32; i += 1)
+    client.map(container, { vaddr: VA + i * PAGE, iova: i * 2 ** 30, size: PAGE });
+  expect(host.endpoint.dmaRead(2 ** 30, new Uint8Array(4))).toBe(TranslateStatus.ok);
+  client.task.exit();
+  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 });
+  expect(host.memory.allocated).toBe(before);
+  const { client: next } = open();
+  expect(host.endpoint.dmaRead(2 ** 30, new Uint8Array(4))).toBe(TranslateStatus.fault);
+  next.task.exit();
+});
+
+it("an MSI-X message passes the unit and ends in the eventfd", () => {
+  const { client, device } = open();
+  const eventfd = client.task.eventfd();
+  client.trigger(device, 2, [eventfd]);
+  host.endpoint.fire(0);
+  expect(client.task.counter(eventfd).take()).toBe(1);
+  client.task.exit();
+});
+
+it("IOVAs beyond the unit's tables, and the interrupt window, are refused", () => {
+  const { client, container } = open();
+  const [first] = client.info(container).ranges;
+  expect(first!.end).toBe(0xfedf_ffffn);
+  const last = client.info(container).ranges.at(-1)!.end;
+  expect(outcome(() => client.map(container, { vaddr: VA, iova: last + 1n, size: PAGE }))).toBe("EINVAL");
+  expect(outcome(() => client.map(container, { vaddr: VA, iova: last - 4095n, size: PAGE }))).toBe(0);
+  client.task.exit();
+});
