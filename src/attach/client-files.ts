@@ -48,6 +48,8 @@ class Run implements PinnedPages {
   readonly #pins: Uint32Array;
   /** Pins of all pages together. */
   total = 0;
+  /** A page was lost to a truncation, and other memory lies in its place: not to be pinned again. */
+  damaged = false;
 
   constructor(file: ClientFile, first: number, count: number, base: number) {
     this.file = file;
@@ -93,15 +95,15 @@ class Run implements PinnedPages {
       this.#withdraw(from, i - from);
     }
     this.total -= count;
-    if (this.total === 0) this.file.files.idle(this);
+    if (this.total > 0) return;
+    if (this.damaged) this.file.files.drop(this);
+    else this.file.files.idle(this);
   }
 
   #withdraw(index: number, count: number): void {
-    const { files, fd, writable } = this.file;
-    for (let i = index; i < index + count; i++)
-      if (files.banks.isPoisoned(this.base + i))
-        files.banks.remapClient(this.base + i, 1, fd, (this.first + i) * FRAME_BYTES, writable);
-    files.banks.revoke(this.base + index, count);
+    const { banks } = this.file.files;
+    for (let i = index; i < index + count; i++) this.damaged ||= banks.isPoisoned(this.base + i);
+    banks.revoke(this.base + index, count);
   }
 }
 
@@ -138,13 +140,16 @@ export class ClientFile {
     return fstatSync(this.fd).size;
   }
 
-  /** Pins a range of the file; undefined when the host has no more room for mappings. */
+  /**
+   * Pins a range of the file; undefined when it cannot be mapped: no more room, a kind of file whose pages are larger,
+   * or a part that was lost and is still pinned.
+   */
   pin(range: FileRange): Segment[] | undefined {
     const segments: Segment[] = [];
     const end = range.first + range.count;
     for (let page = range.first; page < end; ) {
       const run = this.#covering(page) ?? this.#map(page, range);
-      if (run === undefined) {
+      if (run === undefined || run.damaged) {
         releaseAll(segments);
         return undefined;
       }
@@ -301,7 +306,7 @@ export class ClientFiles {
     const count = length / FRAME_BYTES;
     const segments = file.pin({ first, count, va: offset, before: first, after: Number.POSITIVE_INFINITY });
     if (segments === undefined)
-      throw new LinuxError("ENOMEM", "host memory has no room for more client pages");
+      throw new LinuxError("ENOMEM", "the file's pages cannot be mapped into host memory");
     return new PagePin(offset, count, writable, segments, () => {});
   }
 
@@ -319,7 +324,13 @@ export class ClientFiles {
       at = file.runs.findIndex((run) => run.first > first);
       if (at < 0) at = file.runs.length;
     }
-    const base = this.banks.mapClient(file.fd, first * FRAME_BYTES, count, va, file.writable);
+    let base: number;
+    try {
+      base = this.banks.mapClient(file.fd, first * FRAME_BYTES, count, va, file.writable);
+    } catch (error) {
+      if (error instanceof libc.SystemError) return undefined; // hugetlbfs wants whole huge pages
+      throw error;
+    }
     if (base < 0) return undefined;
     const run = new Run(file, first, count, base);
     file.runs.splice(at, 0, run);

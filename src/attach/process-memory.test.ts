@@ -3,7 +3,7 @@
  * reads and writes the pinned frames, and check that their own view stays what Linux promises.
  */
 import { spawn, spawnSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { fstatSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -71,8 +71,7 @@ class PinTest implements KernelFile {
         return (this.#banks.state[Math.floor(pa / 2 ** 32)]?.[(pa >>> 12) & 0xfffff] ?? 0) === 0 ? 0 : 1;
       }
       case 6:
-        sweep();
-        return 0;
+        return sweep(call.task.pid);
       case 7: {
         const [fd, offset, length] = words(4) as [number, number, number];
         const backing = call.backing(fd);
@@ -112,8 +111,11 @@ let banks: Banks;
 let files: ClientFiles;
 let server: AttachServer;
 const memories = new Set<ProcessMemory>();
-const sweep = (): void => {
-  for (const memory of memories) if (memory.open) memory.sweep();
+/** Gives back what a process does not map any more; KiB of adopted memory that are left. */
+const sweep = (pid: number): number => {
+  const memory = [...memories].find((one) => one.open && one.pid === pid)!;
+  memory.sweep();
+  return fstatSync(memory.adoptedFd).blocks / 2;
 };
 
 beforeAll(() => {

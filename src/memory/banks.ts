@@ -505,12 +505,6 @@ export class Banks implements HostMemory {
     return frame;
   }
 
-  /** Maps pages of the file over frames of a run once more, after they were lost. */
-  remapClient(frame: number, pages: number, fd: number, offset: number, writable: boolean): void {
-    const error = this.#mapOver(frame, pages, fd, offset, writable);
-    if (error < 0) throw new libc.SystemError("mmap of a client's file", -error);
-  }
-
   /** Takes a whole run away. */
   unmapClient(frame: number, pages: number): void {
     this.revoke(frame, pages);

@@ -23,11 +23,12 @@ describe("buddy allocator", () => {
           if ("take" in one) {
             const frame = buddy.allocate(one.take);
             if (frame < 0) continue;
-            expect(frame % 2 ** one.take).toBe(0);
+            let sound = frame % 2 ** one.take === 0;
             for (let i = frame; i < frame + 2 ** one.take; i++) {
-              expect(i >= first && i < first + count && !used.has(i)).toBe(true);
+              sound &&= i >= first && i < first + count && !used.has(i);
               used.add(i);
             }
+            expect(sound).toBe(true);
             taken.push({ frame, lg2: one.take });
           } else if (taken.length > 0) {
             const [{ frame, lg2 }] = taken.splice(one.give % taken.length, 1) as [(typeof taken)[0]];
@@ -36,10 +37,11 @@ describe("buddy allocator", () => {
           }
         }
         for (const { frame, lg2 } of taken) buddy.free(frame, lg2);
-        for (let i = 0; i < count; i++) expect(buddy.allocate(0)).toBeGreaterThanOrEqual(first);
+        const singles = Array.from({ length: count }, () => buddy.allocate(0));
+        expect(singles.filter((frame) => frame >= first)).toHaveLength(count);
         expect(buddy.allocate(0)).toBe(-1);
       }),
-      { numRuns: 300 },
+      { numRuns: 200 },
     );
   });
 

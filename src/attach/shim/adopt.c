@@ -528,11 +528,61 @@ bool adopt_madvise(void *addr, size_t len, int advice, int *result)
     return ours;
 }
 
+/* Moves a range that is one mapping, or page by page one that is not. */
+static long move_mapping(uint64_t from, uint64_t length, uint64_t to)
+{
+    int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    long result = raw_mremap((void *)from, length, length, flags, (void *)to);
+    for (uint64_t done = 0; result == -EFAULT && length > PAGE && done < length; done += PAGE) {
+        long page = raw_mremap((void *)(from + done), PAGE, PAGE, flags, (void *)(to + done));
+        if (page < 0 && page > -4096)
+            return page;
+        if (done + PAGE == length)
+            return 0;
+    }
+    return result < 0 && result > -4096 ? result : 0;
+}
+
+/* Moves a range of several mappings to fresh addresses, and lets it grow by private zeros. */
+static long move_pieces(uint64_t old, uint64_t old_size, uint64_t new_size)
+{
+    long target = raw_mmap(NULL, new_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (target < 0 && target > -4096)
+        return target;
+    for (uint64_t at = old, end = old + old_size; at < end;) {
+        struct adopt_vma vma = {.start = end, .end = end};
+        if (!adopt_maps_next(&file_id, at, end, &vma))
+            vma.start = vma.end = end;
+        uint64_t stop = vma.start > at ? vma.start : vma.end;
+        long result = move_mapping(at, stop - at, (uint64_t)target + (at - old));
+        if (result < 0)
+            return result;
+        at = stop;
+    }
+    return target;
+}
+
+/*
+ * The kernel moves and grows an adopted mapping as any other; behind each range the memfd has fresh zeros. It does not
+ * grow what adoption has made several mappings of; glibc copies then, others are not prepared for it.
+ */
 bool adopt_mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address, long *result)
 {
-    /* The kernel moves and grows the shared mapping; behind each range the memfd has fresh zeros. */
-    (void)old, (void)old_size, (void)new_size, (void)flags, (void)new_address, (void)result;
-    return false;
+    (void)new_address;
+    uint64_t start = (uint64_t)old, size = (old_size + PAGE - 1) & ~(PAGE - 1);
+    uint64_t wanted = (new_size + PAGE - 1) & ~(PAGE - 1);
+    if (!__atomic_load_n(&any_adopted, __ATOMIC_ACQUIRE) || flags != MREMAP_MAYMOVE || wanted <= size || size == 0 ||
+        start & (PAGE - 1))
+        return false;
+    uint64_t before = block_signals();
+    lock();
+    struct adopt_vma vma;
+    bool pieces = adopt_maps_next(&file_id, start, start + size, &vma) && vma.end - vma.start < size;
+    if (pieces)
+        *result = move_pieces(start, size, wanted);
+    unlock();
+    restore_signals(before);
+    return pieces;
 }
 
 /* ---- shared anonymous memory -------------------------------------------------------------------------------- */

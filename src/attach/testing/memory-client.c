@@ -30,7 +30,7 @@ struct dma_args {
 #define FILL _IOW('T', 3, struct dma_args)  /* the device writes `byte` */
 #define CHECK _IOW('T', 4, struct dma_args) /* 1: the device reads nothing but `byte` */
 #define DIRECT _IO('T', 5)                  /* argument: id. 1: its first frame is mapped memory */
-#define SWEEP _IO('T', 6)
+#define SWEEP _IO('T', 6)                   /* value: KiB of adopted memory that exist */
 #define BACKING _IOW('T', 7, struct dma_args) /* id: an fd; pins [offset, +length) of the file */
 
 static int dev;
@@ -312,6 +312,16 @@ static void growing(void)
     long grown_pin = pin(map, 8 * MIB, 1);
     EXPECT(grown_pin >= 0 && device_sees(grown_pin, MIB, 7 * MIB, 9) == 1);
     EXPECT(device_sees(grown_pin, 4096, 4096, 8) == 1);
+    /* Also one of which only the middle was adopted. */
+    uint8_t *part = anonymous(MIB);
+    memset(part, 10, MIB);
+    long middle = pin(part + 65536, 65536, 1);
+    EXPECT(middle >= 0 && madvise(part + 98304, 4096, MADV_DONTNEED) == 0);
+    part = mremap(part, MIB, 2 * MIB, MREMAP_MAYMOVE);
+    EXPECT(part != MAP_FAILED && all(part, 98304, 10) && all(part + 98304, 4096, 0));
+    EXPECT(all(part + 102400, MIB - 102400, 10) && all(part + MIB, MIB, 0));
+    EXPECT(fill(middle, 0, 65536, 11) == 0);
+    EXPECT(all(part + 65536, 32768, 11) && all(part + 98304, 4096, 0) && all(part + 102400, 28672, 11));
 }
 
 /* A client that shrinks its memfd gets errors, and hurts nobody. */
@@ -329,6 +339,8 @@ static void shrinking(void)
     EXPECT(device_sees(id, 4096, 4096, 0) == -1 && errno == EIO);
     EXPECT(fill(id, 3 * 4096, 8, 1) == -1 && errno == EIO);
     EXPECT(pin(at, 8 * 4096, 1) == -1 && errno == EFAULT);
+    EXPECT(ftruncate(fd, 8 * 4096) == 0); /* what was lost stays lost to the pin that had it */
+    EXPECT(device_sees(id, 4096, 4096, 0) == -1 && errno == EIO);
     EXPECT(unpin(id) == 0);
     EXPECT(ftruncate(fd, 8 * 4096) == 0);
     memset(at, 0x34, 8 * 4096);
@@ -442,7 +454,10 @@ static void repeating(void)
         EXPECT(unpin(id) == 0);
         free(at);
     }
-    EXPECT(ioctl(dev, SWEEP, 0) == 0);
+    uint8_t *last = anonymous(4096);
+    *last = 1;
+    EXPECT(pin(last, 4096, 1) >= 0);
+    EXPECT(ioctl(dev, SWEEP, 0) == 4);
 }
 
 static void waiting(void)
