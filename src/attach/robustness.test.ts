@@ -1,10 +1,13 @@
 import { writeSync } from "node:fs";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { Fcntl, fcntl, MFD_CLOEXEC, memfdCreate } from "../base/libc.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import { buildClient, ended, Harness, until } from "./testing/harness.ts";
+import { BUILD_MILLISECONDS, buildClient, buildLibrary, ended, Harness, until } from "./testing/harness.ts";
 
 let harness: Harness;
+beforeAll(() => {
+  buildLibrary();
+}, BUILD_MILLISECONDS);
 beforeEach(() => {
   harness = new Harness().start();
 });

@@ -1,7 +1,10 @@
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { buildClient, ended, Harness, until } from "./testing/harness.ts";
+import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { BUILD_MILLISECONDS, buildClient, buildLibrary, ended, Harness, until } from "./testing/harness.ts";
 
 let harness: Harness;
+beforeAll(() => {
+  buildLibrary();
+}, BUILD_MILLISECONDS);
 beforeEach(() => {
   harness = new Harness().start();
 });
@@ -16,6 +19,16 @@ describe("calls of an unmodified program", () => {
     expect(harness.node.closes.every((times) => times === 1)).toBe(true);
   });
 
+  it("also through glibc's checked variants", async () => {
+    expect(await harness.run(buildClient("calls", true))).toMatchObject({ code: 0, stdout: "done\n" });
+    await harness.quiet();
+  });
+
+  it("readers in several processes lose no event to each other", async () => {
+    expect(await harness.client("doorbell")).toBe("done\n");
+    await harness.quiet();
+  });
+
   it("a call that failed is told with its errno and reason, a mistake of ours as a bug", async () => {
     await harness.client("calls");
     const calls = harness.events.filter(({ kind }) => kind === "call").map(({ fields }) => fields);
@@ -27,7 +40,7 @@ describe("calls of an unmodified program", () => {
 });
 
 describe("a descriptor is a socket: its last duplicate closes the file, once", () => {
-  it.each(["dup", "fork", "exec", "exec-bare", "rights", "closefrom"])("%s", async (what) => {
+  it.each(["dup", "fork", "exec", "exec-bare", "spawn", "rights", "closefrom"])("%s", async (what) => {
     await harness.client("lives", what);
     await harness.quiet();
     expect(harness.node.closes.length).toBeGreaterThan(0);
@@ -39,6 +52,24 @@ describe("threads and signals", () => {
   it("threads call at once, calls wait, resume, and are interrupted", async () => {
     expect(await harness.client("threads")).toBe("done\n");
     await harness.quiet();
+  });
+
+  it("a thread that ends takes its connection along", async () => {
+    const child = harness.spawn(buildClient("threads"), ["end-threads"]);
+    const end = ended(child);
+    await until(() => harness.server.live.suspended === 1);
+    await until(
+      () => harness.server.live.connections === 1,
+      () => JSON.stringify(harness.server.live),
+    );
+    child.kill("SIGKILL");
+    await end;
+  });
+
+  it("a handler may jump out of a waiting call", async () => {
+    expect(await harness.client("jump")).toBe("done\n");
+    await harness.quiet();
+    expect(harness.node.cancelled).toBe(7);
   });
 
   it("a client killed in a waiting call leaves nothing", async () => {

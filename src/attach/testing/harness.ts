@@ -35,6 +35,9 @@ const run = (command: string, args: string[]): void => {
 const buildRoot = join(tmpdir(), "softiommu-test-build");
 mkdirSync(buildRoot, { recursive: true });
 
+/** A busy computer may take this long to build the library. */
+export const BUILD_MILLISECONDS = 180_000;
+
 /** libsoftiommu.so of the present sources. */
 export const buildLibrary = (): string => {
   const out = join(buildRoot, `shim-${digest(here("../shim"))}`);
@@ -43,12 +46,22 @@ export const buildLibrary = (): string => {
   return library;
 };
 
-/** A client of testing/clients, compiled. */
-export const buildClient = (name: string): string => {
-  const program = join(buildRoot, `${name}-${digest(here("clients"))}`);
+/** A client of testing/clients, compiled; `fortified`: with glibc's checked variants of its calls. */
+export const buildClient = (name: string, fortified = false): string => {
+  const program = join(buildRoot, `${name}${fortified ? "-fortified" : ""}-${digest(here("clients"))}`);
   if (existsSync(program)) return program;
   const partial = `${program}.${process.pid}`;
-  run("cc", ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-pthread", "-o", partial, here(`clients/${name}.c`)]);
+  run("cc", [
+    "-std=gnu11",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-pthread",
+    ...(fortified ? ["-O2", "-D_FORTIFY_SOURCE=2"] : []),
+    "-o",
+    partial,
+    here(`clients/${name}.c`),
+  ]);
   renameSync(partial, program);
   return program;
 };

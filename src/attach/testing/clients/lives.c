@@ -1,5 +1,6 @@
 /* How descriptors live: dup, fork, exec, SCM_RIGHTS, close. argv[1] says which. */
 #include "client.h"
+#include <spawn.h>
 
 static void send_fd(int socket, int fd)
 {
@@ -78,6 +79,32 @@ int main(int argc, char **argv)
         CHECK(wait_for(quick) == 3);
         check_echo(fd, 3);
         CHECK(pwrite(fd, "z", 1, 0) == 1);
+    } else if (!strcmp(what, "spawn")) {
+        char number[16];
+        CHECK(fcntl(fd, F_SETFD, 0) == 0);
+        snprintf(number, sizeof number, "%d", fd);
+        char *arguments[] = {argv[0], "after-exec", number, NULL};
+        char *bare[] = {"A=b", NULL}, *other[] = {"LD_PRELOAD=libm.so.6", "B=c", NULL}, *none[] = {NULL};
+        char **environments[] = {environ, bare, other, none};
+        for (int i = 0; i < 8; i++) {
+            pid_t child;
+            CHECK((i & 1 ? posix_spawn : posix_spawnp)(&child, argv[0], NULL, NULL, arguments, environments[i / 2]) == 0);
+            CHECK(wait_for(child) == 0);
+        }
+        char *saved = getenv("LD_PRELOAD");
+        CHECK(saved && clearenv() == 0);
+        for (int i = 0; i < 3; i++) {
+            pid_t child = vfork();
+            if (child == 0) {
+                if (i == 0)
+                    execv(argv[0], arguments);
+                if (i == 1)
+                    execvp(argv[0], arguments);
+                execvpe(argv[0], arguments, other);
+                _exit(99);
+            }
+            CHECK(wait_for(child) == 0);
+        }
     } else if (!strcmp(what, "exec") || !strcmp(what, "exec-bare")) {
         char number[16];
         CHECK(fcntl(fd, F_SETFD, 0) == 0);

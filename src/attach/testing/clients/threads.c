@@ -54,6 +54,13 @@ int main(int argc, char **argv)
         ioctl(fd, SUSPEND, 0);
         return 0;
     }
+    if (argc > 1 && !strcmp(argv[1], "end-threads")) {
+        pthread_t thread;
+        for (uintptr_t i = 0; i < 20; i++)
+            CHECK(pthread_create(&thread, NULL, work, (void *)i) == 0 && pthread_join(thread, NULL) == 0);
+        ioctl(fd, SUSPEND, 0);
+        return 0;
+    }
     for (int round = 0; round < 5; round++) {
         pthread_t threads[8];
         for (uintptr_t i = 0; i < 8; i++)
@@ -77,7 +84,6 @@ int main(int argc, char **argv)
     set_handler(SA_RESTART);
     CHECK(pthread_create(&other, NULL, resume_later, &self) == 0);
     char byte = 0;
-    other = other;
     CHECK(read(fd, &byte, 1) == 21 || byte == 0x5a);
     CHECK(pthread_join(other, NULL) == 0);
     /* A storm of signals around ordinary calls. */
