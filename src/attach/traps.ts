@@ -63,6 +63,9 @@ class FrameVectors implements VectorState {
   readMask(index: number): bigint {
     return this.fetch().readMask(index);
   }
+  writeMask(index: number, value: bigint): void {
+    this.fetch().writeMask(index, value);
+  }
 
   /** Stores what the instruction changed. */
   flush(): void {
@@ -93,6 +96,7 @@ const noVectors: VectorState = {
   read: (_index, into) => into.fill(0),
   write: () => {},
   readMask: () => 0n,
+  writeMask: () => {},
 };
 
 function layoutOf(view: DataView): XsaveLayout {

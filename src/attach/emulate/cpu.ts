@@ -28,6 +28,7 @@ export interface VectorState {
   write(index: number, data: Uint8Array, zeroRest: boolean): void;
   /** AVX-512 mask register k0..k7. */
   readMask(index: number): bigint;
+  writeMask(index: number, value: bigint): void;
 }
 
 /** What the instruction's memory operands reach: device registers and ordinary memory of the program. */

@@ -6,7 +6,17 @@ import * as fc from "fast-check";
 import { Decoder, DecoderOptions, RflagsBits } from "iced-x86";
 import { beforeAll, describe, expect, it } from "vitest";
 import { build, type Case, CODE, FORMS, IMAGE, MEMORY, random } from "./cases.suite.ts";
-import { type Bus, CpuState, Flag, GREG_OF, GREG_RFLAGS, GREG_RIP, GREG_WORDS, MemoryFault } from "./cpu.ts";
+import {
+  type Bus,
+  CpuState,
+  Flag,
+  GREG_OF,
+  GREG_RFLAGS,
+  GREG_RIP,
+  GREG_WORDS,
+  MemoryFault,
+  Reg,
+} from "./cpu.ts";
 import { emulate } from "./emulate.ts";
 
 const INPUT = GREG_WORDS * 8 + 512 + IMAGE + 8 + 4 + 20;
@@ -106,6 +116,9 @@ class Vectors {
   readMask(index: number): bigint {
     return this.masks[index] ?? 0n;
   }
+  writeMask(index: number, value: bigint): void {
+    this.masks[index] = value;
+  }
 }
 
 function emulated(c: Case, device?: (address: number) => boolean) {
@@ -183,4 +196,168 @@ describe("an emulated instruction", () => {
     });
     fc.assert(property, { numRuns: 12, endOnFailure: true });
   });
+
+  it("is one device access of its full width, or a read and a write", () => {
+    const target = MEMORY + 64;
+    const table: readonly (readonly [string, readonly string[]])[] = [
+      ["8907", ["w4@64"]],
+      ["488b07", ["r8@64"]],
+      ["0f1007", ["r16@64"]],
+      ["c5fe7f0f", ["w32@64"]],
+      ["62e1fe486f27", ["r64@64"]],
+      ["0107", ["r4@64", "w4@64"]],
+      ["f00fb10f", ["r4@64", "w4@64"]],
+      ["f0480fc10f", ["r8@64", "w8@64"]],
+      ["3907", ["r4@64"]],
+      ["0fba2703", ["r4@64"]],
+      ["0fae3f", []],
+      ["480f38f907", ["w8@64"]],
+    ];
+    for (const [code, accesses] of table) {
+      const { outcome, bus } = one(code, { rdi: target });
+      expect([code, outcome.kind, bus.accesses]).toEqual([code, "done", accesses]);
+    }
+  });
+
+  it("MOVDIR64B and ENQCMD write 64 bytes at once; ENQCMD tells in ZF that the device wants a retry", () => {
+    for (const [code, retry, zero] of [
+      ["660f38f802", false, false],
+      ["f20f38f802", false, false],
+      ["f20f38f802", true, true],
+    ] as const) {
+      const { outcome, bus, cpu } = one(code, { rax: MEMORY + 128, rdx: MEMORY }, { retry });
+      expect(outcome.kind).toBe("done");
+      expect(bus.accesses).toEqual(["r64@0", "w64@128"]);
+      expect((cpu.flags & Flag.ZF) !== 0).toBe(zero);
+    }
+  });
+
+  it("with an opmask accesses the enabled elements only, a run at a time", () => {
+    const masks = [0n, 0b1011_0110n];
+    const store = one("62e17f297f0f", { rdi: MEMORY }, { masks });
+    expect(store.bus.accesses).toEqual(["w2@1", "w2@4", "w1@7"]);
+    const zeroing = one("62e17fa96f17", { rdi: MEMORY }, { masks });
+    expect(zeroing.bus.accesses).toEqual(["r2@1", "r2@4", "r1@7"]);
+    expect([...zeroing.vectors.bytes.subarray(18 * 64, 18 * 64 + 9)]).toEqual([0, 1, 2, 0, 4, 5, 0, 7, 0]);
+    const merging = one("62e17f296f17", { rdi: MEMORY }, { masks, fill: 0xaa });
+    expect([...merging.vectors.bytes.subarray(18 * 64, 18 * 64 + 4)]).toEqual([0xaa, 1, 2, 0xaa]);
+  });
+
+  it("compares with memory into a mask register", () => {
+    const same = one("62f375203e0f00", { rdi: MEMORY });
+    expect(same.outcome.kind).toBe("done");
+    expect(same.vectors.masks[1]).toBe(0b1n);
+    const differ = one("62f375203e0f04", { rdi: MEMORY });
+    expect(differ.vectors.masks[1]).toBe(0xffff_fffen);
+  });
+
+  it("is refused, and changes nothing, when it is not a memory access that is known", () => {
+    for (const code of [
+      "ff17",
+      "ff27",
+      "dd07",
+      "c4e265920c17",
+      "62f16d58db0f",
+      "0f6f07",
+      "f737",
+      "0f0b",
+      "06",
+    ]) {
+      const { outcome, bus, cpu } = one(code, { rdi: MEMORY });
+      expect([code, outcome.kind]).toEqual([code, "refused"]);
+      expect(bus.accesses).toEqual([]);
+      expect(cpu.rip).toBe(BigInt(CODE));
+    }
+    expect(one("dd07", { rdi: MEMORY }).outcome).toMatchObject({ reason: expect.stringContaining("fld") });
+  });
+
+  it("is refused with the address of the operand that the program cannot access, and changes nothing", () => {
+    const { outcome, cpu } = one("48a5", { rsi: MEMORY, rdi: 0x1234 });
+    expect(outcome).toMatchObject({ kind: "refused", address: 0x1234n });
+    expect(cpu.general(6)).toBe(BigInt(MEMORY));
+  });
+
+  it("that repeats stops after a bounded number of elements and continues when it is executed again", () => {
+    const bus = new Flat(new Uint8Array(IMAGE));
+    const cpu = new CpuState(new Vectors());
+    cpu.setGeneral(7, BigInt(MEMORY));
+    cpu.setGeneral(1, 1n << 40n);
+    cpu.rip = BigInt(CODE);
+    const stos = Uint8Array.of(0xf3, 0xaa);
+    expect(emulate(cpu, stos, bus).kind).toBe("done");
+    expect([cpu.general(7), cpu.general(1)]).toEqual([BigInt(MEMORY + 4096), (1n << 40n) - 4096n]);
+    expect(cpu.rip).toBe(BigInt(CODE));
+    expect(emulate(cpu, stos, bus)).toMatchObject({ kind: "refused", address: BigInt(MEMORY + 4096) });
+    expect(cpu.general(7)).toBe(BigInt(MEMORY + 4096));
+  });
+
+  it("that repeats keeps the progress made before an element faults", () => {
+    const { outcome, cpu } = one("f348ab", { rdi: MEMORY + 4096 - 20, rcx: 5 });
+    expect(outcome.kind).toBe("done");
+    expect([cpu.general(1), cpu.rip]).toEqual([3n, BigInt(CODE)]);
+  });
+
+  it("gives string moves the same result whichever side is ordinary memory", () => {
+    const property = fc.property(fc.integer(), fc.integer({ min: 0, max: 1024 }), (seed, border) => {
+      const form = FORMS.filter(({ string }) => string)[Math.abs(seed) % 10]!;
+      const c = build(form, random(seed));
+      const device = emulated(c);
+      for (const side of [1, -1]) {
+        const mixed = emulated(c, (address) => (address - MEMORY - border) * side >= 0);
+        if (overlaps(c)) continue;
+        expect(Buffer.compare(mixed.bus.page, device.bus.page)).toBe(0);
+        expect(mixed.cpu.words).toEqual(device.cpu.words);
+      }
+    });
+    fc.assert(property, { numRuns: 500 });
+  });
+
+  it("never ends in anything but an outcome, whatever the bytes and registers", () => {
+    const bytes = fc.uint8Array({ minLength: 0, maxLength: 15 });
+    const registers = fc.array(fc.bigInt({ min: 0n, max: (1n << 64n) - 1n }), {
+      minLength: 16,
+      maxLength: 16,
+    });
+    const property = fc.property(bytes, registers, fc.boolean(), (code, values, near) => {
+      const cpu = new CpuState(new Vectors());
+      values.forEach((value, i) => {
+        cpu.setGeneral(i, near ? BigInt(MEMORY) + (value & 0xfffn) : value);
+      });
+      cpu.rip = BigInt(CODE);
+      expect(["done", "refused"]).toContain(emulate(cpu, code, new Flat(new Uint8Array(IMAGE))).kind);
+    });
+    fc.assert(property, { numRuns: 5000 });
+  });
+
+  it("is decoded anew when its bytes change at the same address", () => {
+    expect(one("8907", { rdi: MEMORY }).bus.accesses).toEqual(["w4@0"]);
+    expect(one("8807", { rdi: MEMORY }).bus.accesses).toEqual(["w1@0"]);
+    expect(one("668907", { rdi: MEMORY }).bus.accesses).toEqual(["w2@0"]);
+  });
 });
+
+/** Source and target of a string move share bytes: then pages and elements may differ in order. */
+function overlaps(c: Case): boolean {
+  return Math.abs(Number(BigInt.asIntN(64, c.registers[6]! - c.registers[7]!))) < 24 * 8;
+}
+
+interface Setting {
+  readonly retry?: boolean;
+  readonly masks?: bigint[];
+  readonly fill?: number;
+}
+
+/** Executes one instruction, all of whose memory is a device that holds 0, 1, 2, … */
+function one(code: string, registers: Partial<Record<keyof typeof Reg, number>>, setting: Setting = {}) {
+  const vectors = new Vectors();
+  vectors.masks = setting.masks ?? [];
+  vectors.bytes.fill(setting.fill ?? 0);
+  const cpu = new CpuState(vectors);
+  for (const [name, value] of Object.entries(registers))
+    cpu.setGeneral(Reg[name as keyof typeof Reg], BigInt(value));
+  cpu.rip = BigInt(CODE);
+  const bus = new Flat(Uint8Array.from({ length: IMAGE }, (_, i) => i & 255));
+  bus.retry = setting.retry ?? false;
+  const outcome = emulate(cpu, Uint8Array.from(Buffer.from(code, "hex")), bus);
+  return { cpu, bus, outcome, vectors };
+}

@@ -9,7 +9,7 @@ import { type Decoded, decode, Mnemonic } from "./decode.ts";
 import { Execution } from "./execution.ts";
 import { type Executor, INTEGER } from "./integer.ts";
 import { STRINGS } from "./strings.ts";
-import { MASKABLE, VECTOR } from "./vector.ts";
+import { INTO_MASK, MASKABLE, VECTOR } from "./vector.ts";
 
 export type Outcome =
   | { readonly kind: "done" }
@@ -59,16 +59,20 @@ export function emulate(cpu: CpuState, code: Uint8Array, bus: Bus): Outcome {
 
 /** Answers whether the instruction is complete. */
 function executorOf(decoded: Decoded): ((e: Execution) => boolean) | undefined {
-  if (decoded.broadcast) return undefined;
+  if (decoded.broadcast || !decoded.operands.some((operand) => operand.kind === "memory")) return undefined;
   if (decoded.opMask !== 0 && !MASKABLE.has(decoded.mnemonic)) return undefined;
   if (decoded.isString) return STRINGS.get(decoded.mnemonic);
-  const { mnemonic } = decoded;
-  const whole = INTEGER.get(mnemonic) ?? VECTOR.get(mnemonic) ?? DIRECT.get(mnemonic);
-  if (whole === undefined || decoded.operands.some((operand) => operand.kind === "mask")) return undefined;
+  const whole = wholeExecutor(decoded);
+  if (whole === undefined) return undefined;
   return (e) => {
     whole(e);
     return true;
   };
+}
+
+function wholeExecutor({ mnemonic, operands }: Decoded): Executor | undefined {
+  if (operands[0]?.kind === "mask") return INTO_MASK.get(mnemonic);
+  return INTEGER.get(mnemonic) ?? VECTOR.get(mnemonic) ?? DIRECT.get(mnemonic);
 }
 
 function refuse(reason: string, address?: bigint): Outcome {

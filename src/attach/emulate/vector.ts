@@ -2,7 +2,7 @@
  * SSE, AVX and AVX-512 instructions with a memory operand: moves of every kind, broadcasts, inserts and extracts of
  * 128-bit lanes, and the byte-wise comparisons that string functions of C libraries make straight from memory (Intel
  * SDM volume 2). A move is one access of its full width. With an opmask, each run of enabled elements is one access.
- * Left out: arithmetic on packed numbers, gathers and scatters, maskmov, MMX.
+ * Left out: most arithmetic on packed numbers, gathers and scatters, maskmov, MMX.
  */
 import { Flag, STATUS_FLAGS } from "./cpu.ts";
 import { Mnemonic } from "./decode.ts";
@@ -170,6 +170,36 @@ function testBits(e: Execution): void {
   e.cpu.setFlags(STATUS_FLAGS, (shared === 0 ? Flag.ZF : 0) | (outside === 0 ? Flag.CF : 0));
 }
 
+/** AVX-512 comparison into a mask register; predicates 0..7: eq, lt, le, false, ne, ge, gt, true. */
+function compareIntoMask(signed: boolean, predicate?: number): Executor {
+  return (e) => {
+    const { memorySize, elementSize, opMask } = e.decoded;
+    const b = e.loadBytes(2, memorySize);
+    const a = e.loadBytes(1, memorySize);
+    const wanted = predicate ?? lowImmediate(e, 3) & 7;
+    let mask = 0n;
+    for (let i = 0; i < memorySize / elementSize; i++) {
+      const order = compareLane(a, b, i * elementSize, elementSize, signed);
+      if (predicateHolds(wanted, order)) mask |= 1n << BigInt(i);
+    }
+    const target = e.operand(0);
+    if (target.kind !== "mask") throw new RangeError(`${e.decoded.text}: operand 0 is not a mask`);
+    e.cpu.vectors.writeMask(target.index, opMask === 0 ? mask : mask & e.cpu.vectors.readMask(opMask));
+  };
+}
+
+/** Less than, equal to or greater than zero, as lane a is to lane b. */
+function compareLane(a: Uint8Array, b: Uint8Array, at: number, size: number, signed: boolean): number {
+  const flip = signed ? 0x80 : 0;
+  const top = at + size - 1;
+  if (a[top] !== b[top]) return (a[top]! ^ flip) - (b[top]! ^ flip);
+  for (let i = top - 1; i >= at; i--) if (a[i] !== b[i]) return a[i]! - b[i]!;
+  return 0;
+}
+
+const predicateHolds = (predicate: number, order: number): boolean =>
+  [order === 0, order < 0, order <= 0, false, order !== 0, order >= 0, order > 0, true][predicate]!;
+
 type Name = keyof typeof Mnemonic;
 
 function named(names: string, executor: Executor): (readonly [Mnemonic, Executor])[] {
@@ -183,8 +213,19 @@ const MOVES = `Movups Movupd Movaps Movapd Movdqu Movdqa Movntps Movntpd Movntdq
   Vmovups Vmovupd Vmovaps Vmovapd Vmovdqu Vmovdqa Vmovntps Vmovntpd Vmovntdq Vmovntdqa Vlddqu
   Vmovdqu8 Vmovdqu16 Vmovdqu32 Vmovdqu64 Vmovdqa32 Vmovdqa64`;
 
-/** Moves that may carry an opmask; everything else with one is refused. */
-export const MASKABLE: ReadonlySet<Mnemonic> = new Set(named(MOVES, move).map(([mnemonic]) => mnemonic));
+/** Instructions whose destination is a mask register. Some names are also those of forms without masks. */
+export const INTO_MASK: ReadonlyMap<Mnemonic, Executor> = new Map<Mnemonic, Executor>([
+  ...named("Vpcmpub Vpcmpuw Vpcmpud Vpcmpuq", compareIntoMask(false)),
+  ...named("Vpcmpb Vpcmpw Vpcmpd Vpcmpq", compareIntoMask(true)),
+  ...named("Vpcmpeqb Vpcmpeqw Vpcmpeqd Vpcmpeqq", compareIntoMask(false, 0)),
+  ...named("Vpcmpgtb Vpcmpgtw Vpcmpgtd Vpcmpgtq", compareIntoMask(true, 6)),
+]);
+
+/** Instructions that may carry an opmask; everything else with one is refused. */
+export const MASKABLE: ReadonlySet<Mnemonic> = new Set([
+  ...named(MOVES, move).map(([mnemonic]) => mnemonic),
+  ...INTO_MASK.keys(),
+]);
 
 export const VECTOR: ReadonlyMap<Mnemonic, Executor> = new Map<Mnemonic, Executor>([
   ...named(MOVES, move),

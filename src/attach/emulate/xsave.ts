@@ -62,6 +62,13 @@ export class XsaveArea implements VectorState {
     return this.view.getBigUint64(this.layout.opmask + index * 8, true);
   }
 
+  writeMask(index: number, value: bigint): void {
+    if (this.layout.opmask === 0) return;
+    this.dirty = true;
+    this.make(Component.opmask);
+    this.view.setBigUint64(this.layout.opmask + index * 8, value, true);
+  }
+
   /** The pieces of the first `length` bytes of a register, lowest first. */
   private parts(index: number, length: number): Part[] {
     const { zmmHigh, highZmm } = this.layout;
@@ -96,6 +103,7 @@ export class XsaveArea implements VectorState {
   private extent(component: number): readonly [start: number, length: number] {
     if (component === Component.sse) return [XMM, 256];
     if (component === Component.avx) return [YMM_HIGH, 256];
+    if (component === Component.opmask) return [this.layout.opmask, 64];
     return component === Component.zmmHigh ? [this.layout.zmmHigh, 512] : [this.layout.highZmm, 1024];
   }
 }
