@@ -34,6 +34,9 @@ import {
   Status,
 } from "./spec.ts";
 
+const POWER_ON = 0;
+const POWER_D3HOT = 3;
+
 /** A BAR before firmware has placed it. */
 export interface BarShape {
   readonly index: number;
@@ -102,6 +105,7 @@ export abstract class Endpoint implements PciFunction {
   readonly #waiting = new Set<number>();
   #decodesMemory = false;
   #decodesIo = false;
+  #powerState: number = POWER_ON;
   #wantsIntx = false;
   #intx = false;
 
@@ -229,8 +233,7 @@ export abstract class Endpoint implements PciFunction {
   #apply(): void {
     const config = this.#config;
     const command = config.read(Header.COMMAND, 2);
-    const power = config.read(this.#powerAt + PowerCapability.PMCSR, 4) & PowerControl.fields.PowerState.mask;
-    const awake = power === 0;
+    const awake = this.#power() === POWER_ON;
     this.#decodesMemory = awake && (command & Command.MEMORY_SPACE) !== 0;
     this.#decodesIo = awake && (command & Command.IO_SPACE) !== 0;
     this.dma.mastering = awake && (command & Command.BUS_MASTER) !== 0;
@@ -240,6 +243,16 @@ export abstract class Endpoint implements PciFunction {
       const { Enable, FunctionMask } = MsixControl.fields;
       this.#msix.control((message & Enable.mask) !== 0, (message & FunctionMask.mask) !== 0);
     }
+  }
+
+  /** The power state. There is no D1 and no D2: a write of those is as if it had not been made (§7.5.2.2). */
+  #power(): number {
+    const at = this.#powerAt + PowerCapability.PMCSR;
+    const control = this.#config.read(at, 4);
+    const asked = control & PowerControl.fields.PowerState.mask;
+    if (asked === POWER_ON || asked === POWER_D3HOT) this.#powerState = asked;
+    else this.#config.set(at, 4, (control & ~PowerControl.fields.PowerState.mask) | this.#powerState);
+    return this.#powerState;
   }
 
   #driveLine(): void {

@@ -1,10 +1,11 @@
 import fc from "fast-check";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { Random } from "../../../base/clock.ts";
 import { functionSuite } from "../../function.suite.ts";
 import { MSI_BASE, Rig, read32, turnOn, write32 } from "../../rig.suite.ts";
 import { Command as CommandBits, Header } from "../../spec.ts";
 import { type HostQueue, NvmeHost } from "./host.suite.ts";
+import { MemoryMedia } from "./media.ts";
 import { createNvme, type Nvme } from "./nvme.ts";
 import { Admin, Cns, Csts, Feature, LogPage, Nvm, Register, StatusCode, SUBSYSTEM_RESET } from "./spec.ts";
 
@@ -687,9 +688,74 @@ describe("§6 commands", () => {
         controller.close();
         own.close();
       }),
-      { numRuns: 40 },
+      { numRuns: 25 },
     );
   });
+});
+
+describe("the medium", () => {
+  let queue: HostQueue;
+  beforeEach(() => {
+    [queue] = host.initialise() as [HostQueue];
+  });
+  afterEach(() => void vi.restoreAllMocks());
+
+  it("§4.6.1.2.3 its failures are media errors, and are counted", () => {
+    const page = host.allocate(4096);
+    for (const method of ["read", "write", "zero", "flush"] as const)
+      vi.spyOn(MemoryMedia.prototype, method).mockReturnValue(false);
+    expect(host.read(queue, 0, 1, [page]).status).toBe(code(StatusCode.UNRECOVERED_READ));
+    expect(host.write(queue, 0, 1, [page]).status).toBe(code(StatusCode.WRITE_FAULT));
+    expect(host.run(queue, host.io(Nvm.WRITE_ZEROES, 0, 1)).status).toBe(code(StatusCode.WRITE_FAULT));
+    expect(host.run(queue, { opcode: Nvm.FLUSH, nsid: 1 }).status).toBe(code(StatusCode.WRITE_FAULT));
+    host.expect({ opcode: Admin.GET_LOG_PAGE, cdw10: LogPage.SMART | (127 << 16), prps: [page] });
+    expect(host.bytes(page + 160, 1)[0]).toBe(4);
+  });
+
+  it("is flushed by Flush, FUA, shutdown, and by every write when the write cache is off", () => {
+    const flush = vi.spyOn(MemoryMedia.prototype, "flush");
+    const page = host.allocate(4096);
+    host.write(queue, 0, 1, [page]);
+    host.read(queue, 0, 1, [page]);
+    expect(flush).toHaveBeenCalledTimes(0);
+    host.run(queue, { opcode: Nvm.FLUSH, nsid: 1 });
+    expect(flush).toHaveBeenCalledTimes(1);
+    host.run(queue, { ...host.io(Nvm.WRITE, 0, 1, [page]), cdw12: 1 << 30 });
+    expect(flush).toHaveBeenCalledTimes(2);
+    host.expect({ opcode: Admin.SET_FEATURES, cdw10: Feature.VOLATILE_WRITE_CACHE, cdw11: 0 });
+    host.write(queue, 0, 1, [page]);
+    expect(flush).toHaveBeenCalledTimes(3);
+    host.configure(1);
+    rig.settle();
+    expect(flush).toHaveBeenCalledTimes(4);
+  });
+
+  it("a write whose first page cannot be read changes nothing", () => {
+    const page = host.allocate(4096);
+    rig.memory.fill(page, 4096, 0x5a);
+    host.write(queue, 0, 8, [page]);
+    rig.unit.forbidden.add(0x8_0000);
+    expect(host.write(queue, 0, 8, [0x8000_0000]).status).toBe(code(StatusCode.DATA_TRANSFER_ERROR));
+    rig.memory.fill(page, 4096, 0);
+    host.read(queue, 0, 8, [page]);
+    expect(host.bytes(page, 4096).every((byte) => byte === 0x5a)).toBe(true);
+  });
+});
+
+it("§4.6 a host that polls sees the phase of a completion only when the rest of it is there", () => {
+  const [queue] = host.initialise() as [HostQueue];
+  rig.memory.fill(queue.cq, 4096, 0xaa); // phase 0 everywhere, and stale bytes
+  const seen: Uint8Array[] = [];
+  rig.unit.stall = ({ lo }) => {
+    if (lo === queue.cq + 14) seen.push(host.bytes(queue.cq, 16));
+    return false;
+  };
+  const cid = host.submit(queue, { opcode: 0x7e, nsid: 1 });
+  rig.settle();
+  const status = (StatusCode.INVALID_OPCODE << 1) & 0xffff;
+  const words = [0, 0, (1 << 16) | 1, ((status << 16) | cid) >>> 0];
+  expect(seen.map((bytes) => [...new Uint32Array(bytes.slice().buffer)])).toEqual([words]);
+  expect(host.collect(queue)).toMatchObject([{ cid, status: code(StatusCode.INVALID_OPCODE) }]);
 });
 
 describe("fatal conditions", () => {
@@ -838,6 +904,51 @@ describe("the host's other powers", () => {
     rig.settle();
     expect(host.ready).toBe(false);
     host.initialise(1);
+  });
+
+  it("whatever is in its queues, it neither throws nor goes on for ever, and a reset mends it", () => {
+    fc.assert(
+      fc.property(fc.nat(), (seed) => {
+        const own = new Rig();
+        const controller = createNvme(own.context, { size: MIB, queues: 3, mdts: 4 });
+        const driver = new NvmeHost(own, controller);
+        const queues = [driver.admin, ...driver.initialise(2, 8)];
+        const random = new Random(seed);
+        const place = (): number =>
+          0x10_0000 + random.below(24) * 4096 + (random.below(6) === 0 ? random.below(4096) : 0);
+        const strange = (): number =>
+          random.below(8) === 0 ? random.next() * 2 ** random.below(20) : place();
+        own.unit.stall = () => random.below(9) === 0;
+        for (let round = 0; round < 6; round++) {
+          for (const queue of queues)
+            for (let i = random.below(6); i > 0; i--)
+              driver.push(queue, {
+                opcode: random.below(14),
+                nsid: random.below(4) === 0 ? random.next() : 1,
+                prps: [strange(), strange()],
+                cdw10: random.below(2) === 0 ? random.below(2048) : random.below(8) | (random.below(9) << 16),
+                cdw11: random.below(3) === 0 ? random.next() : 0,
+                cdw12: random.below(2) === 0 ? random.next() : random.below(16),
+                flags: random.below(12) === 0 ? random.below(256) : 0,
+              });
+          for (const queue of queues) driver.ring(queue);
+          if (random.below(3) === 0)
+            write32(controller, 0, Register.DOORBELLS + 4 * random.below(12), random.below(12));
+          own.work.run(random.below(40));
+          own.unit.resume(random.below(5) > 0);
+          for (const queue of queues) if (random.below(3) > 0) driver.collect(queue);
+        }
+        own.unit.stall = () => false;
+        own.settle();
+        const again = new NvmeHost(own, controller);
+        const [queue] = again.initialise(1) as [HostQueue];
+        expect(again.run(queue, { opcode: Nvm.FLUSH, nsid: 1 }).status).toBe(0);
+        expect(own.bridge.parked).toBe(0);
+        controller.close();
+        own.close();
+      }),
+      { numRuns: 60 },
+    );
   });
 
   it("a full slice is bounded, whatever is queued", () => {
