@@ -449,10 +449,12 @@ describe("against a model of pages", () => {
   );
 
   it.each([1, 3])("type %i answers and maps like a list of whole mappings", (type) => {
+    client.task.exit();
+    host.memory.close();
+    start(type);
     fc.assert(
       fc.property(steps, (program) => {
-        client.task.exit();
-        start(type);
+        client.unmapAll(container);
         let model: { at: number; length: number; source: number }[] = [];
         for (const { op, at, length: count, source } of program) {
           const overlapping = model.filter((m) => m.at < at + count && at < m.at + m.length);
