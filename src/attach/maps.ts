@@ -87,14 +87,28 @@ export const parseVma = (line: string): Vma | undefined => {
   };
 };
 
+/** A descriptor, or -1. */
+export const openOr = (path: string, flags: string): number => {
+  try {
+    return openSync(path, flags);
+  } catch {
+    return -1;
+  }
+};
+
 export class Maps {
   readonly #fd: number;
   #asks: boolean;
 
-  /** Throws when the process is gone or may not be looked at. `text`: never asks PROCMAP_QUERY. */
+  /** Without mappings when the process is gone or may not be looked at. `text`: never asks PROCMAP_QUERY. */
   constructor(pid: number, text = false) {
-    this.#fd = openSync(`/proc/${pid}/maps`, "r");
+    this.#fd = openOr(`/proc/${pid}/maps`, "r");
     this.#asks = !text;
+  }
+
+  /** Whether the process could be looked at. */
+  get readable(): boolean {
+    return this.#fd >= 0;
   }
 
   /** The mapping that contains `va`, or else the next above it; undefined when there is none. */
@@ -140,7 +154,12 @@ export class Maps {
     let length = 0;
     for (;;) {
       const part = Buffer.alloc(65536);
-      const got = readSync(this.#fd, part, 0, part.length, length);
+      let got: number;
+      try {
+        got = readSync(this.#fd, part, 0, part.length, length);
+      } catch {
+        return []; // ESRCH: reaped; half a list would be worse than none
+      }
       if (got === 0) break;
       parts.push(part.subarray(0, got));
       length += got;
@@ -154,6 +173,6 @@ export class Maps {
   }
 
   close(): void {
-    closeSync(this.#fd);
+    if (this.#fd >= 0) closeSync(this.#fd);
   }
 }

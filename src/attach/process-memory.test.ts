@@ -232,3 +232,19 @@ describe("what clients leave behind", () => {
     expect(before).toMatchObject({ slots: 0, runs: 0, files: 0, mappings: 0 });
   });
 });
+
+describe("a process that is gone", () => {
+  it("has no memory to pin, read or write, and nothing throws but EFAULT", () => {
+    const { pid } = spawnSync("true");
+    const memory = new ProcessMemory(pid, -1, files);
+    expect(() => memory.pin(0x1000, 4096, true)).toThrow("EFAULT");
+    expect(() => memory.read(0x1000n, new Uint8Array(8))).toThrow("EFAULT");
+    expect(() => memory.write(0x1000n, new Uint8Array(8))).toThrow("EFAULT");
+    expect(() => memory.read(2n ** 63n, new Uint8Array(8))).toThrow("beyond the user's addresses");
+    expect(() => memory.pin(0x1001, 4096, true)).toThrow("whole pages");
+    expect(() => memory.planAdoption(0x1000, 4096)).toThrow("EFAULT");
+    memory.sweep();
+    memory.close();
+    memory.close();
+  });
+});

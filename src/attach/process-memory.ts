@@ -6,7 +6,7 @@
  * file pages, and the kernel's maps, not the interposed calls, say what the program still has. Leaves out: pinning
  * of huge-page mappings as such (they are remote unless their file can be mapped 4 KiB at a time).
  */
-import { closeSync, fstatSync, openSync, readdirSync, statSync } from "node:fs";
+import { closeSync, fstatSync, readdirSync, statSync } from "node:fs";
 import * as libc from "../base/libc.ts";
 import { type Pin, Restart, type UserMemory } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
@@ -23,7 +23,7 @@ import {
   roundUp,
 } from "./client-files.ts";
 import type { OpHandler, OpHandlers } from "./connection.ts";
-import { Maps, type Vma } from "./maps.ts";
+import { Maps, openOr, type Vma } from "./maps.ts";
 import { PagePin, releaseAll, type Segment } from "./page-pin.ts";
 import { RemoteFrames } from "./remote-frames.ts";
 
@@ -86,13 +86,13 @@ export class ProcessMemory implements UserMemory {
   #framesPinned = 0;
   #pinsSinceSweep = 0;
 
-  /** `pidfd` stays the caller's. Throws when the process is gone or may not be looked at. */
+  /** `pidfd` stays the caller's. Of a process that is gone or may not be looked at, nothing can be pinned. */
   constructor(pid: number, pidfd: number, files: ClientFiles) {
     this.pid = pid;
     this.#pidfd = pidfd;
     this.#files = files;
     this.maps = new Maps(pid);
-    this.memFd = openSync(`/proc/${pid}/mem`, "r+");
+    this.memFd = openOr(`/proc/${pid}/mem`, "r+");
   }
 
   get open(): boolean {
@@ -135,7 +135,8 @@ export class ProcessMemory implements UserMemory {
     if (!(va >= 0 && length > 0 && va % FRAME_BYTES === 0 && length % FRAME_BYTES === 0))
       throw new RangeError(`${hex(va)} + ${hex(length)}: whole pages are needed`);
     if (va + length > USER_END) throw fault(va, "is beyond the user's addresses");
-    if (!this.#open) throw fault(va, "belonged to a process that is gone");
+    if (!this.#open || !this.maps.readable || this.memFd < 0)
+      throw fault(va, `is in process ${this.pid}, which is gone or which the daemon may not look at`);
     const pieces = this.#pieces(va, va + length, writable);
     this.#askForAdoption(pieces);
     const segments: Segment[] = [];
@@ -158,6 +159,7 @@ export class ProcessMemory implements UserMemory {
   sweep(): void {
     this.#pinsSinceSweep = 0;
     const vmas = this.maps.all();
+    if (vmas.length === 0) return; // it is dying; `close` will come
     const adopted = this.#adoption;
     if (adopted !== undefined)
       adopted.sweep(vmas.filter((vma) => keyOf(vma.major, vma.minor, vma.inode) === adopted.file.key));
@@ -176,7 +178,7 @@ export class ProcessMemory implements UserMemory {
     for (const file of this.#owned) this.#files.disown(file, this);
     this.#owned.clear();
     this.maps.close();
-    closeSync(this.memFd);
+    if (this.memFd >= 0) closeSync(this.memFd);
   }
 
   /** Whether the range is write-protected because another thread of the program is moving it just now. */
@@ -299,9 +301,7 @@ export class ProcessMemory implements UserMemory {
   /** Looks through the process's descriptors for one of this file; a writable one is preferred. */
   #findDescriptor(key: string): { fd: number; writable: boolean } | undefined {
     let best: { fd: number; writable: boolean } | undefined;
-    for (const name of readdirSync(`/proc/${this.pid}/fd`)) {
-      const stat = statSync(`/proc/${this.pid}/fd/${name}`, { bigint: true, throwIfNoEntry: false });
-      if (stat === undefined || !stat.isFile() || keyOfStat(stat) !== key) continue;
+    for (const name of descriptorsOf(this.pid, key)) {
       const fd = libc.pidfdGetfd(this.#pidfd, Number(name));
       if (fd < 0) continue;
       const mode = accessMode(fd);
@@ -322,6 +322,18 @@ export class ProcessMemory implements UserMemory {
     return Number(va);
   }
 }
+
+/** Numbers of a process's descriptors that lead to this file. */
+const descriptorsOf = (pid: number, key: string): string[] => {
+  try {
+    return readdirSync(`/proc/${pid}/fd`).filter((name) => {
+      const stat = statSync(`/proc/${pid}/fd/${name}`, { bigint: true, throwIfNoEntry: false });
+      return stat?.isFile() && keyOfStat(stat) === key;
+    });
+  } catch {
+    return []; // it is dying
+  }
+};
 
 /** Private memory that may be moved onto a memfd without anybody noticing. */
 const adoptable = ({ shared, inode, prot, name }: Vma): boolean =>
