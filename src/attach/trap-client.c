@@ -378,6 +378,91 @@ static void straddling(void)
     CHECK(*(volatile uint64_t *)(border - 4) == 0x3333333322222222);
 }
 
+static volatile uint8_t *map_again(size_t length, off_t offset)
+{
+    void *p = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, bar_fd, offset);
+    CHECK(p != MAP_FAILED);
+    return p;
+}
+
+/* Many windows: one instruction reaches two of them, and each outlives its neighbours. */
+static void many_windows(void)
+{
+    enum { N = 200 };
+    static volatile uint8_t *page[N];
+    for (int i = 0; i < N; i++)
+        page[i] = map_again(4096, i % 32 * 4096);
+    for (int i = 0; i < 32; i++)
+        *(volatile uint32_t *)page[i] = 1000 + (uint32_t)i;
+    void *to = (void *)page[5], *from = (void *)page[N - 1];
+    __asm__ volatile("movsl" : "+D"(to), "+S"(from) : : "memory");
+    CHECK(AT(uint32_t, 5 * 4096) == 1000 + (N - 1) % 32);
+    for (int i = 0; i < N; i += 2)
+        munmap((void *)page[i], 4096);
+    for (int i = 1; i < N; i += 2)
+        CHECK(*(volatile uint32_t *)page[i] == AT(uint32_t, i % 32 * 4096));
+    for (int i = 1; i < N; i += 2)
+        munmap((void *)page[i], 4096);
+}
+
+static atomic_bool stop;
+static void *churn(void *p)
+{
+    while (!stop) {
+        volatile uint8_t *window = map_again(8192, 16384);
+        *(volatile uint32_t *)(window + 8) = 1;
+        mprotect((void *)window, 4096, PROT_READ);
+        munmap((void *)(window + 4096), 4096);
+        munmap((void *)window, 4096);
+    }
+    return p;
+}
+static void *fork_often(void *p)
+{
+    for (int i = 0; i < 25; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            AT(uint32_t, 12288) = (uint32_t)i;
+            munmap((void *)map_again(4096, 0), 4096);
+            signal(SIGSEGV, SIG_IGN);
+            _exit(AT(uint32_t, 12288) == (uint32_t)i ? 0 : 1);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+    }
+    return p;
+}
+
+/* Windows come and go, and the process forks, while other threads access theirs. */
+static void commotion(void)
+{
+    pthread_t others[3];
+    pthread_create(&others[0], NULL, churn, NULL);
+    pthread_create(&others[1], NULL, churn, NULL);
+    pthread_create(&others[2], NULL, fork_often, NULL);
+    in_threads(store, 4);
+    pthread_join(others[2], NULL);
+    stop = true;
+    pthread_join(others[0], NULL);
+    pthread_join(others[1], NULL);
+}
+
+/* A vfork child that changes its own dispositions does not change its parent's. */
+static void vforked(void)
+{
+    signal(SIGSEGV, touch);
+    pid_t child = vfork();
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL);
+        execl("/bin/true", "true", (char *)NULL);
+        _exit(1);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    AT(uint32_t, 0) = 6;
+    CHECK(AT(uint32_t, 0) == 6 && signal(SIGSEGV, SIG_DFL) == touch);
+}
+
 static void direct_stores(void)
 {
     static uint64_t command[8] __attribute__((aligned(64))) = {1, 2, 3, 4, 5, 6, 7, 8};
@@ -441,7 +526,7 @@ static const struct {
     SCENARIO(widths), SCENARIO(avx), SCENARIO(copies), SCENARIO(rep_movs), SCENARIO(atomics), SCENARIO(threads),
     SCENARIO(handlers), SCENARIO(own_handler), SCENARIO(blocked), SCENARIO(deaths), SCENARIO(stack_overflow),
     SCENARIO(forked), SCENARIO(unmapped), SCENARIO(protection), SCENARIO(straddling), SCENARIO(direct_stores),
-    SCENARIO(vectors_kept), SCENARIO(forever), SCENARIO(latency),
+    SCENARIO(vectors_kept), SCENARIO(many_windows), SCENARIO(commotion), SCENARIO(vforked), SCENARIO(forever), SCENARIO(latency),
 };
 
 int main(int argc, char **argv)

@@ -36,8 +36,8 @@ export class Bar implements KernelFile {
   readonly accesses = new Map<string, number>();
   closed = false;
 
-  mmap(_call: unknown, offset: bigint, length: number): readonly MapSegment[] {
-    return [{ kind: "trap", offset: Number(offset), length }];
+  mmap(_call: unknown, _offset: bigint, length: number): readonly MapSegment[] {
+    return [{ kind: "trap", offset: 0, length }];
   }
   trapRead(offset: bigint, into: Uint8Array): void {
     if (offset >= SIZE - 4096) throw new LinuxError("EIO", "memory decode is off");

@@ -75,6 +75,19 @@ describe("a mapped BAR", () => {
     await succeeds("vectors_kept");
   });
 
+  it("may be mapped many times over, and one instruction may reach two mappings", async () => {
+    await succeeds("many_windows");
+  });
+
+  it("serves threads while others map, unmap and fork", async () => {
+    const { accesses } = await succeeds("commotion");
+    expect([0, 4, 8, 12].map((at) => accesses.get(`w4@${4096 + at}`))).toEqual([1000, 1000, 1000, 1000]);
+  });
+
+  it("and the handlers are the parent's own after a vfork child changed its signals", async () => {
+    await succeeds("vforked");
+  });
+
   it("is inherited by a forked child", async () => {
     await succeeds("forked");
   });

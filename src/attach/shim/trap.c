@@ -100,7 +100,28 @@ static bool find_window(uint64_t address, struct trap_window *out)
     return false;
 }
 
-/* Under the lock. Every window has its own descriptor of the file, so that it outlives its neighbours. */
+/* Under the lock: the descriptor that the windows of a file share, so that each outlives the others and the
+ * program's own descriptor. -1: there is none yet. */
+static int shared_fd(uint64_t cookie)
+{
+    for (uint32_t i = 0; i < used; i++)
+        if (windows[i].start != windows[i].end && windows[i].cookie == cookie)
+            return windows[i].fd;
+    return -1;
+}
+
+static int keep_duplicate(int fd)
+{
+    long duplicate = raw_fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (duplicate < 0)
+        return (int)duplicate;
+    int kept = shim_keep_fd((int)duplicate);
+    if (kept < 0)
+        raw_close((int)duplicate);
+    return kept;
+}
+
+/* Under the lock. */
 static int add_window(const struct trap_window *window)
 {
     uint32_t i = 0;
@@ -108,16 +129,12 @@ static int add_window(const struct trap_window *window)
         i++;
     if (i == MAX_WINDOWS)
         return -ENOMEM;
-    long fd = raw_fcntl(window->fd, F_DUPFD_CLOEXEC, 3);
-    if (fd < 0)
-        return (int)fd;
-    int kept = shim_keep_fd((int)fd);
-    if (kept < 0) {
-        raw_close((int)fd);
-        return kept;
-    }
     struct trap_window own = *window;
-    own.fd = kept;
+    own.fd = shared_fd(window->cookie);
+    if (own.fd < 0)
+        own.fd = keep_duplicate(window->fd);
+    if (own.fd < 0)
+        return own.fd;
     write_slot(&windows[i], &own);
     if (i == used)
         __atomic_store_n(&used, used + 1, __ATOMIC_RELEASE);
@@ -136,8 +153,10 @@ static void resize_window(struct trap_window *slot, uint64_t start, uint64_t end
 static void remove_window(struct trap_window *slot)
 {
     int fd = slot->fd;
+    uint64_t cookie = slot->cookie;
     write_slot(slot, &(struct trap_window){.fd = -1});
-    shim_drop_fd(fd);
+    if (shared_fd(cookie) < 0)
+        shim_drop_fd(fd);
 }
 
 /* Under the lock: makes `address` a border between windows. The new part is added before the old one shrinks, so
