@@ -5,6 +5,7 @@
  * document it must agree with, and `format.suite.ts` holds the two equal.
  */
 import {
+  type Denial,
   type EntryTest,
   type FormatLevel,
   highWord,
@@ -88,23 +89,27 @@ const note = (format: PageTableFormat, index: number, leaf: LeafKind): string[] 
   return lines;
 };
 
-const leafBlock = (format: PageTableFormat, index: number, leaf: LeafKind): string[] => {
+/** The result of a walk that ended at the leaf. */
+const found = (index: number, leaf: LeafKind): string[] => {
   const offset = (1n << BigInt(leaf.lg2)) - 1n;
   const [offsetLo, offsetHi] = [hex(lowWord(offset)), hex(highWord(offset))];
-  const high = `(ehi & ${hex(highWord(leaf.address))} | hi & ${offsetHi})`;
+  const high = `(ehi & ${hex(highWord(leaf.address))}${leaf.lg2 > 32 ? ` | hi & ${offsetHi}` : ""})`;
   const low = `((elo & ${hex(lowWord(leaf.address))} | lo & ${offsetLo}) >>> 0)`;
-  const into = leaf.lg2 <= 32 ? `(lo & ${offsetLo})` : `((hi & ${offsetHi}) * 4294967296 + (lo >>> 0))`;
-  const span = leaf.lg2 < 32 ? `${2 ** leaf.lg2} - ${into}` : `${2 ** leaf.lg2} - (${into} >>> 0)`;
+  const into = leaf.lg2 < 32 ? `(lo & ${offsetLo})` : `((hi & ${offsetHi}) * 4294967296 + (lo >>> 0))`;
   return [
-    ...judge(format, index, leaf),
-    ...note(format, index, leaf),
     `out.pa = ${high} * 4294967296 + ${low};`,
     `out.lg2 = ${leaf.lg2};`,
-    `out.span = ${leaf.lg2 > 32 ? `${2 ** leaf.lg2} - ${into}` : span};`,
+    `out.span = ${2 ** leaf.lg2} - ${into};`,
     "out.allowed = ~denied & everything;",
     ended(WalkFault.none, index),
   ];
 };
+
+const leafBlock = (format: PageTableFormat, index: number, leaf: LeafKind): string[] => [
+  ...judge(format, index, leaf),
+  ...note(format, index, leaf),
+  ...found(index, leaf),
+];
 
 const tableBlock = (
   format: PageTableFormat,
@@ -131,22 +136,27 @@ const tableBlock = (
   return lines;
 };
 
+const title = ({ name, shift, bits }: FormatLevel, index: number): string =>
+  `// level ${index}: ${name}, address bits ${shift + bits - 1}:${shift}`;
+
+/** Reads the entry at index `at` of `view`. */
+const loadWords = ({ bigEndian }: PageTableFormat): string[] =>
+  bigEndian
+    ? ["elo = swap32(view[at + 1]);", "ehi = swap32(view[at]);"]
+    : ["elo = view[at];", "ehi = view[at + 1];"];
+
 const levelBlock = (format: PageTableFormat, index: number, skipping: boolean): string[] => {
   const level: FormatLevel = format.levels[index]!;
   const choices = [
     ...level.tables.map((kind) => ({ kind, body: tableBlock(format, index, kind, skipping) })),
     ...level.leaves.map((kind) => ({ kind, body: leafBlock(format, index, kind) })),
   ];
-  const word = (from: string) => (format.bigEndian ? `swap32(${from})` : from);
-  const [first, second] = format.bigEndian ? ["at + 1", "at"] : ["at", "at + 1"];
-  const load = format.bigEndian ? "load64be" : "load64";
   const lines = [
     `at = (base >>> 2) + ((${field(level.shift, level.bits)}) << 1);`,
-    "if (bank !== held && bank < words.length) held = bank, view = words[bank], state = states[bank];",
-    "if (bank === held && state[at >>> 10] > 0) {",
-    `  elo = ${word(`view[${first}]`)};`,
-    `  ehi = ${word(`view[${second}]`)};`,
-    `} else if (memory.${load}(bank * 4294967296 + at * 4)) {`,
+    "if (bank < words.length && states[bank][at >>> 10] > 0) {",
+    "  view = words[bank];",
+    ...loadWords(format).map((line) => `  ${line}`),
+    `} else if (memory.${format.bigEndian ? "load64be" : "load64"}(bank * 4294967296 + at * 4)) {`,
     "  elo = memory.lo;",
     "  ehi = memory.hi;",
     `} else return unread(out, ${index}, bank, at);`,
@@ -157,46 +167,218 @@ const levelBlock = (format: PageTableFormat, index: number, skipping: boolean): 
     ]),
     `} else ${ended(WalkFault.reserved, index)}`,
   ];
-  const title = `// level ${index}: ${level.name}, address bits ${level.shift + level.bits - 1}:${level.shift}`;
   return skipping
-    ? [title, `if (next === ${index}) {`, ...lines.map((l) => `  ${l}`), "}"]
-    : [title, ...lines];
+    ? [title(level, index), `if (next === ${index}) {`, ...lines.map((l) => `  ${l}`), "}"]
+    : [title(level, index), ...lines];
+};
+
+/** Ends the walk so when the address has bits above those the root table indexes. */
+const outsideTest = (format: PageTableFormat, end: string): string[] => {
+  const width = inputBits(format);
+  if (width >= 64) return [];
+  return [
+    width >= 32
+      ? `if ((hi >>> ${width - 32}) !== 0) ${end}`
+      : `if (hi !== 0 || (lo >>> ${width}) !== 0) ${end}`,
+  ];
 };
 
 /** Every permission bit: what is allowed is what was not denied of these. */
 const everything = Object.values(Permission).reduce((all, one) => all | one, 0);
 
-/** The text of the format's walker: the body of a function of `memory`, `root`, `lo`, `hi`, `need` and `out`. */
-export const walkerSource = (format: PageTableFormat): string => {
+const wholeSource = (format: PageTableFormat): string[] => {
   const top = format.levels.length - 1;
   const skipping = format.levels.some(({ tables }, index) => tables.some(({ to }) => to !== index - 1));
-  const width = inputBits(format);
-  const beyond =
-    width >= 64
-      ? undefined
-      : width >= 32
-        ? `(hi >>> ${width - 32}) !== 0`
-        : `hi !== 0 || (lo >>> ${width}) !== 0`;
   const noting = format.levels.flatMap(({ tables }, index) =>
     tables.some(({ accessed }) => accessed !== undefined) ? [`entry${index} = 0`] : [],
   );
   return [
-    `// ${format.name}`,
-    `const everything = ${hex(everything)};`,
     "const words = memory.words, states = memory.state;",
-    "let denied = 0, elo = 0, ehi = 0, at = 0;",
-    // The bank in hand: tables mostly lie in one.
-    "let held = -1, view, state;",
+    "let denied = 0, elo = 0, ehi = 0, at = 0, view;",
     "let base = root | 0, bank = (root / 4294967296) | 0;",
     ...(skipping ? [`let next = ${top};`] : []),
     ...(noting.length ? [`let ${noting.join(", ")};`] : []),
-    ...(beyond ? [`if (${beyond}) return outside(out);`] : []),
-    ...Array.from(format.levels, (_, i) => levelBlock(format, top - i, skipping)).flat(),
+    ...outsideTest(format, "return outside(out);"),
+    ...format.levels.flatMap((_, i) => levelBlock(format, top - i, skipping)),
+  ];
+};
+
+// --- The near walk
+
+/** Denials "this bit, set or clear, denies that permission" that are the same distance apart: tested together. */
+interface Group {
+  /** Name of the word, and of the variables: what is wanted of the word, and what all entries had. */
+  readonly half: "elo" | "ehi";
+  readonly wanted: string;
+  readonly seen: string;
+  /** The permissions, and how far left their bits are moved in the word; negative: right. */
+  readonly permissions: number;
+  readonly shift: number;
+  /** The bit set is what permits. */
+  readonly positive: boolean;
+}
+
+const moved = (expression: string, shift: number): string =>
+  shift === 0 ? expression : shift > 0 ? `(${expression} << ${shift})` : `(${expression} >>> ${-shift})`;
+
+const singleBit = (mask: bigint): boolean => mask !== 0n && (mask & (mask - 1n)) === 0n;
+
+/** The groups of a kind; each is entered once in `all`. Denials that fit no group are the rest. */
+const groupsOf = (kind: TableKind | LeafKind, all: Map<string, Group>) => {
+  const rest: Denial[] = [];
+  const sums = new Map<string, Omit<Group, "wanted" | "seen">>();
+  for (const denial of kind.denials) {
+    const { mask, value, denies } = denial;
+    if (!singleBit(mask) || !singleBit(BigInt(denies))) {
+      rest.push(denial);
+      continue;
+    }
+    const half = lowWord(mask) ? "elo" : "ehi";
+    const shift = Math.clz32(denies) - Math.clz32(lowWord(mask) || highWord(mask));
+    const positive = value === 0n;
+    const key = `${half} ${shift} ${positive}`;
+    sums.set(key, { half, shift, positive, permissions: (sums.get(key)?.permissions ?? 0) | denies });
+  }
+  const groups = [...sums].map(([key, sum]) => {
+    const full = `${key} ${sum.permissions}`;
+    const group = all.get(full) ?? { ...sum, wanted: `want${all.size}`, seen: `seen${all.size}` };
+    all.set(full, group);
+    return group;
+  });
+  return { groups, rest };
+};
+
+/** That an entry is not absent follows from the wanted bits of these permissions; 0: it does not. */
+const impliedBy = (format: PageTableFormat): number => {
+  const { mask, value } = format.absent;
+  const kinds = format.levels.flatMap(({ tables, leaves }) => [...tables, ...leaves]);
+  if (value !== 0n || singleBit(mask)) return 0;
+  const covers = (kind: TableKind | LeafKind) =>
+    kind.denials.reduce((bits, denial) => (denial.value === 0n ? bits | denial.mask : bits), 0n);
+  if (!kinds.every((kind) => (covers(kind) & mask) === mask)) return 0;
+  return kinds[0]!.denials.reduce((all, { denies, mask: bit }) => (bit & mask ? all | denies : all), 0);
+};
+
+/** Everything an entry must be for the near walk to go on, as a condition. */
+const wanted = (format: PageTableFormat, kind: TableKind | LeafKind, groups: readonly Group[]): string => {
+  const tests: EntryTest[] = [kind.test, ...kind.checks];
+  const { absent } = format;
+  if (singleBit(absent.mask)) tests.push({ mask: absent.mask, value: absent.mask ^ absent.value });
+  if (kind.accessed !== undefined) tests.push({ mask: kind.accessed, value: kind.accessed });
+  const mask = tests.reduce((bits, test) => bits | test.mask, 0n);
+  const value = tests.reduce((bits, test) => bits | test.value, 0n);
+  const dirty = ("lg2" in kind ? kind.dirty : undefined) ?? 0n;
+  const half = (name: "elo" | "ehi", word: (bits: bigint) => number) => {
+    const mine = groups.filter((group) => group.half === name);
+    const dirtied = word(dirty) ? [`(need & ${Permission.write} ? ${hex(word(dirty))} : 0)`] : [];
+    // A table in another bank is too far.
+    const bank = name === "ehi" && !("lg2" in kind) ? word(kind.address) : 0;
+    const looked = word(mask) | bank;
+    const masks = [...(looked ? [hex(looked)] : []), ...mine.map((group) => group.wanted), ...dirtied];
+    const values = [
+      ...(word(value) ? [signed(word(value))] : []),
+      ...mine.filter(({ positive }) => positive).map((group) => group.wanted),
+      ...dirtied,
+      ...(bank ? ["bank"] : []),
+    ];
+    return masks.length ? [`(${name} & (${masks.join(" | ")})) === (${values.join(" | ") || "0"})`] : [];
+  };
+  const conditions = [...half("elo", lowWord), ...half("ehi", highWord)];
+  return conditions.join(" && ") || "true";
+};
+
+const giveUp = "return whole(memory, root, lo, hi, need, out);";
+
+const nearKind = (
+  format: PageTableFormat,
+  index: number,
+  kind: TableKind | LeafKind,
+  all: Map<string, Group>,
+): { condition: string; body: string[] } => {
+  const { groups, rest } = groupsOf(kind, all);
+  const body = [
+    ...groups.map(({ seen, half, positive }) => `${seen} ${positive ? "&=" : "|="} ${half};`),
+    ...rest.map((denial) => `if (${holds(denial)}) denied |= ${hex(denial.denies)};`),
+    ...("lg2" in kind
+      ? [
+          ...(rest.length ? [`if ((denied & need) !== 0) ${giveUp}`] : []),
+          "denied |= DENIED;",
+          ...found(index, kind),
+        ]
+      : [`base = elo & ${hex(lowWord(kind.address))};`]),
+  ];
+  return { condition: wanted(format, kind, groups), body };
+};
+
+const nearLevel = (
+  format: PageTableFormat,
+  index: number,
+  all: Map<string, Group>,
+  implied: number,
+): string[] => {
+  const level = format.levels[index]!;
+  const kinds = [...level.tables.filter(({ to }) => to === index - 1), ...level.leaves];
+  const choices = kinds.map((kind) => nearKind(format, index, kind, all));
+  const askAbsent = !implied && !singleBit(format.absent.mask);
+  return [
+    title(level, index),
+    `at = (base >>> 2) + ((${field(level.shift, level.bits)}) << 1);`,
+    `if (!(state[at >>> 10] > 0)) ${giveUp}`,
+    ...loadWords(format),
+    ...(askAbsent ? [`if (${holds(format.absent)}) ${giveUp}`] : []),
+    ...choices.flatMap(({ condition, body }, at) => [
+      `${at ? "} else " : ""}if (${condition}) {`,
+      ...body.map((line) => `  ${line}`),
+    ]),
+    `} else ${giveUp}`,
+  ];
+};
+
+const nearSource = (format: PageTableFormat): string[] => {
+  const top = format.levels.length - 1;
+  const all = new Map<string, Group>();
+  const implied = impliedBy(format);
+  const blocks = format.levels.flatMap((_, i) => nearLevel(format, top - i, all, implied));
+  const groups = [...all.values()];
+  const deniedBy = groups.map(({ seen, positive, shift, permissions }) => {
+    const bits = moved(positive ? `~${seen}` : seen, -shift);
+    return `${bits} & ${hex(permissions)}`;
+  });
+  const deniedAll = deniedBy.join(" | ") || "0";
+  return [
+    "let denied = 0, elo = 0, ehi = 0, at = 0;",
+    "let base = root | 0;",
+    "const bank = (root / 4294967296) | 0;",
+    `if (bank >= memory.words.length) ${giveUp}`,
+    "const view = memory.words[bank], state = memory.state[bank];",
+    ...groups.map(({ wanted: want, seen, permissions, shift, positive }) => {
+      const bits = moved(`need & ${hex(permissions)}`.replace(/.*/, "($&)"), shift);
+      return `const ${want} = ${bits}; let ${seen} = ${positive ? -1 : 0};`;
+    }),
+    ...(implied ? [`if ((need & ${hex(implied)}) === 0) ${giveUp}`] : []),
+    ...outsideTest(format, giveUp),
+    ...blocks.map((line) => line.replace("DENIED", deniedAll)),
+  ];
+};
+
+/** The text of the format's walker: the body of a function that returns it. */
+export const walkerSource = (format: PageTableFormat): string => {
+  const define = (name: string, lines: readonly string[]) => [
+    `const ${name} = (memory, root, lo, hi, need, out) => {`,
+    ...lines.map((line) => `  ${line}`),
+    "};",
+  ];
+  return [
+    `// ${format.name}`,
+    prelude,
+    ...define("whole", wholeSource(format)),
+    ...define("near", nearSource(format)),
+    "return near;",
   ].join("\n");
 };
 
 /** What every walker calls where it ends. */
-const prelude = `
+const prelude = `const everything = ${hex(everything)};
 const refusal = (denied) =>
   denied & ${Permission.read} ? ${WalkFault.read} : denied & ${Permission.write} ? ${WalkFault.write}
   : denied & ${Permission.execute} ? ${WalkFault.execute} : ${WalkFault.user};
@@ -212,14 +394,8 @@ const outside = (out) => {
   out.level = -1;
   return ${WalkFault.inputWidth};
 };
-const swap32 = (x) => x << 24 | (x & 0xff00) << 8 | x >>> 8 & 0xff00 | x >>> 24;
-`;
+const swap32 = (x) => x << 24 | (x & 0xff00) << 8 | x >>> 8 & 0xff00 | x >>> 24;`;
 
 /** Makes the walker. A unit does so once for a format, not for a walk. */
-export const compileWalker = (format: PageTableFormat): Walker => {
-  const body = walkerSource(format).replaceAll(/^/gm, "  ");
-  const make = new Function(
-    `"use strict";${prelude}return (memory, root, lo, hi, need, out) => {\n${body}\n};`,
-  );
-  return make() as Walker;
-};
+export const compileWalker = (format: PageTableFormat): Walker =>
+  new Function(`"use strict";\n${walkerSource(format)}`)() as Walker;

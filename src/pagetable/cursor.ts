@@ -60,7 +60,7 @@ export class Cursor {
   place(level: number, start: number, pa: number): void {
     this.#start[level] = start;
     this.#bank[level] = pa / WORD32;
-    this.#word[level] = (pa % WORD32) / 4;
+    this.#word[level] = (pa | 0) >>> 2;
   }
 
   /** Forgets the table of the level: it is a table no more. */
@@ -175,7 +175,7 @@ export class Cursor {
     // The low word of a multiple of the size comes round to exactly zero.
     const step = size < WORD32 ? size : 0;
     const carry = size < WORD32 ? 1 : size / WORD32;
-    let lo = (pa % WORD32) | 0;
+    let lo = pa | 0;
     let hi = (pa / WORD32) | 0;
     const end = first + count;
     for (let i = first; i < end; ) {

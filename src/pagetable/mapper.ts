@@ -17,6 +17,7 @@ import type { Leaf } from "./rung.ts";
 const FRAME = 4096;
 const WORD32 = 2 ** 32;
 const hex = (value: number): string => `0x${value.toString(16)}`;
+const isMultiple = (value: number, of: number): boolean => Math.floor(value / of) * of === value;
 
 /** Tables were written: for units that do not snoop them. */
 export type TableWrite = (pa: number, bytes: number) => void;
@@ -29,6 +30,12 @@ type LeafVisit = (
   hi: number,
   rewrite: (lo: number, hi: number) => void,
 ) => void;
+
+/** The words of a leaf entry that say a protection. */
+interface LeafBits {
+  readonly lo: number;
+  readonly hi: number;
+}
 
 export class Mapper {
   readonly format: PageTableFormat;
@@ -47,6 +54,7 @@ export class Mapper {
   readonly #inputEnd: number;
   readonly #outputEnd: number;
   readonly #retired: { readonly pa: number; readonly frames: number }[] = [];
+  readonly #protections = new Map<number, LeafBits>();
   /** Entries in use of each table, by the number of its first frame. */
   readonly #used = new Map<number, number>();
 
@@ -81,11 +89,10 @@ export class Mapper {
     this.#checkRange(iova, length);
     this.#checkTarget(pa, length);
     const bits = this.#leafBits(protection);
-    const [bitsLo, bitsHi] = [lowWord(bits), highWord(bits)];
     const end = iova + length;
     let at = iova;
     try {
-      while (at < end) at = this.#mapRun(at, pa + (at - iova), end, bitsLo, bitsHi);
+      while (at < end) at = this.#mapRun(at, pa + (at - iova), end, bits);
     } catch (error) {
       this.#undo(iova, at);
       throw error;
@@ -121,12 +128,11 @@ export class Mapper {
   protect(iova: number, length: number, protection: number): number {
     this.#checkRange(iova, length);
     const bits = this.#leafBits(protection);
-    const [bitsLo, bitsHi] = [lowWord(bits), highWord(bits)];
     const end = iova + length;
     let bytes = 0;
     this.#eachLeaf(iova, end, (leaf, from, lo, hi, rewrite) => {
       if (from < iova || from + leaf.size > end) return;
-      rewrite((lo & leaf.keptLo) | bitsLo, (hi & leaf.keptHi) | bitsHi);
+      rewrite((lo & leaf.keptLo) | bits.lo, (hi & leaf.keptHi) | bits.hi);
       bytes += leaf.size;
     });
     return bytes;
@@ -171,7 +177,7 @@ export class Mapper {
   // --- Arguments
 
   #checkRange(iova: number, length: number): void {
-    if (!(length > 0) || iova % this.#page !== 0 || length % this.#page !== 0)
+    if (!(length > 0 && isMultiple(iova, this.#page) && isMultiple(length, this.#page)))
       throw new LinuxError(
         "EINVAL",
         `iova ${hex(iova)} and length ${hex(length)} must be multiples of ${hex(this.#page)}, the length not zero`,
@@ -184,7 +190,7 @@ export class Mapper {
   }
 
   #checkTarget(pa: number, length: number): void {
-    if (pa % this.#page !== 0)
+    if (!isMultiple(pa, this.#page))
       throw new LinuxError("EINVAL", `physical address ${hex(pa)} must be a multiple of ${hex(this.#page)}`);
     if (!(pa >= 0 && pa + length <= this.#outputEnd))
       throw new LinuxError(
@@ -193,11 +199,15 @@ export class Mapper {
       );
   }
 
-  #leafBits(protection: number): bigint {
+  #leafBits(protection: number): LeafBits {
+    const known = this.#protections.get(protection);
+    if (known) return known;
     const bits = this.format.leafBits(protection);
     if (bits < 0n)
       throw new LinuxError("EINVAL", `${this.format.name} has no entry for protection ${hex(protection)}`);
-    return bits;
+    const words = { lo: lowWord(bits) | 0, hi: highWord(bits) | 0 };
+    this.#protections.set(protection, words);
+    return words;
   }
 
   // --- Mapping
@@ -214,7 +224,7 @@ export class Mapper {
   }
 
   /** Maps as many leaves of one size as one table and the range can take; returns where the next run begins. */
-  #mapRun(iova: number, pa: number, end: number, bitsLo: number, bitsHi: number): number {
+  #mapRun(iova: number, pa: number, end: number, bits: LeafBits): number {
     const cursor = this.#cursor;
     const choice = this.#choose(iova, pa, end - iova);
     const leaf = this.#leaves[choice]!;
@@ -234,7 +244,7 @@ export class Mapper {
         "EEXIST",
         `iova ${hex(start + met * rung.size)} is mapped already: unmap it first`,
       );
-    cursor.fill(level, first, count, leaf, pa, leaf.bitsLo | bitsLo, leaf.bitsHi | bitsHi);
+    cursor.fill(level, first, count, leaf, pa, leaf.bitsLo | bits.lo, leaf.bitsHi | bits.hi);
     this.#count(level, count);
     this.#wrote(level, first, count);
     return start + (first + count) * rung.size;
@@ -249,7 +259,7 @@ export class Mapper {
       if (!cursor.absent()) return level;
       const { tableLo, tableHi, size } = cursor.rungs[level]!;
       const pa = this.#newTable(level - 1, cursor.start(level) + index * size);
-      cursor.write(level, index, (pa % WORD32) | tableLo, (pa / WORD32) | tableHi);
+      cursor.write(level, index, pa | tableLo, (pa / WORD32) | tableHi);
       this.#count(level, 1);
       this.#wrote(level, index, 1);
       level -= 1;
