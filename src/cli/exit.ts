@@ -13,9 +13,14 @@ export const ExitCode = {
   notFound: 127,
 } as const;
 
+/** The command line asks for something that cannot be. */
+export class UsageError extends Error {
+  override readonly name = "UsageError";
+}
+
 /** Says what went wrong and returns the exit code. */
 export const fail = (error: unknown): number => {
-  const known = error instanceof MachineFileError;
+  const known = error instanceof MachineFileError || error instanceof UsageError;
   const text = error instanceof Error ? error.message : String(error);
   process.stderr.write(`softiommu: ${text.split("\n").join("\nsoftiommu: ")}\n`);
   return known ? ExitCode.usage : ExitCode.failed;

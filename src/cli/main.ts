@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { ExitCode, fail } from "./exit.ts";
 import { runProgram } from "./run.ts";
+import { type WalkOptions, walkCommand } from "./walk.ts";
 
 const version = (): string => {
   const { version: text } = JSON.parse(
@@ -36,6 +37,22 @@ program
   .passThroughOptions()
   .action(async (command: string[], options) => {
     process.exitCode = await runProgram(command, options);
+  });
+
+program
+  .command("walk")
+  .description(
+    "one translation, every table entry fetched and decoded, and how it ended; of a live run or a saved state",
+  )
+  .option("--device <BDF>", "the function that makes the access, such as 0000:01:00.0")
+  .option("--iova <ADDRESS>", "the address it uses")
+  .option("--write", "the access is a write")
+  .option("--run <PID>", "which run, when there are several")
+  .option("--state <FILE>", "a state saved earlier instead of a run")
+  .option("--save <FILE>", "save the state of the run (and walk, when --device and --iova are given)")
+  .option("--json", "the steps as one JSON document")
+  .action(async (options: WalkOptions) => {
+    process.exitCode = await walkCommand(options);
   });
 
 try {

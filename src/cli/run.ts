@@ -7,8 +7,11 @@ import { monotonic } from "../base/clock.ts";
 import { explain } from "../trace/explain.ts";
 import { Fan } from "../trace/fan.ts";
 import { TraceFile } from "../trace/file.ts";
+import { Inspection } from "../trace/inspect.ts";
+import { Tally } from "../trace/tally.ts";
 import { ExitCode } from "./exit.ts";
 import { loadMachine } from "./machines.ts";
+import { colorsOf } from "./output.ts";
 
 export interface RunOptions {
   readonly machine: string;
@@ -32,18 +35,35 @@ export const runProgram = async ([program, ...args]: string[], options: RunOptio
   const events = new Fan(clock);
   const trace = options.trace === undefined ? undefined : new TraceFile(options.trace);
   if (trace) events.listen((event) => trace.write(event));
-  if (options.explain)
-    events.listen((event) => {
-      const line = explain(event);
-      if (line !== undefined) process.stderr.write(`softiommu: ${line}\n`);
-    });
-  const host = new Host(description, { events, clock });
+  const tally = options.explain && !options.quiet ? explainOnStderr(events) : undefined;
+  const host = new Host(description, {
+    events,
+    clock,
+    onBug: (where, reason) => {
+      if (!options.quiet) process.stderr.write(`softiommu: internal error (${where}): ${reason}\n`);
+    },
+  });
+  const inspection = new Inspection(host.machine, host.folder, [program, ...args].join(" "));
   try {
     return await statusOf(program!, args, host);
   } finally {
+    inspection.close();
     host.stop();
     trace?.close();
+    if (tally) process.stderr.write(`softiommu: ${tally}\n`);
   }
+};
+
+/** A line for everything that failed; what it returns sums the run up. */
+const explainOnStderr = (events: Fan): Tally => {
+  const tally = new Tally();
+  const colors = colorsOf(process.stderr);
+  events.listen((event) => {
+    tally.count(event);
+    const line = explain(event, colors);
+    if (line !== undefined) process.stderr.write(`softiommu: ${line}\n`);
+  });
+  return tally;
 };
 
 const statusOf = (program: string, args: readonly string[], host: Host): Promise<number> =>

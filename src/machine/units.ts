@@ -3,7 +3,7 @@ import { Random } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
 import type { IommuUnit, SendMessage } from "../hardware/unit.ts";
-import { Register } from "../hardware/vtd/spec.ts";
+import { GCMD_ONE_SHOT, Gcmd, Register } from "../hardware/vtd/spec.ts";
 import { VtdUnit } from "../hardware/vtd/unit.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
@@ -26,6 +26,10 @@ export interface PoweredUnit {
   readonly unit: IommuUnit;
   readonly driver: IommuDriver & { readonly domains: number; close(): void };
   readonly sysfs: UnitAttributes;
+  /** The registers that a translation depends on, by their specification's names. */
+  saveRegisters(): { readonly [register: string]: bigint };
+  /** Makes a unit that is up use saved registers; what is missing stays. */
+  restoreRegisters(saved: { readonly [register: string]: bigint }): void;
 }
 
 export const powerOn = (description: UnitDescription, socket: UnitSocket): PoweredUnit => {
@@ -80,5 +84,22 @@ const powerOnVtd = (
     version: `${version >> 4n}:${version & 0xfn}`,
     address: "fed90000",
   };
-  return { unit, driver, sysfs: { name: given.name, group: "intel-iommu", attributes } };
+  return {
+    unit,
+    driver,
+    sysfs: { name: given.name, group: "intel-iommu", attributes },
+    saveRegisters: () => ({
+      RTADDR: unit.mmioRead(Register.RTADDR, 8),
+      GSTS: unit.mmioRead(Register.GSTS, 4),
+    }),
+    restoreRegisters: ({ RTADDR, GSTS }) => {
+      const standing = BigInt((Number(unit.mmioRead(Register.GSTS, 4)) & ~GCMD_ONE_SHOT) >>> 0);
+      if (RTADDR !== undefined) {
+        unit.mmioWrite(Register.RTADDR, 8, RTADDR);
+        unit.mmioWrite(Register.GCMD, 4, standing | BigInt(Gcmd.SRTP));
+      }
+      if (GSTS !== undefined && (GSTS & BigInt(Gcmd.TE)) === 0n)
+        unit.mmioWrite(Register.GCMD, 4, standing & ~BigInt(Gcmd.TE));
+    },
+  };
 };
