@@ -168,6 +168,68 @@ describe("a modelled process", () => {
     task.memory.pin(VA, 8192, false).unpin(0, 2);
   });
 
+  it("what a file or its memory cannot do is refused as the kernel does", () => {
+    const plain = task.place(file(() => 0));
+    const bytes = new Uint8Array(4);
+    expect(() => task.read(plain, bytes)).toThrow(expect.objectContaining({ code: "EINVAL" }));
+    expect(() => task.write(plain, bytes)).toThrow(expect.objectContaining({ code: "EINVAL" }));
+    expect(() => task.pread(plain, 0n, bytes)).toThrow(expect.objectContaining({ code: "ESPIPE" }));
+    expect(() => task.pwrite(plain, 0n, bytes)).toThrow(expect.objectContaining({ code: "ESPIPE" }));
+    const still = task.place({ kind: "test", name: "still", close() {} });
+    expect(() => task.ioctl(still, 0)).toThrow(expect.objectContaining({ code: "ENOTTY" }));
+    for (const wrong of [() => task.dup(99), () => task.close(99), () => task.kernelFile(99)])
+      expect(wrong).toThrow(expect.objectContaining({ code: "EBADF" }));
+    expect(() => task.counter(plain)).toThrow("no eventfd");
+    expect(() => task.memory.protect(VA, 4096, false)).toThrow(expect.objectContaining({ code: "ENOMEM" }));
+    expect(() => task.memory.poke(VA, bytes)).toThrow(expect.objectContaining({ code: "EFAULT" }));
+    expect(() => task.memory.map(VA + 1, 4096)).toThrow(RangeError);
+  });
+
+  it("a frame that is lost is EFAULT; memory that is full is ENOMEM", () => {
+    const small = createMemory({ ramBytes: 2 ** 20 });
+    const own = new ModelTask(small);
+    own.memory.map(VA, 4096);
+    small.poison(own.memory.physical(VA), 4096);
+    expect(() => own.memory.read(BigInt(VA), new Uint8Array(1))).toThrow(
+      expect.objectContaining({ code: "EFAULT" }),
+    );
+    expect(() => own.memory.map(VA, 2 ** 20)).toThrow(expect.objectContaining({ code: "ENOMEM" }));
+    small.close();
+  });
+
+  it("a descriptor for mapping is given to the call; anything else is EINVAL, and nothing EBADF", () => {
+    const backing = {
+      size: 4096,
+      writable: true,
+      pin: () => task.memory.pin(VA, 4096, true),
+      close: () => {},
+    };
+    const fd = task.place(file((call, _request, argument) => call.backing(Number(argument)).size));
+    expect(task.ioctl(fd, 0, task.backing(backing))).toBe(4096);
+    expect(() => task.ioctl(fd, 0, task.eventfd())).toThrow(expect.objectContaining({ code: "EINVAL" }));
+    expect(() => task.ioctl(fd, 0, 99)).toThrow(expect.objectContaining({ code: "EBADF" }));
+  });
+
+  it("a call that still waits has no result", () => {
+    let continuation: Continuation | undefined;
+    const fd = task.place(
+      file((call) => {
+        continuation = call.suspend(() => {});
+        return SUSPENDED;
+      }),
+    );
+    expect(() => task.start(fd, 0).result()).toThrow("waits");
+    continuation!.resume(0);
+  });
+
+  it("threads share memory and process, not descriptors; the death of one leaves the memory", () => {
+    const thread = new ModelTask(memory, { shares: task, tid: 77 });
+    expect([thread.pid, thread.tid, thread.memory]).toEqual([task.pid, 77, task.memory]);
+    task.memory.map(VA, 4096);
+    thread.exit();
+    task.memory.read(BigInt(VA), new Uint8Array(1));
+  });
+
   it("an eventfd counts; anything else is EINVAL, and nothing EBADF", () => {
     const eventfd = task.eventfd();
     const other = task.place(file(() => 0));

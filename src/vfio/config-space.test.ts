@@ -141,7 +141,9 @@ describe("capabilities", () => {
     const control = at(CapabilityId.PM) + 4;
     write(control, 2, 3);
     expect(physical(control, 2) & 3).toBe(3);
+    expect([config.memoryEnabled, config.ioEnabled]).toEqual([false, false]);
     write(control, 2, 0);
+    expect([config.memoryEnabled, config.ioEnabled]).toEqual([true, true]);
     expect(physical(control, 2) & 3).toBe(0);
   });
 

@@ -38,6 +38,8 @@ const SHOWN: ReadonlySet<number> = new Set([
 /** Extended ones that are not shown, because the user could not use them. */
 const HIDDEN_EXTENDED: ReadonlySet<number> = new Set([ExtendedCapabilityId.PASID]);
 
+const D3_HOT = 3;
+
 /** What the config space cannot decide itself. */
 export interface ConfigHooks {
   /** The user wrote 1 to "initiate function-level reset". */
@@ -56,6 +58,8 @@ export class VirtualConfig {
   readonly #values: Uint8Array;
   readonly #virtual: Uint8Array;
   readonly #writable: Uint8Array;
+  /** Offsets of capabilities with a meaning here; -1: the function has none. */
+  #power = -1;
   #express = -1;
   #msi = -1;
 
@@ -72,12 +76,17 @@ export class VirtualConfig {
     this.#declareExtended(extendedCapabilitiesOf(pci));
   }
 
-  /** Memory accesses reach the BARs. */
+  /** Memory accesses reach the BARs: decoding is on, and the function is not asleep. */
   get memoryEnabled(): boolean {
-    return (this.#pci.configRead(Header.COMMAND, 2) & Command.MEMORY_SPACE) !== 0;
+    return this.#awake && (this.#pci.configRead(Header.COMMAND, 2) & Command.MEMORY_SPACE) !== 0;
   }
   get ioEnabled(): boolean {
-    return (this.#pci.configRead(Header.COMMAND, 2) & Command.IO_SPACE) !== 0;
+    return this.#awake && (this.#pci.configRead(Header.COMMAND, 2) & Command.IO_SPACE) !== 0;
+  }
+  get #awake(): boolean {
+    if (this.#power < 0) return true;
+    const state = PowerControl.fields.PowerState;
+    return (this.#pci.configRead(this.#power + PowerCapability.PMCSR, 2) & state.mask) !== D3_HOT;
   }
 
   /** Any range within the space. */
@@ -164,8 +173,10 @@ export class VirtualConfig {
     shown.forEach(({ id, at }, index) => {
       this.#declare(at + 1, 1, 0xff, 0);
       put(this.#values, at + 1, 1, shown[index + 1]?.at ?? 0);
-      if (id === CapabilityId.PM)
+      if (id === CapabilityId.PM) {
+        this.#power = at;
         this.#declare(at + PowerCapability.PMCSR, 2, 0, PowerControl.fields.PowerState.mask);
+      }
       if (id === CapabilityId.MSI) this.#declareMsi(at);
       if (id === CapabilityId.EXPRESS) this.#declareExpress(at);
     });

@@ -322,5 +322,14 @@ it("opening, attaching, mapping and leaving are told to whoever listens", () => 
   const { container } = client.attach(0);
   client.map(container, { vaddr: VA, iova: 0, size: 4096 });
   client.task.exit();
-  expect(events.seen.map(({ kind }) => kind)).toEqual(["open", "attach", "map", "detach", "unmap", "close"]);
+  expect(events.seen.map(({ kind }) => kind)).toEqual([
+    "open",
+    "open",
+    "attach",
+    "map",
+    "detach",
+    "unmap",
+    "close",
+    "close",
+  ]);
 });

@@ -35,6 +35,7 @@ export class Container implements KernelFile {
   constructor(context: VfioContext) {
     this.#context = context;
     context.live.containers += 1;
+    if (context.events.on) context.events.emit("open", { container: this.name });
   }
 
   /** The IOMMU that SET_IOMMU chose. */
@@ -88,7 +89,9 @@ export class Container implements KernelFile {
   }
 
   #settle(): void {
-    if (!this.#open && this.#groups.size === 0) this.#context.live.containers -= 1;
+    if (this.#open || this.#groups.size > 0) return;
+    this.#context.live.containers -= 1;
+    if (this.#context.events.on) this.#context.events.emit("close", { container: this.name });
   }
 
   #extension(id: bigint): number {

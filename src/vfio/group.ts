@@ -80,10 +80,8 @@ export class VfioGroup {
     return VFIO_GROUP_FLAGS_VIABLE | (this.#container ? VFIO_GROUP_FLAGS_CONTAINER_SET : 0);
   }
 
-  /** Takes the group's DMA and joins. EINVAL when it is in a container; EBUSY when its DMA has another owner. */
+  /** Takes the group's DMA and joins; it is in no container. EBUSY when its DMA has another owner. */
   join(container: Container): void {
-    if (this.#container)
-      throw new LinuxError("EINVAL", `it is in ${this.#container.name} already`, this.name);
     this.group.claim(this);
     try {
       container.add(this.group);

@@ -92,6 +92,8 @@ describe("the request", () => {
     for (const index of [MSI, MSIX, ERR, REQ])
       for (const action of [MASK, UNMASK, 0, MASK | TRIGGER])
         expect(set({ index, flags: NONE | action, count: 1 })).toBe("ENOTTY");
+    for (const action of [0, MASK | TRIGGER, MASK | UNMASK])
+      expect(set({ index: INTX, flags: NONE | action, count: 1 })).toBe("ENOTTY");
   });
 });
 

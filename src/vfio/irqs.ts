@@ -197,6 +197,8 @@ export class Interrupts {
       if (data.kind === "none" || data.values[0]) this.#vectors.get(0)?.eventfd.signal();
       return;
     }
+    if (action !== VFIO_IRQ_SET_ACTION_MASK && action !== VFIO_IRQ_SET_ACTION_UNMASK)
+      throw this.#error("ENOTTY", "exactly one of MASK (8), UNMASK (16) and TRIGGER (32) is needed");
     if (!active) throw this.#notSetUp(VFIO_PCI_INTX_IRQ_INDEX);
     this.#checkOnly(start, count, "INTx");
     if (data.kind === "eventfd")
