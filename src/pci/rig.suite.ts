@@ -18,6 +18,7 @@ const PAGE = 4096;
 export const RAM_BYTES = 32 * 1024 * 1024;
 /** Where the rig's interrupt window lies. */
 export const MSI_BASE = 0xfee0_0000;
+const MSI_BYTES = 0x10_0000;
 
 /** A unit whose answers the test decides. */
 export class PaperUnit implements IommuUnit {
@@ -39,7 +40,8 @@ export class PaperUnit implements IommuUnit {
     const address = request.hi * 2 ** 32 + request.lo;
     const page = Math.floor(address / PAGE);
     if (request.pasid !== NO_PASID) this.pasids.push(request.pasid);
-    const target = this.pages && address < MSI_BASE ? this.pages.get(page) : page;
+    const isMessage = address >= MSI_BASE && address < MSI_BASE + MSI_BYTES;
+    const target = this.pages && !isMessage ? this.pages.get(page) : page;
     if (target === undefined || this.forbidden.has(page)) {
       request.fault = 6;
       return TranslateStatus.fault;
@@ -91,7 +93,7 @@ export class Rig implements EventSink {
 
   constructor(bus = 1) {
     this.bridge = new HostBridge({ memory: this.memory, unit: this.unit, events: this });
-    this.memory.addWindow(MSI_BASE, 0x10_0000, {
+    this.memory.addWindow(MSI_BASE, MSI_BYTES, {
       name: "interrupts",
       read: () => false,
       write: (_offset, data) => {

@@ -114,8 +114,6 @@ export class Engine {
   /** Ends a command that is under way with a status; another is left alone. */
   abort(command: Command, status: number): void {
     if (!isUnderWay(command)) return;
-    const waits = this.#ready.indexOf(command);
-    if (waits >= 0) this.#ready.splice(waits, 1);
     this.complete(command, status);
   }
 
@@ -129,7 +127,6 @@ export class Engine {
     this.#turn = 0;
     this.#ready = [];
     this.#postable = [];
-    this.#told = [];
     this.#commands = [];
     this.#free = [];
   }
@@ -179,7 +176,7 @@ export class Engine {
     this.#bytesLeft = SLICE_BYTES;
     for (const cq of this.#postable.splice(0)) if (!cq.gone) this.#post(cq);
     for (const command of this.#ready.splice(0)) {
-      if (command.state === CommandState.ready) this.#run(command);
+      if (command.state === CommandState.ready) this.#run(command); // else it was aborted meanwhile
       if (!this.#running) return;
     }
     let commands = SLICE_COMMANDS;

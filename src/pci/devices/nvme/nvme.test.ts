@@ -329,6 +329,14 @@ describe("§5.14 log pages", () => {
     expect(bytes[1024 + 4 * 5]).toBe(0);
   });
 
+  it("has zeroes behind the end of a page", () => {
+    const page = host.allocate(4096);
+    rig.memory.fill(page, 4096, 0xff);
+    host.write(queue, 0, 8, [page]);
+    const { bytes } = log(LogPage.SMART, 4096);
+    expect(bytes.subarray(512).every((byte) => byte === 0)).toBe(true);
+  });
+
   it("refuses pages, offsets and lengths that cannot be", () => {
     expect(log(0x7f, 64).status).toBe(code(StatusCode.INVALID_LOG_PAGE));
     expect(log(LogPage.SMART, 64, 2).status).toBe(code(StatusCode.INVALID_FIELD));
@@ -403,6 +411,37 @@ describe("§5.3 to §5.6 queues", () => {
     rig.settle(); // the late answer changes nothing
     expect(host.collect(queue, true)).toEqual([]);
     expect(host.bytes(page, 512).every((byte) => byte === 0)).toBe(true);
+  });
+
+  it("§5.6 what a deleted queue still waits for at the unit concerns nobody any more", () => {
+    for (const which of ["sq", "cq"] as const) {
+      const queue = host.createQueue(1, 8);
+      rig.unit.stall = ({ lo }) => Math.floor(lo / 4096) === queue[which] / 4096;
+      host.submit(queue, { opcode: Nvm.FLUSH, nsid: 1 });
+      rig.work.run();
+      expect(rig.unit.stalled).toBe(1);
+      for (const opcode of [Admin.DELETE_SQ, Admin.DELETE_CQ]) host.submit(host.admin, { opcode, cdw10: 1 });
+      rig.work.run();
+      expect(host.collect(host.admin)).toMatchObject([{ status: 0 }, { status: 0 }]);
+      rig.unit.stall = () => false;
+      rig.settle(false);
+      expect(host.fatal).toBe(false);
+    }
+  });
+
+  it("does not fetch more than the completion queue has room for", () => {
+    const queue = host.createQueue(1, 64);
+    host.expect({ opcode: Admin.CREATE_CQ, prps: [queue.cq], cdw10: (3 << 16) | 2, cdw11: 1 });
+    host.expect({ opcode: Admin.CREATE_SQ, prps: [queue.sq], cdw10: (63 << 16) | 2, cdw11: (2 << 16) | 1 });
+    const small = { ...queue, id: 2, size: 64 };
+    for (let i = 0; i < 40; i++) host.push(small, { opcode: Nvm.FLUSH, nsid: 1 });
+    host.ring(small);
+    rig.settle();
+    small.head = 3;
+    host.consumed(small);
+    rig.settle();
+    const newest = host.bytes(queue.cq + 3 * 16, 16);
+    expect(newest[8]).toBeLessThan(8); // SQHD
   });
 
   it("§5.1 aborts a command that is under way, and says so when there is none", () => {
@@ -490,6 +529,27 @@ describe("§5.2 asynchronous events", () => {
     expect(host.collect(host.admin)).toMatchObject([{ cid: second, result: 0x01_01_00 }]);
   });
 
+  it("tells an event once, however often it happened before anybody asked", () => {
+    for (let i = 0; i < 5; i++) write32(device, 0, Register.DOORBELLS + 8 * 3, 1);
+    const first = host.submit(host.admin, request);
+    host.submit(host.admin, request);
+    rig.settle();
+    expect(host.collect(host.admin)).toMatchObject([{ cid: first }]);
+    clear(LogPage.ERROR);
+    rig.settle();
+    expect(host.collect(host.admin)).toEqual([]);
+  });
+
+  it("an aborted request gets no event", () => {
+    const [first, second] = [host.submit(host.admin, request), host.submit(host.admin, request)];
+    host.submit(host.admin, { opcode: Admin.ABORT, cdw10: first << 16 });
+    rig.settle();
+    host.collect(host.admin);
+    write32(device, 0, Register.DOORBELLS + 8 * 3, 1);
+    rig.settle();
+    expect(host.collect(host.admin)).toMatchObject([{ cid: second, status: 0 }]);
+  });
+
   it("reports a completion doorbell that consumes more than there is", () => {
     const cid = host.submit(host.admin, request);
     rig.settle();
@@ -562,6 +622,41 @@ describe("§6 commands", () => {
     const { status } = host.read(queue, 0, 256 * 8, [list, list]);
     expect(status).toBe(0); // the blocks are zero, and so is now the list
     expect(host.run(queue, { opcode: Nvm.FLUSH, nsid: 1 }).status).toBe(0);
+  });
+
+  describe("with addresses beyond 4 GiB", () => {
+    const first = 0x18_0000;
+    const second = 0x19_0000;
+    const translate = (iovas: readonly [number, number]) => {
+      const pages = new Map(Array.from({ length: 0x1800 }, (_, page) => [page, page]));
+      pages.set(iovas[0] / 4096, first / 4096);
+      pages.set(iovas[1] / 4096, second / 4096);
+      rig.unit.pages = pages;
+      rig.memory.fill(first, 4096, 1);
+      rig.memory.fill(second, 4096, 2);
+    };
+    const written = () => {
+      const page = host.allocate(8192);
+      expect(host.read(queue, 0, 16, [page, page + 4096]).status).toBe(0);
+      return [page, page + 4095, page + 4096, page + 8191].map((at) => host.bytes(at, 1)[0]);
+    };
+
+    it("§4.3 a run goes on over the boundary, also after a stall there", () => {
+      const iovas = [0xffff_f000, 2 ** 32] as const;
+      translate(iovas);
+      let stalls = 1;
+      rig.unit.stall = ({ lo, hi }) => hi === 1 && lo === 0 && stalls-- > 0;
+      expect(host.write(queue, 0, 16, iovas).status).toBe(0);
+      expect(stalls).toBe(-1);
+      expect(written()).toEqual([1, 1, 2, 2]);
+    });
+
+    it("§4.3 pages whose low words follow each other are not together for that", () => {
+      const iovas = [2 ** 32 + 0x40_0000, 2 * 2 ** 32 + 0x40_1000] as const;
+      translate(iovas);
+      expect(host.write(queue, 0, 16, iovas).status).toBe(0);
+      expect(written()).toEqual([1, 1, 2, 2]);
+    });
   });
 
   it("§4.6.1.2 PRP Offset Invalid", () => {
@@ -822,6 +917,25 @@ describe("§7.5 interrupts", () => {
     expect(rig.interrupts).toEqual([1]);
   });
 
+  it("MSI-X: messages that stall do not pile up, and a reset forgets them", () => {
+    const [queue] = host.initialise() as [HostQueue];
+    rig.unit.stall = ({ lo }) => lo >>> 0 === MSI_BASE;
+    for (let i = 0; i < 10; i++) {
+      host.submit(queue, { opcode: Nvm.FLUSH, nsid: 1 });
+      rig.work.run();
+      host.collect(queue);
+    }
+    expect(rig.bridge.parked).toBe(1);
+    write32(device, 0, Register.CC, 0);
+    expect(rig.bridge.parked).toBe(0);
+    rig.unit.stall = () => false;
+    rig.settle();
+    rig.interrupts.length = 0;
+    const [again] = host.initialise() as [HostQueue];
+    host.run(again, { opcode: Nvm.FLUSH, nsid: 1 });
+    expect(rig.interrupts.at(-1)).toBe(1);
+  });
+
   const useMsi = (vectorsLg2: number) => {
     const msi = 0x48;
     device.configWrite(msi + 4, 4, MSI_BASE);
@@ -904,6 +1018,33 @@ describe("the host's other powers", () => {
     rig.settle();
     expect(host.ready).toBe(false);
     host.initialise(1);
+  });
+
+  it("a completion queue in the controller's own doorbells rings them after the slice", () => {
+    host.initialise(0);
+    const bar = device.bars[0]!;
+    rig.memory.addWindow(bar.base, bar.size, {
+      name: "nvme",
+      read: () => false,
+      write: (offset, data) => {
+        device.barWrite(0, offset, data);
+        return true;
+      },
+    });
+    const asked = host.submit(host.admin, { opcode: Admin.ASYNC_EVENT });
+    const queue: HostQueue = {
+      ...host.createQueue(2, 8),
+      id: 1,
+      cq: bar.base + Register.DOORBELLS,
+      cid: 0x50,
+    };
+    const size = 7 << 16;
+    host.expect({ opcode: Admin.CREATE_CQ, prps: [queue.cq], cdw10: size | 1, cdw11: 1 });
+    host.expect({ opcode: Admin.CREATE_SQ, prps: [queue.sq], cdw10: size | 1, cdw11: (1 << 16) | 1 });
+    host.submit(queue, { opcode: Nvm.FLUSH, nsid: 1 }); // its identifier is written to a doorbell, and is too much
+    rig.settle();
+    expect(host.fatal).toBe(false);
+    expect(host.collect(host.admin, true).some(({ cid }) => cid === asked)).toBe(true);
   });
 
   it("whatever is in its queues, it neither throws nor goes on for ever, and a reset mends it", () => {
