@@ -5,7 +5,7 @@
  *   shim.c    start-up, control connections, requests       route.c  paths to the shadow tree
  *   files.c   descriptors and calls on them                 mmap.c   mappings of emulated files
  *   exec.c    the environment survives exec                 adopt.c  private memory moved onto memfds
- *   trap.c    accesses to BARs                              signals.c  the SIGSEGV/SIGILL handler stays ours
+ *   trap.c    accesses to BARs                              signals.c, sigmask.c  the SIGSEGV/SIGILL handler stays ours
  */
 #ifndef SOFTIOMMU_SHIM_H
 #define SOFTIOMMU_SHIM_H

@@ -9,30 +9,22 @@
  * fork, exec, swapcontext) thereby carries the belief along. A signal sent from outside while it is "blocked" is
  * queued as its marker, and delivered when that is unblocked.
  *
- * Left out: signalfd, sigqueue of a marker by number, masks in thread and spawn attributes.
+ * Left out: sigqueue of a marker by number.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/select.h>
 #include <ucontext.h>
 
-#include "shim.h"
+#include "signals.h"
 
-#define OWNED 3
-static const int owned_signal[OWNED] = {SIGSEGV, SIGBUS, SIGILL};
-static int marker_signal[OWNED];
-static uint64_t owned_bits, marker_bits;
+const int owned_signal[OWNED] = {SIGSEGV, SIGBUS, SIGILL};
+int marker_signal[OWNED];
+static uint64_t owned_bits;
 static bool installed;
 static long own_pid; /* a vfork child shares this memory, but not the signal handlers */
 
-#define BIT(signal) (UINT64_C(1) << ((signal) - 1))
-/* SIGCANCEL and SIGSETXID of the C library, which its sigprocmask leaves alone; SIGKILL and SIGSTOP. */
-#define UNMASKABLE (BIT(32) | BIT(33) | BIT(SIGKILL) | BIT(SIGSTOP))
 /* Reported by the C library for a handler that it installed. */
 #define KERNEL_SA_RESTORER 0x04000000
 
@@ -50,19 +42,8 @@ static struct {
     sighandler_t (*signal)(int, sighandler_t);
     sighandler_t (*sysv_signal)(int, sighandler_t);
     sighandler_t (*sigset)(int, sighandler_t);
-    int (*sigprocmask)(int, const sigset_t *, sigset_t *);
-    int (*pthread_sigmask)(int, const sigset_t *, sigset_t *);
-    int (*sigsuspend)(const sigset_t *);
-    int (*sigpending)(sigset_t *);
-    int (*sigwait)(const sigset_t *, int *);
-    int (*sigwaitinfo)(const sigset_t *, siginfo_t *);
-    int (*sigtimedwait)(const sigset_t *, siginfo_t *, const struct timespec *);
-    int (*ppoll)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *);
-    int (*ppoll_chk)(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *, size_t);
-    int (*pselect)(int, fd_set *, fd_set *, fd_set *, const struct timespec *, const sigset_t *);
-    int (*epoll_pwait)(int, struct epoll_event *, int, int, const sigset_t *);
-    int (*epoll_pwait2)(int, struct epoll_event *, int, const struct timespec *, const sigset_t *);
 } real;
+static bool looked_up;
 
 static void look_up(void)
 {
@@ -70,238 +51,15 @@ static void look_up(void)
     real.signal = shim_next("signal");
     real.sysv_signal = shim_next("sysv_signal");
     real.sigset = shim_next("sigset");
-    real.pthread_sigmask = shim_next("pthread_sigmask");
-    real.sigsuspend = shim_next("sigsuspend");
-    real.sigpending = shim_next("sigpending");
-    real.sigwait = shim_next("sigwait");
-    real.sigwaitinfo = shim_next("sigwaitinfo");
-    real.sigtimedwait = shim_next("sigtimedwait");
-    real.ppoll = shim_next("ppoll");
-    real.ppoll_chk = shim_next("__ppoll_chk");
-    real.pselect = shim_next("pselect");
-    real.epoll_pwait = shim_next("epoll_pwait");
-    real.epoll_pwait2 = shim_next("epoll_pwait2");
-    __atomic_store_n(&real.sigprocmask, shim_next("sigprocmask"), __ATOMIC_RELEASE);
+    sigmask_look_up();
+    __atomic_store_n(&looked_up, true, __ATOMIC_RELEASE);
 }
 
-/* True when calls are to be translated: an attached program, in its own memory. */
-static bool ours(void)
+bool signals_translated(void)
 {
-    if (!__atomic_load_n(&real.sigprocmask, __ATOMIC_ACQUIRE))
+    if (!__atomic_load_n(&looked_up, __ATOMIC_ACQUIRE))
         look_up();
     return __atomic_load_n(&installed, __ATOMIC_ACQUIRE) && raw_getpid() == own_pid;
-}
-
-static int owned_index(int signal)
-{
-    for (int i = 0; i < OWNED; i++)
-        if (owned_signal[i] == signal)
-            return i;
-    return -1;
-}
-
-static int marker_index(int signal)
-{
-    for (int i = 0; i < OWNED; i++)
-        if (marker_signal[i] && marker_signal[i] == signal)
-            return i;
-    return -1;
-}
-
-/* ---- masks -------------------------------------------------------------------------------------------------- */
-
-static uint64_t load_mask(const sigset_t *set)
-{
-    uint64_t mask;
-    memcpy(&mask, set, sizeof mask);
-    return mask;
-}
-
-static void store_mask(sigset_t *set, uint64_t mask)
-{
-    memcpy(set, &mask, sizeof mask);
-}
-
-/* The program's view of a mask to the kernel's: an owned signal becomes its marker. */
-static uint64_t to_kernel(uint64_t mask)
-{
-    uint64_t out = mask & ~(owned_bits | marker_bits);
-    for (int i = 0; i < OWNED; i++)
-        if (mask & BIT(owned_signal[i]) && marker_signal[i])
-            out |= BIT(marker_signal[i]);
-    return out;
-}
-
-static uint64_t to_program(uint64_t mask)
-{
-    uint64_t out = mask & ~(owned_bits | marker_bits);
-    for (int i = 0; i < OWNED; i++)
-        if (marker_signal[i] && mask & BIT(marker_signal[i]))
-            out |= BIT(owned_signal[i]);
-    return out;
-}
-
-static const sigset_t *translated(const sigset_t *set, sigset_t *room)
-{
-    if (!set)
-        return NULL;
-    sigemptyset(room);
-    store_mask(room, to_kernel(load_mask(set)));
-    return room;
-}
-
-/* 0 or an errno. */
-static int change_mask(int how, const sigset_t *set, sigset_t *old)
-{
-    if (set && how != SIG_BLOCK && how != SIG_UNBLOCK && how != SIG_SETMASK)
-        return EINVAL;
-    uint64_t wanted = set ? to_kernel(load_mask(set)) & ~UNMASKABLE : 0, before = 0;
-    long result = raw_sigprocmask(how, set ? &wanted : NULL, &before);
-    if (result < 0)
-        return (int)-result;
-    if (old)
-        store_mask(old, to_program(before));
-    return 0;
-}
-
-EXPORT int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
-{
-    return ours() ? change_mask(how, set, old) : real.pthread_sigmask(how, set, old);
-}
-
-EXPORT int sigprocmask(int how, const sigset_t *set, sigset_t *old)
-{
-    if (!ours())
-        return real.sigprocmask(how, set, old);
-    int error = change_mask(how, set, old);
-    if (!error)
-        return 0;
-    errno = error;
-    return -1;
-}
-
-/* The BSD forms, whose masks are the signals 1 to 32. */
-static int change_bsd_mask(int how, int mask)
-{
-    sigset_t set, old;
-    sigemptyset(&set);
-    store_mask(&set, (uint32_t)mask);
-    sigemptyset(&old);
-    return sigprocmask(how, &set, &old) < 0 ? -1 : (int)load_mask(&old);
-}
-
-EXPORT int sigblock(int mask)
-{
-    return change_bsd_mask(SIG_BLOCK, mask);
-}
-
-EXPORT int sigsetmask(int mask)
-{
-    return change_bsd_mask(SIG_SETMASK, mask);
-}
-
-static int change_one(int how, int signal)
-{
-    sigset_t set;
-    sigemptyset(&set);
-    return sigaddset(&set, signal) < 0 ? -1 : sigprocmask(how, &set, NULL);
-}
-
-EXPORT int sighold(int signal)
-{
-    return change_one(SIG_BLOCK, signal);
-}
-
-EXPORT int sigrelse(int signal)
-{
-    return change_one(SIG_UNBLOCK, signal);
-}
-
-/* ---- calls that take a mask for their own duration ---------------------------------------------------------- */
-
-EXPORT int sigsuspend(const sigset_t *set)
-{
-    sigset_t room;
-    return real.sigsuspend(ours() ? translated(set, &room) : set);
-}
-
-EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *set)
-{
-    sigset_t room;
-    return real.ppoll(fds, count, timeout, ours() ? translated(set, &room) : set);
-}
-
-EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *set,
-                       size_t size)
-{
-    sigset_t room;
-    return real.ppoll_chk(fds, count, timeout, ours() ? translated(set, &room) : set, size);
-}
-
-EXPORT int pselect(int count, fd_set *restrict in, fd_set *restrict out, fd_set *restrict except,
-                   const struct timespec *restrict timeout, const sigset_t *restrict set)
-{
-    sigset_t room;
-    return real.pselect(count, in, out, except, timeout, ours() ? translated(set, &room) : set);
-}
-
-EXPORT int epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *set)
-{
-    sigset_t room;
-    return real.epoll_pwait(fd, events, count, timeout, ours() ? translated(set, &room) : set);
-}
-
-EXPORT int epoll_pwait2(int fd, struct epoll_event *events, int count, const struct timespec *timeout,
-                        const sigset_t *set)
-{
-    sigset_t room;
-    const sigset_t *mask = ours() ? translated(set, &room) : set;
-    if (!real.epoll_pwait2) {
-        errno = ENOSYS;
-        return -1;
-    }
-    return real.epoll_pwait2(fd, events, count, timeout, mask);
-}
-
-EXPORT int sigpending(sigset_t *set)
-{
-    bool translate = ours();
-    int result = real.sigpending(set);
-    if (result == 0 && translate)
-        store_mask(set, to_program(load_mask(set)));
-    return result;
-}
-
-static int waited(int signal, siginfo_t *info)
-{
-    int i = marker_index(signal);
-    if (i < 0)
-        return signal;
-    if (info)
-        info->si_signo = owned_signal[i];
-    return owned_signal[i];
-}
-
-EXPORT int sigwait(const sigset_t *restrict set, int *restrict signal)
-{
-    sigset_t room;
-    int result = real.sigwait(ours() ? translated(set, &room) : set, signal);
-    if (result == 0)
-        *signal = waited(*signal, NULL);
-    return result;
-}
-
-EXPORT int sigwaitinfo(const sigset_t *restrict set, siginfo_t *restrict info)
-{
-    sigset_t room;
-    return waited(real.sigwaitinfo(ours() ? translated(set, &room) : set, info), info);
-}
-
-EXPORT int sigtimedwait(const sigset_t *restrict set, siginfo_t *restrict info,
-                        const struct timespec *restrict timeout)
-{
-    sigset_t room;
-    return waited(real.sigtimedwait(ours() ? translated(set, &room) : set, info, timeout), info);
 }
 
 /* ---- the program's handlers --------------------------------------------------------------------------------- */
@@ -404,7 +162,7 @@ static int set_disposition(int i, const struct sigaction *act, struct sigaction 
 
 EXPORT int sigaction(int signal, const struct sigaction *restrict act, struct sigaction *restrict old)
 {
-    if (!ours())
+    if (!signals_translated())
         return real.sigaction(signal, act, old);
     int i = owned_index(signal);
     if (i >= 0)
@@ -435,7 +193,7 @@ static sighandler_t set_handler(int signal, sighandler_t handler, int flags, boo
 
 static bool passes(int signal)
 {
-    return !ours() || (owned_index(signal) < 0 && marker_index(signal) < 0);
+    return !signals_translated() || (owned_index(signal) < 0 && marker_index(signal) < 0);
 }
 
 EXPORT sighandler_t signal(int number, sighandler_t handler)
@@ -618,7 +376,7 @@ extern int __libc_allocate_rtsig(int high);
 
 void signals_init(void)
 {
-    if (!__atomic_load_n(&real.sigprocmask, __ATOMIC_ACQUIRE))
+    if (!__atomic_load_n(&looked_up, __ATOMIC_ACQUIRE))
         look_up();
     own_pid = raw_getpid();
     uint64_t mask = 0;
@@ -627,7 +385,6 @@ void signals_init(void)
         int marker = __libc_allocate_rtsig(0);
         if (marker > 0) {
             marker_signal[i] = marker;
-            marker_bits |= BIT(marker);
             if (mask & BIT(owned_signal[i]))
                 mask |= BIT(marker);
         }
