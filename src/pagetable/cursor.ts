@@ -173,15 +173,24 @@ export class Cursor {
   ): void {
     const { copies, size } = leaf;
     // The low word of a multiple of the size comes round to exactly zero.
-    const step = size < WORD32 ? size : 0;
-    const carry = size < WORD32 ? 1 : size / WORD32;
+    const step = (size < WORD32 ? size : 0) | 0;
+    const carry = (size < WORD32 ? 1 : size / WORD32) | 0;
     let lo = pa | 0;
     let hi = (pa / WORD32) | 0;
-    const end = first + count;
-    for (let i = first; i < end; ) {
-      for (const next = i + copies; i < next; i++) this.write(level, i, lo | bitsLo, hi | bitsHi);
+    const words = this.#memory.words[this.#bank[level]!]!;
+    const low = this.#word[level]! + this.#low;
+    const high = this.#word[level]! + this.#high;
+    const swapped = this.#swapped;
+    let copy = 0;
+    for (let i = first; i < first + count; i++) {
+      const entryLo = lo | bitsLo;
+      const entryHi = hi | bitsHi;
+      words[high + 2 * i] = swapped ? swap(entryHi) : entryHi;
+      words[low + 2 * i] = swapped ? swap(entryLo) : entryLo;
+      if (++copy < copies) continue;
+      copy = 0;
       lo = (lo + step) | 0;
-      if (lo === 0) hi += carry;
+      if (lo === 0) hi = (hi + carry) | 0;
     }
   }
 
@@ -190,9 +199,10 @@ export class Cursor {
     const words = this.#memory.words[this.#bank[level]!]!;
     const low = this.#word[level]! + this.#low;
     const high = this.#word[level]! + this.#high;
+    const [lowEmpty, highEmpty] = [this.#lowEmpty, this.#highEmpty];
     for (let i = from; i < to; i++) {
-      words[low + 2 * i] = this.#lowEmpty;
-      words[high + 2 * i] = this.#highEmpty;
+      words[low + 2 * i] = lowEmpty;
+      words[high + 2 * i] = highEmpty;
     }
   }
 }

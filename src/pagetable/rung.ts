@@ -60,7 +60,7 @@ export class Leaf {
     this.level = level;
     this.size = 2 ** kind.lg2;
     this.alignment = this.size / 4096 - 1;
-    this.copies = 2 ** (kind.lg2 - levels[level]!.shift);
+    this.copies = 1 << (kind.lg2 - levels[level]!.shift);
     this.test = new WordTest(kind.test);
     this.stored = new WordTest(kind.test, bigEndian);
     this.addressLo = lowWord(kind.address);
@@ -96,7 +96,7 @@ export class Rung {
 
   constructor(format: PageTableFormat, index: number) {
     const level = format.levels[index]!;
-    this.entries = 2 ** level.bits;
+    this.entries = 1 << level.bits;
     this.size = 2 ** level.shift;
     this.span = 2 ** (level.shift + level.bits);
     this.frames = tableBytes(level) / 4096;
