@@ -18,6 +18,9 @@ export class Control implements Connection {
   readonly fd: number;
   readonly peer: { readonly pid: number; readonly uid: number };
   readonly #files: FileTable;
+  /** The two words of the image that the first request named. */
+  imageLo = 0;
+  imageHi = 0;
   /** Known from the first request on. */
   caller: Caller | undefined;
   /** Suspended, or being served right now. */

@@ -43,18 +43,18 @@ export interface Answer {
 
 export interface Context {
   readonly body: Body;
-  /** The emulated file that the body names; throws EBADF. */
-  readonly target: () => EmulatedFile;
   readonly call: AttachedCall;
-  readonly nodes: () => readonly DeviceNode[];
+  /** The emulated file that the body names; throws EBADF. */
+  target(): EmulatedFile;
+  nodes(): readonly DeviceNode[];
   /** Opens a window of prefetched memory for the time of the call. */
-  readonly prefetch: (va: bigint, window: Uint8Array) => void;
+  prefetch(va: bigint, window: Uint8Array): void;
   /** What is left to do when a suspended call is resumed with a value. */
-  readonly whenResumed: (finish: (value: number) => void) => void;
+  whenResumed(finish: (value: number) => void): void;
   /** Names what the call is about, for the event; asked only when somebody listens. */
-  readonly describe: (details: () => string) => void;
-  readonly openNode: (node: DeviceNode, file: KernelFile) => EmulatedFile;
-  readonly backing: (pa: number, length: number) => { readonly fd: number; readonly offset: number };
+  describe(details: () => string): void;
+  openNode(node: DeviceNode, file: KernelFile): EmulatedFile;
+  backing(pa: number, length: number): { readonly fd: number; readonly offset: number };
 }
 
 export const expectLength = (body: Body, least: number): void => {
@@ -79,36 +79,40 @@ const transferLength = (view: DataView): number => {
 const unsupported = (file: KernelFile, call: string): LinuxError =>
   new LinuxError("EINVAL", `${file.name} cannot be used with ${call}`, file.name);
 
-export const open = ({ body, call, nodes, openNode }: Context): Answer => {
+export const open = (context: Context): Answer => {
+  const { body, call } = context;
   expectLength(body, OpenBody.size);
   const length = body.view.getUint32(OpenBody.path_length, true);
   expectLength(body, OpenBody.size + length);
   const path = Buffer.from(body.bytes.subarray(OpenBody.size, OpenBody.size + length)).toString();
   const wanted = posix.normalize(path);
-  const node = nodes().find((candidate) => candidate.path === wanted);
+  const node = context.nodes().find((candidate) => candidate.path === wanted);
   if (node === undefined) return { value: 0, flags: ReplyFlag.pass };
   const file = node.open(call.task, body.view.getUint32(OpenBody.flags, true));
-  return { value: 0, fds: [openNode(node, file).theirs] };
+  return { value: 0, fds: [context.openNode(node, file).theirs] };
 };
 
-export const ioctl = ({ body, call, target, prefetch, describe }: Context): Answer | Suspended => {
+export const ioctl = (context: Context): Answer | Suspended => {
+  const { body, call } = context;
   expectLength(body, IoctlBody.size);
-  const { file } = target();
+  const { file } = context.target();
   const request = body.view.getUint32(IoctlBody.request, true);
   const argument = body.view.getBigUint64(IoctlBody.argument, true);
   const prefetched = body.view.getUint32(IoctlBody.prefetched, true);
   expectLength(body, IoctlBody.size + prefetched);
-  if (prefetched > 0) prefetch(argument, body.bytes.subarray(IoctlBody.size, IoctlBody.size + prefetched));
-  describe(() => describeIoctl(file.kind, request, argument, call.memory));
+  if (prefetched > 0)
+    context.prefetch(argument, body.bytes.subarray(IoctlBody.size, IoctlBody.size + prefetched));
+  context.describe(() => describeIoctl(file.kind, request, argument, call.memory));
   if (file.ioctl === undefined) throw new LinuxError("ENOTTY", `${file.name} answers no ioctl`, file.name);
   const value = file.ioctl(call, request, argument);
   return value === SUSPENDED ? SUSPENDED : { value };
 };
 
 /** A read that waits stores its bytes when it ends. */
-export const read = ({ body, call, target, whenResumed }: Context): Answer | Suspended => {
+export const read = (context: Context): Answer | Suspended => {
+  const { body, call } = context;
   expectLength(body, TransferBody.size);
-  const { file } = target();
+  const { file } = context.target();
   if (file.read === undefined) throw unsupported(file, "read(2)");
   const into = new Uint8Array(transferLength(body.view));
   const va = body.view.getBigUint64(TransferBody.va, true);
@@ -117,7 +121,7 @@ export const read = ({ body, call, target, whenResumed }: Context): Answer | Sus
   };
   const value = file.read(call, into);
   if (value === SUSPENDED) {
-    whenResumed(store);
+    context.whenResumed(store);
     return SUSPENDED;
   }
   store(value);
@@ -135,9 +139,10 @@ const writtenBytes = (body: Body, call: AttachedCall): Uint8Array => {
   return data;
 };
 
-export const write = ({ body, call, target }: Context): Answer | Suspended => {
+export const write = (context: Context): Answer | Suspended => {
+  const { body, call } = context;
   expectLength(body, TransferBody.size);
-  const { file } = target();
+  const { file } = context.target();
   if (file.write === undefined) throw unsupported(file, "write(2)");
   const value = file.write(call, writtenBytes(body, call));
   return value === SUSPENDED ? SUSPENDED : { value };
@@ -146,9 +151,10 @@ export const write = ({ body, call, target }: Context): Answer | Suspended => {
 const notSeekable = (file: KernelFile, call: string): LinuxError =>
   new LinuxError("ESPIPE", `${file.name} has no positions; ${call} needs them`, file.name);
 
-export const pread = ({ body, call, target }: Context): Answer => {
+export const pread = (context: Context): Answer => {
+  const { body, call } = context;
   expectLength(body, TransferBody.size);
-  const { file } = target();
+  const { file } = context.target();
   if (file.pread === undefined) throw notSeekable(file, "pread(2)");
   const into = new Uint8Array(transferLength(body.view));
   const value = file.pread(call, body.view.getBigUint64(TransferBody.offset, true), into);
@@ -156,18 +162,20 @@ export const pread = ({ body, call, target }: Context): Answer => {
   return { value };
 };
 
-export const pwrite = ({ body, call, target }: Context): Answer => {
+export const pwrite = (context: Context): Answer => {
+  const { body, call } = context;
   expectLength(body, TransferBody.size);
-  const { file } = target();
+  const { file } = context.target();
   if (file.pwrite === undefined) throw notSeekable(file, "pwrite(2)");
   const offset = body.view.getBigUint64(TransferBody.offset, true);
   return { value: file.pwrite(call, offset, writtenBytes(body, call)) };
 };
 
 /** The segments of a mapping; their `offset` counts from the start of the mapping. */
-export const mmap = ({ body, call, target, backing }: Context): Answer => {
+export const mmap = (context: Context): Answer => {
+  const { body, call } = context;
   expectLength(body, MmapBody.size);
-  const { file } = target();
+  const { file } = context.target();
   if (file.mmap === undefined) throw new LinuxError("ENODEV", `${file.name} cannot be mapped`, file.name);
   const offset = body.view.getBigUint64(MmapBody.offset, true);
   const length = word64(body.view, MmapBody.length);
@@ -193,7 +201,7 @@ export const mmap = ({ body, call, target, backing }: Context): Answer => {
       view.setBigUint64(at + MmapSegment.fd_offset, offset + BigInt(segment.offset), true);
       continue;
     }
-    const source = backing(segment.pa, segment.length);
+    const source = context.backing(segment.pa, segment.length);
     if (!fds.includes(source.fd)) fds.push(source.fd);
     if (fds.length > MAX_FDS) throw new LinuxError("ENOMEM", "too many kinds of memory", file.name);
     view.setUint32(at + MmapSegment.kind, SegmentKind.memory, true);
@@ -203,9 +211,10 @@ export const mmap = ({ body, call, target, backing }: Context): Answer => {
   return { value: 0, payload, fds };
 };
 
-export const fstat = ({ body, target }: Context): Answer => {
+export const fstat = (context: Context): Answer => {
+  const { body } = context;
   expectLength(body, FileBody.size);
-  const { node, cookie } = target();
+  const { node, cookie } = context.target();
   const payload = new Uint8Array(FstatReply.size);
   const view = new DataView(payload.buffer);
   view.setUint32(FstatReply.mode, node ? S_IFCHR | (node.mode & 0o7777) : ANONYMOUS_INODE_MODE, true);
@@ -215,8 +224,9 @@ export const fstat = ({ body, target }: Context): Answer => {
   return { value: 0, payload };
 };
 
-export const ring = ({ body, target }: Context): Answer => {
+export const ring = (context: Context): Answer => {
+  const { body } = context;
   expectLength(body, FileBody.size);
-  target().ringAgain();
+  context.target().ringAgain();
   return { value: 0 };
 };

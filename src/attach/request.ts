@@ -42,35 +42,43 @@ const operationOf: ReadonlyMap<number, (context: operations.Context) => operatio
   ]);
 const nameOf = new Map<number, string>(Object.entries(Op).map(([name, op]) => [op, name]));
 
-export class Request implements Outcome {
+export class Request implements Outcome, operations.Context {
   readonly seq: number;
   readonly #op: number;
   readonly #attempt: number;
   readonly #control: Control;
   readonly #host: RequestHost;
-  readonly #call: AttachedCall;
+  readonly call: AttachedCall;
+  readonly body: operations.Body;
   #target: EmulatedFile | undefined;
   #details = "";
   #whenResumed: ((value: number) => void) | undefined;
   #opened: EmulatedFile | undefined;
   #answered = false;
 
-  constructor(host: RequestHost, control: Control, header: { op: number; seq: number; attempt: number }) {
+  /** `body` and what it views are only valid while `serve` runs. */
+  constructor(
+    host: RequestHost,
+    control: Control,
+    header: { readonly op: number; readonly seq: number; readonly attempt: number },
+    body: operations.Body,
+  ) {
     this.#host = host;
     this.#control = control;
     this.#op = header.op;
     this.seq = header.seq;
     this.#attempt = header.attempt;
-    this.#call = new AttachedCall(host, control.process, control.task, this);
+    this.body = body;
+    this.call = new AttachedCall(host, control.process, control.task, this);
   }
 
-  /** `body` and what it views are only valid during the call; `fds` came along. */
-  serve(body: operations.Body, fds: readonly number[]): void {
+  /** `fds` came along. */
+  serve(fds: readonly number[]): void {
     this.#control.request = this;
     try {
-      const answer = this.#perform(body, fds);
+      const answer = this.#perform(fds);
       if (answer === SUSPENDED) {
-        if (this.#call.suspension === undefined)
+        if (this.call.suspension === undefined)
           throw new Error("SUSPENDED was returned without call.suspend");
         return;
       }
@@ -82,25 +90,27 @@ export class Request implements Outcome {
     }
   }
 
-  #perform(body: operations.Body, fds: readonly number[]): operations.Answer | Suspended {
+  #perform(fds: readonly number[]): operations.Answer | Suspended {
     const operation = operationOf.get(this.#op);
-    if (operation === undefined) return this.#performOther(body.bytes, fds);
+    if (operation === undefined) return this.#performOther(this.body.bytes, fds);
     for (const fd of fds) closeSync(fd);
-    return operation({
-      body,
-      call: this.#call,
-      target: () => this.#findTarget(body),
-      nodes: () => this.#host.nodes(),
-      prefetch: (va, window) => this.#control.process.user.open(va, window),
-      whenResumed: (finish) => {
-        this.#whenResumed = finish;
-      },
-      describe: (details) => {
-        if (this.#host.events.on) this.#details = details();
-      },
-      openNode: (node, file) => this.#openNode(node, file),
-      backing: (pa, length) => this.#host.physical(pa, length),
-    });
+    return operation(this);
+  }
+
+  nodes(): readonly DeviceNode[] {
+    return this.#host.nodes();
+  }
+  prefetch(va: bigint, window: Uint8Array): void {
+    this.#control.process.user.open(va, window);
+  }
+  whenResumed(finish: (value: number) => void): void {
+    this.#whenResumed = finish;
+  }
+  describe(details: () => string): void {
+    if (this.#host.events.on) this.#details = details();
+  }
+  backing(pa: number, length: number): { readonly fd: number; readonly offset: number } {
+    return this.#host.physical(pa, length);
   }
 
   #performOther(body: Uint8Array, fds: readonly number[]): operations.Answer | Suspended {
@@ -114,7 +124,8 @@ export class Request implements Outcome {
     return { value: reply.value ?? 0, ...payloadOf(reply) };
   }
 
-  #findTarget(body: operations.Body): EmulatedFile {
+  target(): EmulatedFile {
+    const { body } = this;
     operations.expectLength(body, FileBody.size);
     const cookie = body.view.getUint32(4, true) * 0x1_0000_0000 + body.view.getUint32(0, true);
     const fd = body.view.getInt32(FileBody.fd, true);
@@ -123,13 +134,13 @@ export class Request implements Outcome {
     return this.#target;
   }
 
-  #openNode(node: DeviceNode, file: ReturnType<DeviceNode["open"]>): EmulatedFile {
+  openNode(node: DeviceNode, file: ReturnType<DeviceNode["open"]>): EmulatedFile {
     const emulated = this.#host.files.add(file, node);
     this.#host.adoptFile(emulated);
     this.#opened = emulated;
     this.#details = node.path;
     if (this.#host.events.on) {
-      const { pid } = this.#call.task;
+      const { pid } = this.call.task;
       this.#host.events.emit("open", { pid, path: node.path, file: file.name });
     }
     return emulated;
@@ -164,7 +175,7 @@ export class Request implements Outcome {
 
   /** A signal without SA_RESTART arrived at the caller while it waits. */
   interrupt(): void {
-    const { suspension } = this.#call;
+    const { suspension } = this.call;
     if (suspension === undefined || suspension.settled) return;
     suspension.cancel();
     this.fail(new LinuxError("EINTR", "a signal interrupted the call while it waited"));
@@ -173,7 +184,7 @@ export class Request implements Outcome {
   /** The caller went away, or asks for something else: nothing is answered. */
   cancel(): void {
     this.#answered = true;
-    this.#call.suspension?.cancel();
+    this.call.suspension?.cancel();
     this.#discardInstalled();
   }
 
@@ -198,7 +209,7 @@ export class Request implements Outcome {
 
   #reply(answer: operations.Answer): void {
     this.#report(undefined, answer.value);
-    const { installed } = this.#call;
+    const { installed } = this.call;
     if (installed.length === 0) {
       this.#send(answer);
       return;
@@ -215,7 +226,7 @@ export class Request implements Outcome {
   }
 
   #discardInstalled(): void {
-    for (const { emulated } of this.#call.installed.splice(0)) this.#host.discardFile(emulated);
+    for (const { emulated } of this.call.installed.splice(0)) this.#host.discardFile(emulated);
   }
 
   #send(answer: operations.Answer): void {
@@ -247,7 +258,7 @@ export class Request implements Outcome {
   #report(failure: LinuxError | undefined, value?: number): void {
     const { events } = this.#host;
     if (!events.on || !nameOf.has(this.#op)) return;
-    const { task } = this.#call;
+    const { task } = this.call;
     events.emit("call", {
       pid: task.pid,
       tid: task.tid,

@@ -275,8 +275,7 @@ export class AttachServer implements RequestHost {
       view.getUint32(RequestHeader.version, true) === PROTOCOL_VERSION &&
       view.getUint32(RequestHeader.length, true) === length - RequestHeader.size &&
       length - RequestHeader.size <= MAX_BODY;
-    const image = wellFormed ? view.getBigUint64(RequestHeader.image, true).toString(16) : "";
-    if (!wellFormed || !this.#identify(control, image)) {
+    if (!wellFormed || !this.#identify(control, view)) {
       for (const fd of fds) closeSync(fd);
       this.drop(control);
       return;
@@ -289,18 +288,20 @@ export class AttachServer implements RequestHost {
     }
     this.#cancel(control); // a caller that asks again does not wait any more
     control.caller!.tid = view.getUint32(RequestHeader.tid, true);
-    const body = {
-      view: new DataView(view.buffer, view.byteOffset + RequestHeader.size, length - RequestHeader.size),
-      bytes: received.bytes.subarray(RequestHeader.size, length),
-    };
+    const body = { view: received.body, bytes: received.bytes.subarray(RequestHeader.size, length) };
     const attempt = view.getUint32(RequestHeader.attempt, true);
-    new Request(this, control, { op, seq, attempt }).serve(body, fds);
+    new Request(this, control, { op, seq, attempt }, body).serve(fds);
   }
 
-  #identify(control: Control, image: string): boolean {
-    if (control.caller !== undefined) return control.caller.process.image === image;
-    const process = this.#processOf(control.peer.pid, image);
+  /** Whose connection it is; false when the process is gone, or the image is not the one it was. */
+  #identify(control: Control, view: DataView): boolean {
+    const lo = view.getUint32(RequestHeader.image, true);
+    const hi = view.getUint32(RequestHeader.image + 4, true);
+    if (control.caller !== undefined) return control.imageLo === lo && control.imageHi === hi;
+    const process = this.#processOf(control.peer.pid, `${hi.toString(16)}:${lo.toString(16)}`);
     if (process === undefined) return false;
+    control.imageLo = lo;
+    control.imageHi = hi;
     control.caller = new Caller(process, control.peer.uid);
     return true;
   }

@@ -127,8 +127,13 @@ const openArena = () => {
 };
 const arena = openArena();
 
+/** Bytes of a message before its body. */
+const HEADER_BYTES = 32;
+
 /** What the last `receive` got; valid until the next. */
 export const received = {
+  /** From the body on; may reach beyond it. */
+  body: new DataView(arena.memory, RECEIVED + HEADER_BYTES, RECEIVE_BYTES - HEADER_BYTES),
   view: new DataView(arena.memory, RECEIVED, RECEIVE_BYTES),
   bytes: new Uint8Array(arena.memory, RECEIVED, RECEIVE_BYTES),
   fds: [] as number[],

@@ -258,7 +258,10 @@ export class ModelTask implements Task {
     const pending = new PendingCall();
     const description = this.#table.get(fd);
     if (!description || !isKernelFile(description.object)) {
-      pending.settle(0, new LinuxError("EBADF", `descriptor ${fd} is not open, or not one of ours`, this.name));
+      pending.settle(
+        0,
+        new LinuxError("EBADF", `descriptor ${fd} is not open, or not one of ours`, this.name),
+      );
       return pending;
     }
     const call = new ModelCall(this, pending, (done) => this.#complete(done));

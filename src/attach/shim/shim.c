@@ -23,6 +23,7 @@
 
 struct control {
     int fd;
+    uint32_t tid;
     uint32_t seq;
     uint64_t cookie;
 };
@@ -164,6 +165,7 @@ static int connect_control(struct control *control, bool lasting)
     }
     control->cookie = cookie_of(high);
     control->seq = 0;
+    control->tid = (uint32_t)raw_gettid();
     control->fd = high;
     if (lasting && !self.registered) {
         self.registered = true;
@@ -203,7 +205,7 @@ static long send_request(struct control *control, const struct exchange *x)
         .version = PROTOCOL_VERSION,
         .op = x->op,
         .seq = control->seq,
-        .tid = (uint32_t)raw_gettid(),
+        .tid = control->tid,
         .image = image,
         .length = (uint32_t)length,
         .attempt = x->attempt,
