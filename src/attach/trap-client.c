@@ -281,6 +281,7 @@ static void raised(void) { raise(SIGSEGV); }
 static void illegal(void) { __builtin_trap(); }
 static void jump(void) { ((void (*)(void))bar)(); }
 static void x87(void) { __asm__ volatile("fldl (%0); fstp %%st(0)" : : "r"(bar)); }
+static void misaligned(void) { __asm__ volatile("movaps (%0), %%xmm0" : : "r"(bar + 8) : "xmm0"); }
 static void device_dead(void) { (void)AT(uint32_t, SIZE - 4096); }
 
 static bool died(int status, int signal) { return WIFSIGNALED(status) && WTERMSIG(status) == signal; }
@@ -296,6 +297,7 @@ static void deaths(void)
     CHECK(died(status_of(illegal), SIGILL));
     CHECK(died(status_of(jump), SIGSEGV));
     CHECK(died(status_of(x87), SIGSEGV));
+    CHECK(died(status_of(misaligned), SIGSEGV));
     CHECK(died(status_of(device_dead), SIGBUS));
     CHECK(status_of(ignored_signal) == 0);
 }

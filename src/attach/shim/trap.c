@@ -320,6 +320,14 @@ static bool serves_access(const siginfo_t *info, const greg_t *gregs, struct tra
     return window->protection & needed;
 }
 
+/* ENQCMD and MOVDIR64B are illegal on a CPU without them. ENQCMD in a process that has no PASID is a general
+ * protection fault on a CPU with it. */
+static bool is_unserved(const siginfo_t *info)
+{
+    return (info->si_signo == SIGILL && info->si_code == ILL_ILLOPN) ||
+           (info->si_signo == SIGSEGV && info->si_code == SI_KERNEL);
+}
+
 int trap_fault(siginfo_t *info, void *ucontext)
 {
     mcontext_t *context = &((ucontext_t *)ucontext)->uc_mcontext;
@@ -327,14 +335,11 @@ int trap_fault(siginfo_t *info, void *ucontext)
         return 0;
     struct trap_body body;
     memset(&body, 0, sizeof body);
-    if (info->si_signo == SIGSEGV) {
-        if (!serves_access(info, context->gregs, &body.window))
-            return 0;
-    } else if (info->si_signo != SIGILL || info->si_code != ILL_ILLOPN) {
+    bool hit = info->si_signo == SIGSEGV && serves_access(info, context->gregs, &body.window);
+    if (!hit && !is_unserved(info))
         return 0;
-    }
     body.code_length = copy_code(body.code, (uint64_t)context->gregs[REG_RIP]);
-    if (info->si_signo == SIGILL && !is_direct_store(body.code, body.code_length))
+    if (!hit && !is_direct_store(body.code, body.code_length))
         return 0;
     memcpy(body.gregs, context->gregs, sizeof body.gregs);
     raw_syscall(SYS_arch_prctl, ARCH_GET_FS, (long)&body.fs_base, 0, 0, 0, 0);
