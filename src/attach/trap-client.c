@@ -476,6 +476,13 @@ static void direct_stores(void)
     CHECK(retry == 0);
     __asm__ volatile(".byte 0xf2, 0x0f, 0x38, 0xf8, 0x02; setz %0" : "=q"(retry) : "a"(busy), "d"(command) : "memory", "cc");
     CHECK(retry == 1);
+    struct sigaction action = {.sa_sigaction = catch_fault, .sa_flags = SA_SIGINFO};
+    sigaction(SIGILL, &action, NULL);
+    sigaction(SIGSEGV, &action, NULL);
+    int signal = sigsetjmp(escape, 1);
+    if (!signal) /* to ordinary memory it is what the CPU makes of it */
+        __asm__ volatile(".byte 0xf2, 0x0f, 0x38, 0xf8, 0x02" : : "a"(escape), "d"(command) : "memory", "cc");
+    CHECK((signal == SIGILL || signal == SIGSEGV) && seen_address != (void *)escape);
 }
 
 /* Registers that the program cannot see change must not. */

@@ -356,12 +356,12 @@ int trap_fault(siginfo_t *info, void *ucontext)
         memcpy(context->gregs, reply.gregs, sizeof reply.gregs);
         return 1;
     }
-    if (result > 0 && reply.refused_at) {
+    if (result > 0 && hit && reply.refused_at) {
         if (result == TRAP_REFUSED && adopt_fault((void *)reply.refused_at))
             return 1;
         info->si_addr = (void *)reply.refused_at;
     }
-    if (result == TRAP_BUS_ERROR) {
+    if (result == TRAP_BUS_ERROR) { /* whatever it came as */
         info->si_signo = SIGBUS;
         info->si_code = BUS_ADRERR;
     }
