@@ -22,18 +22,18 @@ import type { VfioContext } from "./context.ts";
 import { Type1 } from "./type1.ts";
 import { type1Call } from "./type1-calls.ts";
 
-let nextNumber = 1;
-
 export class Container implements KernelFile {
   readonly kind = "vfio-container";
-  readonly name = `container ${nextNumber++}`;
+  readonly name: string;
   readonly #context: VfioContext;
   readonly #groups = new Set<Group>();
   #type1: Type1 | undefined;
   #open = true;
 
-  constructor(context: VfioContext) {
+  /** `number` names it in messages. */
+  constructor(context: VfioContext, number: number) {
     this.#context = context;
+    this.name = `container ${number}`;
     context.live.containers += 1;
     if (context.events.on) context.events.emit("open", { container: this.name });
   }

@@ -113,7 +113,7 @@ export class DeviceFile implements KernelFile {
     else {
       this.#checkDecoding(index);
       const { pci, irqs } = this.device;
-      eachPiece(at, count, excludedOf(irqs.msix, index), (from, width, done, inTable) => {
+      eachPiece(at, count, excludedOf(irqs.msixTable, index), (from, width, done, inTable) => {
         const piece = into.subarray(done, done + width);
         if (inTable) piece.fill(0xff);
         else pci.barRead(index, from, piece);
@@ -130,7 +130,7 @@ export class DeviceFile implements KernelFile {
     else {
       this.#checkDecoding(index);
       const { pci, irqs } = this.device;
-      eachPiece(at, count, excludedOf(irqs.msix, index), (from, width, done, inTable) => {
+      eachPiece(at, count, excludedOf(irqs.msixTable, index), (from, width, done, inTable) => {
         if (!inTable) pci.barWrite(index, from, data.subarray(done, done + width));
       });
     }
@@ -209,7 +209,7 @@ export class DeviceFile implements KernelFile {
     const { pci, irqs } = this.device;
     const flags = regionFlags(pci, index);
     const chain = new InfoChain(VfioRegionInfo.size);
-    const mappableTable = irqs.msix?.bar === index && (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
+    const mappableTable = irqs.msixTable?.bar === index && (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
     if (mappableTable) chain.add(VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, VfioInfoCapHeader, {});
     const info = {
       flags: mappableTable ? flags | VFIO_REGION_INFO_FLAG_CAPS : flags,

@@ -11,12 +11,31 @@ import {
   VfioIrqSet,
 } from "../uapi/vfio.ts";
 import { hex, readArgument } from "./argument.ts";
-import type { Interrupts, IrqData, IrqRequest } from "./irqs.ts";
+
+/** What SET_IRQS brings, a value a vector: nothing, booleans, or descriptors of eventfds (-1: none). */
+export type IrqData =
+  | { readonly kind: "none" }
+  | { readonly kind: "bool"; readonly values: Uint8Array }
+  | { readonly kind: "eventfd"; readonly values: Int32Array };
+
+export interface IrqRequest {
+  readonly index: number;
+  /** One VFIO_IRQ_SET_ACTION_*, unless the caller gave none or several. */
+  readonly action: number;
+  readonly start: number;
+  readonly count: number;
+  readonly data: IrqData;
+}
+
+/** Says how many vectors an index has. */
+interface Counted {
+  count(index: number): number;
+}
 
 const MAX_U32 = 0xffff_ffff;
 
 /** Reads a request; its range lies within the index. EINVAL, EFAULT. `object` names the device. */
-export const readIrqSet = (call: Call, at: bigint, irqs: Interrupts, object: string): IrqRequest => {
+export const readIrqSet = (call: Call, at: bigint, irqs: Counted, object: string): IrqRequest => {
   const minimum = VfioIrqSet.fieldEnd("count");
   const { argsz, flags, index, start, count } = readArgument(call, at, VfioIrqSet, minimum);
   const wrong = (reason: string) => new LinuxError("EINVAL", reason, object);

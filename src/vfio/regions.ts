@@ -12,7 +12,7 @@ import {
   VFIO_REGION_INFO_FLAG_READ,
   VFIO_REGION_INFO_FLAG_WRITE,
 } from "../uapi/vfio.ts";
-import type { MsixTable } from "./irqs.ts";
+import type { MsixTable } from "./message-vectors.ts";
 
 const PAGE_BYTES = 4096;
 const REGION_LG2 = 40n;

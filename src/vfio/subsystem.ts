@@ -19,6 +19,8 @@ export class VfioSubsystem {
   readonly #context: VfioContext;
   readonly #devices = new Map<string, PciDevice>();
   readonly #groups: readonly VfioGroup[];
+  /** Containers that were ever opened. */
+  #containers = 0;
   /** /dev/vfio/vfio and a node for each group that has devices. */
   readonly nodes: readonly DeviceNode[];
 
@@ -38,7 +40,7 @@ export class VfioSubsystem {
       return new VfioGroup(this.#context, group, own);
     });
     this.nodes = [
-      containerNode(() => new Container(this.#context)),
+      containerNode(() => new Container(this.#context, ++this.#containers)),
       ...this.#groups.map((group) => groupNode(group.group.id, () => group.open())),
     ];
   }
