@@ -535,9 +535,14 @@ describe("§5.2 asynchronous events", () => {
     host.submit(host.admin, request);
     rig.settle();
     expect(host.collect(host.admin)).toMatchObject([{ cid: first }]);
-    clear(LogPage.ERROR);
+    const prps = [host.allocate(4096)];
+    const read = host.submit(host.admin, {
+      opcode: Admin.GET_LOG_PAGE,
+      cdw10: LogPage.ERROR | (15 << 16),
+      prps,
+    });
     rig.settle();
-    expect(host.collect(host.admin)).toEqual([]);
+    expect(host.collect(host.admin)).toMatchObject([{ cid: read, status: 0 }]);
   });
 
   it("an aborted request gets no event", () => {
