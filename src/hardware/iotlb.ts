@@ -11,7 +11,9 @@
 
 /** Entries a key may lie in, from its hash on. */
 const WINDOW = 8;
-const STRIDE = 8;
+/** Words of an entry, and their lg2. */
+const STRIDE_LG2 = 3;
+const STRIDE = 1 << STRIDE_LG2;
 /** Words of an entry. The key: page address with the lg2 of its size in the low bits, its upper half, the tag. */
 const KEY_LO = 0;
 const KEY_HI = 1;
@@ -24,8 +26,30 @@ const CONTEXT = 6;
 const DEAD = -1;
 const LARGEST_LG2 = 30;
 const PAGE_LG2 = 12;
+const PAGE_MASK = -1 << PAGE_LG2;
+/** Bits of the key that hold the lg2 of the size. */
+const LG2_MASK = 0x3f;
 /** A range of more pages than this is invalidated as the whole address space. */
 const PAGEWISE_LIMIT = 512;
+
+/** Index of the first word of the window of a key. */
+const hash = (shift: number, tag: number, keyLo: number, keyHi: number): number => {
+  const mixed = (keyLo >>> PAGE_LG2) ^ Math.imul(keyHi, 0x85eb_ca6b) ^ Math.imul(tag, 0xc2b2_ae35);
+  return (Math.imul(mixed, 0x9e37_79b1) >>> shift) << STRIDE_LG2;
+};
+
+/** Index of the first word of the entry with a key, or -1. */
+const find = (words: Int32Array, shift: number, tag: number, keyLo: number, keyHi: number): number => {
+  let at = hash(shift, tag, keyLo, keyHi);
+  const end = at + WINDOW * STRIDE;
+  do {
+    const found = words[at + TAG]!;
+    if (found === tag && words[at + KEY_LO] === keyLo && words[at + KEY_HI] === keyHi) return at;
+    if (found === 0) return -1;
+    at += STRIDE;
+  } while (at < end);
+  return -1;
+};
 
 export interface IotlbOptions {
   /** Entries, a power of two. */
@@ -50,14 +74,6 @@ export class Iotlb {
   #sizes = 0;
   #victim = 0;
 
-  // result registers of a lookup
-  /** Physical address of the page. */
-  page = 0;
-  /** Size of the page. */
-  lg2 = 0;
-  /** `Access` bits the entry refuses, as it was entered. */
-  denied = 0;
-
   constructor({ capacity = 4096, contexts, tagLimit = 0x7fff_ffff }: IotlbOptions) {
     if (capacity < 2 || (capacity & (capacity - 1)) !== 0)
       throw new RangeError(`capacity ${capacity} is not a power of two`);
@@ -67,22 +83,39 @@ export class Iotlb {
     this.#tagLimit = tagLimit;
   }
 
-  /** True: the entry is in `page`, `lg2` and `denied`. */
-  lookup(context: number, lo: number, hi: number): boolean {
+  /**
+   * The entry for an address, or -1; valid until the next `enter`. A page of 4 KiB in the first place of its window is
+   * found without a loop: that is most of them.
+   */
+  lookup(context: number, lo: number, hi: number): number {
     const tag = this.#tags[context]!;
-    if (tag < this.#floor) return false;
+    if (tag < this.#floor) return -1;
+    const words = this.#words;
+    const keyLo = (lo & PAGE_MASK) | PAGE_LG2;
+    const keyHi = hi | 0;
+    const at = hash(this.#shift, tag, keyLo, keyHi);
+    if (words[at + TAG] === tag && words[at + KEY_LO] === keyLo && words[at + KEY_HI] === keyHi) return at;
+    return this.#search(tag, lo, keyHi);
+  }
+
+  /** Physical address of an entry's page, the lg2 of its size, and the `Access` bits it refuses, as it was entered. */
+  page(entry: number): number {
+    return this.#words[entry + PA_HI]! * 0x1_0000_0000 + (this.#words[entry + PA_LO]! >>> 0);
+  }
+  lg2(entry: number): number {
+    return this.#words[entry + KEY_LO]! & LG2_MASK;
+  }
+  denied(entry: number): number {
+    return this.#words[entry + DENIED]!;
+  }
+
+  #search(tag: number, lo: number, keyHi: number): number {
     for (let sizes = this.#sizes; sizes !== 0; sizes &= sizes - 1) {
       const lg2 = PAGE_LG2 + 31 - Math.clz32(sizes & -sizes);
-      const at = this.#find(tag, (lo & (-1 << lg2)) | lg2, hi | 0);
-      if (at >= 0) {
-        const words = this.#words;
-        this.page = words[at + PA_HI]! * 0x1_0000_0000 + (words[at + PA_LO]! >>> 0);
-        this.lg2 = lg2;
-        this.denied = words[at + DENIED]!;
-        return true;
-      }
+      const at = find(this.#words, this.#shift, tag, (lo & (-1 << lg2)) | lg2, keyHi);
+      if (at >= 0) return at;
     }
-    return false;
+    return -1;
   }
 
   /** Enters the page of 2^lg2 bytes around an address; `paLo` and `paHi` are where the address itself goes. */
@@ -100,8 +133,8 @@ export class Iotlb {
     const keyLo = (lo & (-1 << size)) | size;
     const keyHi = hi | 0;
     const words = this.#words;
-    let at = this.#find(tag, keyLo, keyHi);
-    if (at < 0) at = this.#place(this.#hash(tag, keyLo, keyHi));
+    let at = find(this.#words, this.#shift, tag, keyLo, keyHi);
+    if (at < 0) at = this.#place(hash(this.#shift, tag, keyLo, keyHi));
     words[at + KEY_LO] = keyLo;
     words[at + KEY_HI] = keyHi;
     words[at + TAG] = tag;
@@ -137,28 +170,10 @@ export class Iotlb {
       const base = lo & (-1 << Math.max(size, lg2));
       const count = size < lg2 ? 1 << (lg2 - size) : 1;
       for (let i = 0; i < count; i++) {
-        const at = this.#find(tag, (base + (i << size)) | size, hi | 0);
+        const at = find(this.#words, this.#shift, tag, (base + (i << size)) | size, hi | 0);
         if (at >= 0) this.#words[at + TAG] = DEAD;
       }
     }
-  }
-
-  #find(tag: number, keyLo: number, keyHi: number): number {
-    const words = this.#words;
-    let at = this.#hash(tag, keyLo, keyHi);
-    const end = at + WINDOW * STRIDE;
-    do {
-      const found = words[at + TAG]!;
-      if (found === tag && words[at + KEY_LO] === keyLo && words[at + KEY_HI] === keyHi) return at;
-      if (found === 0) return -1;
-      at += STRIDE;
-    } while (at < end);
-    return -1;
-  }
-
-  #hash(tag: number, keyLo: number, keyHi: number): number {
-    const mixed = (keyLo >>> PAGE_LG2) ^ Math.imul(keyHi, 0x85eb_ca6b) ^ Math.imul(tag, 0xc2b2_ae35);
-    return (Math.imul(mixed, 0x9e37_79b1) >>> this.#shift) * STRIDE;
   }
 
   /** Where a new entry goes in the window that begins here. */

@@ -192,8 +192,9 @@ const remembered = (
     (access & slot.denied) === 0
   )
     return { page: slot.pa, lg2: Math.log2(slot.size), denied: slot.denied };
-  if (!iotlb.lookup(reading.domain, lo, hi)) return undefined;
-  return { page: iotlb.page, lg2: iotlb.lg2, denied: iotlb.denied };
+  const entry = iotlb.lookup(reading.domain, lo, hi);
+  if (entry < 0) return undefined;
+  return { page: iotlb.page(entry), lg2: iotlb.lg2(entry), denied: iotlb.denied(entry) };
 };
 
 const finish = ({ page, lg2 }: Page, { lo, hi }: Transaction, note: string): ExplainStep => {

@@ -140,7 +140,8 @@ export class Remapping {
     if (transaction.pasid !== NO_PASID) return this.#fail(transaction, FaultCode.pasidInLegacyMode, false);
     const { lo, hi, access } = transaction;
     if (isInterruptAddress(lo, hi)) return this.#interrupt(transaction);
-    if (this.#context.policy === "paranoid") this.#forgetAtRandom();
+    const { policy } = this.#context;
+    if (policy === "paranoid") this.#forgetAtRandom();
     const slot = this.#contextOf(transaction.rid);
     if (slot.fault !== 0) return this.#fail(transaction, slot.fault, slot.silent);
     if (beyondWidth(this.config, slot, hi))
@@ -151,10 +152,12 @@ export class Remapping {
       return TranslateStatus.ok;
     }
     const { iotlb } = this;
-    if (!iotlb.lookup(slot.domain, lo, hi)) return this.#miss(transaction, slot);
-    const code = cachedFault(iotlb.denied, access);
+    const entry = iotlb.lookup(slot.domain, lo, hi);
+    if (entry < 0) return this.#miss(transaction, slot);
+    const denied = iotlb.denied(entry);
+    const code = cachedFault(denied, access);
     if (code !== 0) return this.#fail(transaction, code, slot.silent);
-    return this.#answer(transaction, slot, iotlb.page, iotlb.lg2, iotlb.denied);
+    return this.#answer(transaction, slot, iotlb.page(entry), iotlb.lg2(entry), denied);
   }
 
   #miss(transaction: Transaction, slot: ContextSlot): TranslateStatus {
