@@ -23,17 +23,18 @@ import {
 } from "../pci/spec.ts";
 import { capabilitiesOf, extendedCapabilitiesOf, type ListedCapability } from "./capability-list.ts";
 
-/** Capabilities that are shown: PM, AGP's neighbours that VFIO knows (VPD, vendor, SSVID, SATA, AF) and ours. */
+/** Further capability ids, PCI Code and ID Assignment §2. */
+const CapabilityIdMore = {
+  VPD: 0x03,
+  VENDOR: 0x09,
+  SUBSYSTEM: 0x0d,
+  SATA: 0x12,
+  ADVANCED_FEATURES: 0x13,
+} as const;
+/** Capabilities that are shown; what VFIO does not know is not. */
 const SHOWN: ReadonlySet<number> = new Set([
-  CapabilityId.PM,
-  0x03,
-  CapabilityId.MSI,
-  0x09,
-  0x0d,
-  CapabilityId.EXPRESS,
-  CapabilityId.MSIX,
-  0x12,
-  0x13,
+  ...Object.values(CapabilityId),
+  ...Object.values(CapabilityIdMore),
 ]);
 /** Extended ones that are not shown, because the user could not use them. */
 const HIDDEN_EXTENDED: ReadonlySet<number> = new Set([ExtendedCapabilityId.PASID]);
