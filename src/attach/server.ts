@@ -5,10 +5,9 @@
  * messages. Leaves out what calls mean: that is the kernel files' business.
  */
 import { randomBytes } from "node:crypto";
-import { closeSync, existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { closeSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import type { Clock } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import { pidfdOpen } from "../base/libc.ts";
@@ -18,6 +17,7 @@ import { Errno, LinuxError } from "../uapi/errno.ts";
 import type { OpHandler, OpHandlers } from "./connection.ts";
 import { Control } from "./control.ts";
 import { type EmulatedFile, FileTable } from "./emulated-file.ts";
+import { builtLibrary } from "./library.ts";
 import { Loop } from "./loop.ts";
 import { AttachedProcess, Caller, type ClientMemory } from "./process.ts";
 import { MAX_BODY, Op, PROTOCOL_VERSION, RequestHeader } from "./protocol.ts";
@@ -54,14 +54,6 @@ export interface AttachOptions {
   /** How long the loop looks for the next request before it sleeps; pays when a processor has nothing else to do. */
   readonly spinMicroseconds?: number;
 }
-
-/** Where the build puts the library, seen from dist/attach and from src/attach. */
-const builtLibrary = (): string => {
-  const places = ["../shim/libsoftiommu.so", "../../dist/shim/libsoftiommu.so"].map((place) =>
-    fileURLToPath(new URL(place, import.meta.url)),
-  );
-  return places.find((place) => existsSync(place)) ?? places[0]!;
-};
 
 export class AttachServer implements RequestHost {
   readonly files: FileTable;
