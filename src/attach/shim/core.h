@@ -1,4 +1,4 @@
-/* Private to the attach core: shim.c, route.c, files.c, mmap.c, exec.c. */
+/* Private to the attach core: shim.c, route.c, open.c, status.c, folders.c, files.c, calls.c, mmap.c, exec.c. */
 #ifndef SOFTIOMMU_CORE_H
 #define SOFTIOMMU_CORE_H
 
@@ -7,7 +7,7 @@
 
 #include "shim.h"
 
-/* ---- shim.c ---- */
+/* ---- shim.c -------------------------------------------------------------------------------------------- */
 
 /* Makes the library usable when another library's constructor calls an interposed function before ours ran. */
 void shim_init(void);
@@ -22,8 +22,10 @@ static inline bool attached(void)
 }
 
 /* Every file looks its libc functions up here, once. */
-void route_init(void);
+void open_init(void);
+void folders_init(void);
 void files_init(void);
+void calls_init(void);
 void mmap_init(void);
 void exec_init(const char *preload, const char *socket);
 
@@ -63,7 +65,7 @@ static inline long result_of(long value)
     return value;
 }
 
-/* ---- files.c ---- */
+/* ---- files.c ------------------------------------------------------------------------------------------- */
 
 /* SO_COOKIE when fd is an emulated file, 0 when not. `certain` asks the kernel even if it was never seen before. */
 uint64_t emulated_cookie(int fd, bool certain);
@@ -79,16 +81,28 @@ int emulated_fstat(int fd, uint64_t cookie, struct stat *out);
 long open_node(const char *path, int flags);
 bool kept_range(unsigned from, unsigned *fd);
 
-/* ---- mmap.c ---- */
+/* ---- mmap.c -------------------------------------------------------------------------------------------- */
 /* Around fork: the child finds the table whole. */
 void mappings_fork_prepare(void);
 void mappings_fork_done(void);
 
-/* ---- route.c ---- */
+/* ---- route.c ------------------------------------------------------------------------------------------- */
 /* Where the path really lies, in `out` (PATH_MAX bytes), or NULL when it is not routed. */
 const char *route(int dirfd, const char *path, char *out);
 /* The path a program knows for a path inside a shadow tree, in place. True when it was one. */
 bool unroute(char *path, size_t *length);
+/* The same without touching it: a part of `shadow`, or `shadow` itself. */
+const char *known_path(const char *shadow);
+bool under_dev(const char *known);
+/* Reads "chr MAJOR MINOR MODE"; false when the file is something else. */
+bool read_node(const char *shadow, unsigned *major, unsigned *minor, unsigned *mode);
 void note_shadow_fd(int fd);
+/* 0: nothing is routed, paths need not be looked at. */
+extern int route_count;
+extern bool cwd_may_be_shadow;
+
+/* ---- status.c ------------------------------------------------------------------------------------------ */
+/* Makes the status of a shadow file that of the device node it stands for, if it does. */
+void show_node(const char *shadow, struct stat *out);
 
 #endif

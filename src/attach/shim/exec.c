@@ -102,18 +102,18 @@ static char *const *complete(char *const environment[], char **out, char *preloa
 }
 
 /* On the stack of the caller: after vfork nothing may be allocated. */
-#define COMPLETED(environment)                                                                                         \
-    ({                                                                                                                 \
-        char *const *result_ = (environment);                                                                          \
-        if (attached() && library) {                                                                                   \
-            struct completed c_ = inspect(result_);                                                                    \
-            if (!c_.complete) {                                                                                        \
-                char **room_ = alloca((count_of(result_) + 4) * sizeof(char *));                                       \
-                char *preload_ = c_.preload_room ? alloca(c_.preload_room) : NULL;                                     \
-                result_ = complete(result_, room_, preload_);                                                          \
-            }                                                                                                          \
-        }                                                                                                              \
-        result_;                                                                                                       \
+#define COMPLETED(environment)                                                                               \
+    ({                                                                                                       \
+        char *const *result_ = (environment);                                                                \
+        if (attached() && library) {                                                                         \
+            struct completed c_ = inspect(result_);                                                          \
+            if (!c_.complete) {                                                                              \
+                char **room_ = alloca((count_of(result_) + 4) * sizeof(char *));                             \
+                char *preload_ = c_.preload_room ? alloca(c_.preload_room) : NULL;                           \
+                result_ = complete(result_, room_, preload_);                                                \
+            }                                                                                                \
+        }                                                                                                    \
+        result_;                                                                                             \
     })
 
 EXPORT int execve(const char *path, char *const arguments[], char *const environment[])

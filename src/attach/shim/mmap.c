@@ -38,7 +38,7 @@ void mmap_init(void)
     real.madvise = shim_next("madvise");
 }
 
-/* ---- the table ---------------------------------------------------------------------------------------------- */
+/* ---- the table ----------------------------------------------------------------------------------------- */
 
 /* Signals stay out while the lock is held: a handler may map and unmap. */
 static uint64_t lock(void)
@@ -132,7 +132,7 @@ static void forget(void *addr, size_t len)
     forget_mappings(addr, len);
 }
 
-/* ---- an emulated file's mapping ----------------------------------------------------------------------------- */
+/* ---- an emulated file's mapping ------------------------------------------------------------------------ */
 
 static long place_segment(char *base, const struct mmap_segment *s, const struct exchange *x, int prot, int flags,
                           uint64_t cookie, int keep_fd)

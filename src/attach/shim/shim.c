@@ -59,7 +59,7 @@ void *shim_next(const char *name)
     return dlsym(RTLD_NEXT, name);
 }
 
-/* ---- kept descriptors --------------------------------------------------------------------------------------- */
+/* ---- kept descriptors ---------------------------------------------------------------------------------- */
 
 #define TRACKED_FDS 65536u
 static uint64_t kept[TRACKED_FDS / 64];
@@ -117,7 +117,7 @@ void shim_drop_fd(int fd)
     raw_close(fd);
 }
 
-/* ---- connections -------------------------------------------------------------------------------------------- */
+/* ---- connections --------------------------------------------------------------------------------------- */
 
 static uint64_t cookie_of(int fd)
 {
@@ -186,7 +186,7 @@ static int ready(struct control *control)
     return connect_control(control, true);
 }
 
-/* ---- requests ----------------------------------------------------------------------------------------------- */
+/* ---- requests ------------------------------------------------------------------------------------------ */
 
 union fd_control {
     struct cmsghdr align;
@@ -373,7 +373,7 @@ long shim_request(uint32_t op, const void *body, size_t length, void *reply, siz
     return result;
 }
 
-/* ---- start-up ----------------------------------------------------------------------------------------------- */
+/* ---- start-up ------------------------------------------------------------------------------------------ */
 
 static void fork_prepare(void)
 {
@@ -440,8 +440,10 @@ static void choose_kept_numbers(void)
 static void start(void)
 {
     const char *socket_path = getenv("SOFTIOMMU_SOCKET");
-    route_init();
+    open_init();
+    folders_init();
     files_init();
+    calls_init();
     mmap_init();
     exec_init(getenv("SOFTIOMMU_PRELOAD"), socket_path);
     const char *slash = socket_path ? strrchr(socket_path, '/') : NULL;

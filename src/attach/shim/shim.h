@@ -2,10 +2,12 @@
  * What the files of the preload library share. Every function here may be called from a signal handler in any
  * thread: nothing allocates, takes a libc lock or touches errno unless it says so.
  *
- *   shim.c    start-up, control connections, requests       route.c  paths to the shadow tree
- *   files.c   descriptors and calls on them                 mmap.c   mappings of emulated files
- *   exec.c    the environment survives exec                 adopt.c  private memory moved onto memfds
- *   trap.c    accesses to BARs                              signals.c, sigmask.c  the SIGSEGV/SIGILL handler stays ours
+ *   shim.c     start-up, control connections, requests
+ *   files.c    which descriptors are emulated             calls.c    calls on them
+ *   route.c    paths to the shadow tree                   open.c, status.c, folders.c  calls with paths
+ *   mmap.c     mappings of emulated files                 exec.c     the environment survives exec
+ *   adopt.c    private memory moved onto memfds           trap.c     accesses to BARs
+ *   signals.c  the handlers of faults stay ours
  */
 #ifndef SOFTIOMMU_SHIM_H
 #define SOFTIOMMU_SHIM_H
@@ -24,7 +26,7 @@
 /* Put in front of every interposed function; everything else is built with hidden visibility. */
 #define EXPORT __attribute__((visibility("default")))
 
-/* ---- requests (shim.c) -------------------------------------------------------------------------------------- */
+/* ---- requests (shim.c) --------------------------------------------------------------------------------- */
 
 /*
  * Sends one request on the calling thread's control connection and waits for its answer. Returns the value of the
@@ -52,7 +54,7 @@ bool shim_is_kept(int fd);
 /* The function of this name in the next library (libc). Not async-signal-safe: call it from *_init. */
 void *shim_next(const char *name);
 
-/* ---- adopt.c ------------------------------------------------------------------------------------------------ */
+/* ---- adopt.c ------------------------------------------------------------------------------------------- */
 
 /* Called once, from the library's constructor, in an attached program. */
 void adopt_init(void);
@@ -73,7 +75,7 @@ void adopt_fork_prepare(void);
 void adopt_fork_parent(void);
 void adopt_fork_child(void);
 
-/* ---- trap.c, signals.c -------------------------------------------------------------------------------------- */
+/* ---- trap.c, signals.c --------------------------------------------------------------------------------- */
 
 void trap_init(void);
 /* [addr, addr+len) is reserved, PROT_NONE, for an emulated file: accesses are forwarded. keep_fd is a kept
@@ -87,7 +89,7 @@ int trap_fault(siginfo_t *info, void *ucontext);
 /* Installs the handlers; called after adopt_init and trap_init. */
 void signals_init(void);
 
-/* ---- system calls that bypass everything (raw.h has the general form) ----------------------------------------
+/* ---- system calls that bypass everything (raw.h has the general form) -------------------------------------
  * They return -errno instead of setting errno. */
 #include "raw.h"
 
