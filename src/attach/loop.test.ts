@@ -11,7 +11,7 @@ let loop: Loop;
 beforeEach(() => {
   work = new WorkQueue();
   errors = [];
-  loop = new Loop(work, (error) => errors.push(error), 0);
+  loop = new Loop(work, (error) => errors.push(error));
   loop.start();
 });
 afterEach(() => {

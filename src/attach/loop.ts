@@ -38,16 +38,14 @@ export class Loop {
   /** By descriptor. The tag tells a number that was closed and opened again within one batch. */
   readonly #watches: (Watch | undefined)[] = [];
   readonly #onError: (error: unknown) => void;
-  readonly #spinMilliseconds: number;
   #tags = 0;
   #running = false;
   #closed = false;
 
   /** `onError` is told what deferred work or a watcher threw; the loop goes on. */
-  constructor(work: WorkQueue, onError: (error: unknown) => void, spinMicroseconds: number) {
+  constructor(work: WorkQueue, onError: (error: unknown) => void) {
     this.#work = work;
     this.#onError = onError;
-    this.#spinMilliseconds = spinMicroseconds / 1000;
     this.#watchNode();
   }
 
@@ -92,22 +90,17 @@ export class Loop {
 
   #stay(): void {
     const end = performance.now() + TURN_MILLISECONDS;
-    let busyUntil = 0;
     this.#nodeIsReady = false;
     while (this.#running && !this.#nodeIsReady) {
-      const spinning = busyUntil > 0;
-      const wait = this.#work.pending > 0 || spinning ? 0 : SLICE_MILLISECONDS;
+      const wait = this.#work.pending > 0 ? 0 : SLICE_MILLISECONDS;
       const count = epollWait(this.#epoll, wait);
       if (count < 0) return; // a signal arrived: it is Node's to see
       // What a client closed before it asked must be closed when its request is served.
       for (let i = 0; i < count && this.#running; i += 1) this.#deliver(i, true);
       for (let i = 0; i < count && this.#running; i += 1) this.#deliver(i, false);
       this.#runWork();
-      const now = performance.now();
-      if (count > 0) busyUntil = now + this.#spinMilliseconds;
-      else if (!spinning && this.#work.pending === 0) return;
-      else if (now >= busyUntil) busyUntil = 0;
-      if (now >= end) return;
+      if (count === 0 && this.#work.pending === 0) return;
+      if (performance.now() >= end) return;
     }
   }
 

@@ -51,8 +51,6 @@ export interface AttachOptions {
   readonly library?: string;
   /** Told of errors that no handler meant, whether or not anybody listens to events. */
   readonly onBug?: (where: string, reason: string) => void;
-  /** How long the loop looks for the next request before it sleeps; pays when a processor has nothing else to do. */
-  readonly spinMicroseconds?: number;
 }
 
 export class AttachServer implements RequestHost {
@@ -83,11 +81,7 @@ export class AttachServer implements RequestHost {
     const prefix = `softiommu-${randomBytes(8).toString("hex")}/`;
     this.files = new FileTable(prefix, shareOf(SHARE.files));
     this.#routes = new Routes(this.#folder, prefix);
-    this.#loop = new Loop(
-      options.work,
-      (error) => this.reportBug("loop", error),
-      options.spinMicroseconds ?? 0,
-    );
+    this.#loop = new Loop(options.work, (error) => this.reportBug("loop", error));
     for (const handlers of options.handlers ?? [])
       for (const [op, handler] of handlers) this.handlers.set(op, handler);
   }
