@@ -32,7 +32,6 @@ export interface Entry {
   readonly present?: boolean;
 }
 
-const WORD = 0x1_0000_0000;
 const MASK = (1n << 64n) - 1n;
 
 export class VtdRig implements UnitUnderTest {
@@ -190,7 +189,6 @@ export const wait = (values: Values<typeof InvalidationWait>): bigint =>
   InvalidationWait.make({ TYPE: DescriptorType.wait, ...values });
 
 export const readWrite = Access.read | Access.write;
-export const words = (address: number): readonly [number, number] => [
   address % WORD,
   Math.floor(address / WORD),
 ];
