@@ -189,6 +189,3 @@ export const wait = (values: Values<typeof InvalidationWait>): bigint =>
   InvalidationWait.make({ TYPE: DescriptorType.wait, ...values });
 
 export const readWrite = Access.read | Access.write;
-  address % WORD,
-  Math.floor(address / WORD),
-];
