@@ -7,6 +7,8 @@ export const ExitCode = {
   failed: 1,
   /** The command line or a machine file is wrong. */
   usage: 2,
+  /** Nobody reads our output any more: as a shell reports SIGPIPE. */
+  brokenPipe: 141,
   /** The program cannot be attached (static, setuid, not for this machine). As of shells: found, but cannot be run. */
   notAttachable: 126,
   /** There is no such program. */

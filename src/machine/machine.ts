@@ -20,6 +20,7 @@ import { HostBridge } from "../pci/dma.ts";
 import type { Endpoint, FunctionContext } from "../pci/pci-function.ts";
 import { placement } from "../pci/placement.ts";
 import { VfioSubsystem } from "../vfio/subsystem.ts";
+import type { Break } from "./breaks.ts";
 import type { DeviceDescription, MachineDescription } from "./schema.ts";
 import { sysfsTree, type TreeEntry } from "./sysfs.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
@@ -28,6 +29,8 @@ export interface MachineContext {
   readonly events: EventSink;
   readonly clock: Clock;
   readonly scheduler: Scheduler;
+  /** Faults injected on purpose. */
+  readonly broken?: ReadonlySet<Break>;
 }
 
 /** A unit with its driver, and the bridge to the functions behind it. */
@@ -71,6 +74,7 @@ export class Machine {
         events: context.events,
         interrupt: (address, data) => this.#deliver(address, data),
         seed: description.seed,
+        broken: context.broken ?? new Set(),
         behind: new Set(
           description.devices.filter((device) => this.#unitOf(device) === unit.name).map(({ at }) => at),
         ),

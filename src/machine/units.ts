@@ -8,6 +8,7 @@ import { VtdUnit } from "../hardware/vtd/unit.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
+import { type Break, losingFlushes } from "./breaks.ts";
 import type { UnitDescription } from "./schema.ts";
 import type { UnitAttributes } from "./sysfs.ts";
 
@@ -20,11 +21,19 @@ export interface UnitSocket {
   readonly seed: number;
   /** Names of the functions behind the unit. */
   readonly behind: ReadonlySet<string>;
+  /** Injected on purpose. */
+  readonly broken: ReadonlySet<Break>;
 }
 
 export interface PoweredUnit {
   readonly unit: IommuUnit;
-  readonly driver: IommuDriver & { readonly domains: number; close(): void };
+  readonly driver: IommuDriver & {
+    /** Domains that exist. */
+    readonly domains: number;
+    /** Faults that the driver was told of. */
+    readonly faultCount: number;
+    close(): void;
+  };
   readonly sysfs: UnitAttributes;
   /** The registers that a translation depends on, by their specification's names. */
   saveRegisters(): { readonly [register: string]: bigint };
@@ -41,7 +50,7 @@ export const powerOn = (description: UnitDescription, socket: UnitSocket): Power
 
 const powerOnVtd = (
   given: UnitDescription,
-  { memory, msi, events, interrupt, seed, behind }: UnitSocket,
+  { memory, msi, events, interrupt, seed, behind, broken }: UnitSocket,
 ): PoweredUnit => {
   const unit = new VtdUnit({
     name: given.name,
@@ -66,7 +75,7 @@ const powerOnVtd = (
   });
   const driver = new VtdDriver({
     name: given.name,
-    unit,
+    unit: broken.has("skip-flush") ? losingFlushes(unit, memory) : unit,
     memory,
     msi,
     events,
