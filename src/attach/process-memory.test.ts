@@ -157,7 +157,6 @@ beforeAll(() => {
 }, 60_000);
 
 afterAll(() => {
-  server.stop();
   banks.close();
   rmSync(folder, { recursive: true, force: true });
 });
@@ -211,6 +210,11 @@ describe("a program's memory behind a pin", () => {
   it("brk heap, stacks, bss, data, shared anonymous memory and closed memfds can be pinned", () =>
     succeeds("origins"));
   it("EFAULT for what is not mapped, PROT_NONE, or read-only when written", () => succeeds("faults"));
+  it(
+    "threads that pin at once, signals and forks do not get in each other's way",
+    () => succeeds("together"),
+    60_000,
+  );
   it("a remote page whose mapping was replaced is poisoned", () => succeeds("replaced"));
 });
 
@@ -233,6 +237,18 @@ describe("what clients leave behind", () => {
   });
 });
 
+describe("a daemon that is gone", () => {
+  it("leaves the program its adopted memory, and a child its own copy", async () => {
+    let stopped = false;
+    const { status, output } = await run("alone", () => {
+      if (!stopped) server.stop();
+      stopped = true;
+    });
+    expect({ status, output }).toEqual({ status: "0", output: "pinned\nwhole\n" });
+    expect(resources()).toMatchObject({ slots: 0, runs: 0, files: 0 });
+  });
+});
+
 describe("a process that is gone", () => {
   it("has no memory to pin, read or write, and nothing throws but EFAULT", () => {
     const { pid } = spawnSync("true");
@@ -242,7 +258,7 @@ describe("a process that is gone", () => {
     expect(() => memory.write(0x1000n, new Uint8Array(8))).toThrow("EFAULT");
     expect(() => memory.read(2n ** 63n, new Uint8Array(8))).toThrow("beyond the user's addresses");
     expect(() => memory.pin(0x1001, 4096, true)).toThrow("whole pages");
-    expect(() => memory.planAdoption(0x1000, 4096)).toThrow("EFAULT");
+    expect(memory.planAdoption(0x1000, 4096)).toBeUndefined();
     memory.sweep();
     memory.close();
     memory.close();

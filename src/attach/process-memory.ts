@@ -43,12 +43,17 @@ const SWEEP_PINS = 4096;
 
 /** Operations of shim/adopt.c. */
 export const AdoptOp = {
-  /** body: va, length (u64 each); reply: offset in the memfd, protection (u64 each), and the memfd. */
+  /**
+   * body: va, length (u64 each); reply: offset in the memfd, protection (u64 each), and the memfd. Value 1: it is not
+   * there to be moved any more, the call shall look again.
+   */
   plan: 100,
   /** body: va, length, offset (u64 each): the range could not be adopted. */
   refused: 101,
-  /** Reply: the memfd, for a fork. */
-  file: 102,
+  /** A fork begins: adopted memory is write-protected until `forked`. Reply: the memfd. */
+  forking: 102,
+  /** The fork is over, in the parent. */
+  forked: 103,
 } as const;
 
 const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
@@ -82,6 +87,8 @@ export class ProcessMemory implements UserMemory {
   readonly #refused = new Map<number, number>();
   /** What the program moves now, or moved last, of writable memory. */
   #latestPlan: { readonly va: number; readonly end: number } | undefined;
+  /** Between the write protection of adopted memory for a fork and its end. */
+  forking = false;
   #open = true;
   #framesPinned = 0;
   #pinsSinceSweep = 0;
@@ -181,21 +188,33 @@ export class ProcessMemory implements UserMemory {
     if (this.memFd >= 0) closeSync(this.memFd);
   }
 
-  /** Whether the range is write-protected because another thread of the program is moving it just now. */
+  /** Whether a part is write-protected only because the program is moving it just now, or forks. */
   #isMoving(start: number, length: number): boolean {
+    for (let at = start; at < start + length; ) {
+      const vma = this.maps.at(at);
+      if (vma === undefined || vma.start > at) return false;
+      if ((vma.prot & libc.Prot.write) === 0) return this.#isHeldBack(vma, at);
+      at = vma.end;
+    }
+    return true; // it is over since the write failed
+  }
+
+  /** Whether `va`, in a mapping without write permission, will have it again. */
+  #isHeldBack(vma: Vma, va: number): boolean {
     const plan = this.#latestPlan;
-    if (plan === undefined || start >= plan.end || start + length <= plan.va) return false;
-    const vma = this.maps.at(Math.max(start, plan.va));
-    return vma !== undefined && (vma.prot & libc.Prot.write) === 0;
+    if (plan !== undefined && va >= plan.va && va < plan.end && !vma.shared) return true;
+    return this.forking && keyOf(vma.major, vma.minor, vma.inode) === this.#adoption?.file.key;
   }
 
   // ---- adoption ----------------------------------------------------------------------------------------------
 
-  /** Where the client is to move [va, va + length); the descriptor stays ours. Throws when it is not adoptable. */
-  planAdoption(va: number, length: number): { fd: number; offset: number; prot: number } {
+  /**
+   * Where the client is to move [va, va + length); the descriptor stays ours. Undefined: that is not (any more) private
+   * anonymous memory in one mapping; another thread may have moved it.
+   */
+  planAdoption(va: number, length: number): { fd: number; offset: number; prot: number } | undefined {
     const vma = this.maps.at(va);
-    if (vma === undefined || vma.start > va || vma.end < va + length || !adoptable(vma))
-      throw new LinuxError("EFAULT", `${hex(va)} is not private anonymous memory in one mapping`);
+    if (vma === undefined || vma.start > va || vma.end < va + length || !adoptable(vma)) return undefined;
     this.#adoption ??= this.#createAdoption();
     if (this.#adoption.due) this.sweep();
     const offset = this.#adoption.plan(va, length);
@@ -228,10 +247,17 @@ export class ProcessMemory implements UserMemory {
     const ranges: { va: number; length: number }[] = [];
     for (const { vma, va, end } of pieces.slice(0, MAX_PIECES)) {
       if (!adoptable(vma)) continue;
-      if (this.#refused.delete(va) || this.#adoption?.full) continue;
+      if (this.#refused.delete(va) || this.#adoption?.full || this.#isRemote(va, end)) continue;
       if (ranges.length < MAX_ADOPTIONS) ranges.push({ va, length: end - va });
     }
     if (ranges.length > 0) throw new Restart(ranges);
+  }
+
+  /** Whether somebody has pinned a part as it is: it must stay where it is then. */
+  #isRemote(va: number, end: number): boolean {
+    for (const frames of this.#remote.values())
+      if (frames.va < end && frames.va + frames.count * FRAME_BYTES > va) return true;
+    return false;
   }
 
   // ---- pinning -----------------------------------------------------------------------------------------------
@@ -243,7 +269,8 @@ export class ProcessMemory implements UserMemory {
       const vma = this.maps.at(at);
       if (vma === undefined || vma.start > at) throw fault(at, "is not mapped");
       if ((vma.prot & libc.Prot.read) === 0) throw fault(at, "may not be read (PROT_NONE)");
-      if (writable && (vma.prot & libc.Prot.write) === 0) throw fault(at, "is mapped read-only");
+      if (writable && (vma.prot & libc.Prot.write) === 0 && !this.#isHeldBack(vma, at))
+        throw fault(at, "is mapped read-only");
       if (vma.name.startsWith("[v") && vma.name !== "[vdso]") throw fault(at, `is no memory (${vma.name})`);
       const stop = Math.min(end, vma.end);
       pieces.push({ vma, va: at, end: stop });
@@ -368,7 +395,9 @@ export const handlers: OpHandlers = new Map<number, OpHandler>([
     (connection, body) => {
       const [va, length] = words(body, 2) as [number, number];
       wholePages(va, length);
-      const { fd, offset, prot } = memoryOf(connection).planAdoption(va, length);
+      const plan = memoryOf(connection).planAdoption(va, length);
+      if (plan === undefined) return { value: 1 };
+      const { fd, offset, prot } = plan;
       return { body: new Uint8Array(BigUint64Array.of(BigInt(offset), BigInt(prot)).buffer), fds: [fd] };
     },
   ],
@@ -382,11 +411,19 @@ export const handlers: OpHandlers = new Map<number, OpHandler>([
     },
   ],
   [
-    AdoptOp.file,
+    AdoptOp.forking,
     (connection) => {
-      const fd = memoryOf(connection).adoptedFd;
-      if (fd < 0) throw new LinuxError("ENOENT", "nothing was adopted");
-      return { fds: [fd] };
+      const memory = memoryOf(connection);
+      if (memory.adoptedFd < 0) throw new LinuxError("ENOENT", "nothing was adopted");
+      memory.forking = true;
+      return { fds: [memory.adoptedFd] };
+    },
+  ],
+  [
+    AdoptOp.forked,
+    (connection) => {
+      memoryOf(connection).forking = false;
+      return {};
     },
   ],
 ]);

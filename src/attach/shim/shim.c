@@ -375,21 +375,23 @@ long shim_request(uint32_t op, const void *body, size_t length, void *reply, siz
 
 /* ---- start-up ------------------------------------------------------------------------------------------ */
 
+/* Adoption comes last and goes first: until the child has its copy, faults must not be blocked. */
 static void fork_prepare(void)
 {
-    adopt_fork_prepare();
     mappings_fork_prepare();
+    adopt_fork_prepare();
 }
 
 static void fork_parent(void)
 {
-    mappings_fork_done();
     adopt_fork_parent();
+    mappings_fork_done();
 }
 
 /* Threads of the parent do not exist here; their connections are closed by number. */
 static void fork_child(void)
 {
+    adopt_fork_child();
     mappings_fork_done();
     process = raw_getpid();
     unsigned fd;
@@ -398,7 +400,6 @@ static void fork_child(void)
             shim_drop_fd((int)fd);
     memset(self.control, 0, sizeof self.control);
     self.depth = 0;
-    adopt_fork_child();
 }
 
 /* "<socket folder>/routes": lines of a keyword and words separated by blanks. */

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -460,6 +461,57 @@ static void repeating(void)
     EXPECT(ioctl(dev, SWEEP, 0) == 4);
 }
 
+/* Threads that allocate, pin, do DMA and free, while others are interrupted by signals and the program forks. */
+static volatile unsigned ticks;
+static void tick(int signal)
+{
+    (void)signal;
+    ticks++;
+}
+static void *pinning(void *number)
+{
+    uint8_t mark = (uint8_t)((uintptr_t)number + 1);
+    for (int round = 0; round < 60; round++) {
+        size_t length = (round % 4 + 1) * 4096ul;
+        uint8_t *at = aligned_alloc(4096, length); /* from the thread's own arena, next to its bookkeeping */
+        memset(at, mark, length);
+        long id = pin(at, length, 1);
+        EXPECT(id >= 0);
+        EXPECT(device_sees(id, 0, length, mark) == 1);
+        EXPECT(fill(id, 0, 64, mark + 64) == 0);
+        EXPECT(all(at, 64, mark + 64) && all(at + 64, length - 64, mark));
+        EXPECT(unpin(id) == 0);
+        free(at);
+    }
+    return NULL;
+}
+static void together(void)
+{
+    struct sigaction action = {.sa_handler = tick, .sa_flags = SA_RESTART};
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &(struct itimerval){{0, 2000}, {0, 2000}}, NULL);
+    pthread_t threads[4];
+    for (uintptr_t i = 0; i < 4; i++)
+        EXPECT(pthread_create(&threads[i], NULL, pinning, (void *)i) == 0);
+    for (int round = 0; round < 20; round++) {
+        pid_t child = fork();
+        EXPECT(child >= 0);
+        if (child == 0) {
+            for (int i = 0; i < 100; i++)
+                free(memset(malloc(5000), 1, 5000));
+            _exit(0);
+        }
+        int status;
+        while (waitpid(child, &status, 0) < 0)
+            EXPECT(errno == EINTR);
+        EXPECT(status == 0);
+        EXPECT(system("true") == 0);
+    }
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    EXPECT(ticks > 0);
+}
+
 static void waiting(void)
 {
     uint8_t *at = anonymous(MIB);
@@ -469,6 +521,30 @@ static void waiting(void)
     puts("pinned");
     fflush(stdout);
     pause();
+}
+
+/* The daemon has gone: what was adopted still is the program's memory, and a child's copy its own. */
+static void alone(void)
+{
+    uint8_t *at = anonymous(8 * 4096);
+    memset(at, 0x61, 8 * 4096);
+    EXPECT(pin(at, 8 * 4096, 1) >= 0);
+    puts("pinned");
+    fflush(stdout);
+    while (pin(at, 4096, 1) >= 0)
+        usleep(1000);
+    EXPECT(all(at, 8 * 4096, 0x61));
+    pid_t child = fork();
+    EXPECT(child >= 0);
+    if (child == 0) {
+        EXPECT(all(at, 8 * 4096, 0x61));
+        memset(at, 0x62, 8 * 4096);
+        _exit(0);
+    }
+    int status;
+    EXPECT(waitpid(child, &status, 0) == child && status == 0);
+    EXPECT(all(at, 8 * 4096, 0x61));
+    puts("whole");
 }
 
 static double now(void)
@@ -522,7 +598,7 @@ int main(int argc, char **argv)
         {"freed", freed},         {"storing", storing},   {"forking", forking}, {"fork_storing", fork_storing},
         {"dontfork", dontfork},   {"dontneed", dontneed}, {"growing", growing}, {"shrinking", shrinking},
         {"origins", origins},     {"faults", faults},     {"replaced", replaced}, {"repeating", repeating},
-        {"waiting", waiting},     {"costs", costs},
+        {"together", together},   {"waiting", waiting},     {"alone", alone},     {"costs", costs},
     };
     mallopt(M_MMAP_THRESHOLD, 128 * 1024); /* and stays there: what is freed is unmapped */
     dev = open("/dev/pin-test", O_RDWR);
