@@ -54,17 +54,20 @@ describe("threads and signals", () => {
     await harness.quiet();
   });
 
-  it("a thread that ends takes its connection along", async () => {
-    const child = harness.spawn(buildClient("threads"), ["end-threads"]);
-    const end = ended(child);
-    await until(() => harness.server.live.suspended === 1);
-    await until(
-      () => harness.server.live.connections === 1,
-      () => JSON.stringify(harness.server.live),
-    );
-    child.kill("SIGKILL");
-    await end;
-  });
+  it.each(["end-threads", "fork-child"])(
+    "a thread that ends takes its connection along: %s",
+    async (what) => {
+      const child = harness.spawn(buildClient("threads"), [what]);
+      const end = ended(child);
+      await until(() => harness.server.live.suspended === 1);
+      await until(
+        () => harness.server.live.connections === 1,
+        () => JSON.stringify(harness.server.live),
+      );
+      child.kill("SIGKILL");
+      await end;
+    },
+  );
 
   it("a handler may jump out of a waiting call", async () => {
     expect(await harness.client("jump")).toBe("done\n");

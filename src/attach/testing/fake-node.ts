@@ -31,6 +31,7 @@ export const Test = {
   signalKept: 0x3b0e,
   count: 0x3b0f,
   nothing: 0x3b10,
+  closed: 0x3b11,
 } as const;
 
 const words = (bytes: Uint8Array): Uint32Array =>
@@ -147,6 +148,8 @@ export class FakeFile implements KernelFile {
         this.queue.push(new TextEncoder().encode(`event ${argument}`));
         this.onReady?.();
         return 0;
+      case Test.closed:
+        return this.#node.opened.filter(({ closed }) => closed > 0).length;
       case Test.count:
         return this.queue.length;
       default:

@@ -81,8 +81,8 @@ int main(int argc, char **argv)
             _exit(3);
         }
         CHECK(wait_for(quick) == 3);
-        check_echo(fd, 3);
         CHECK(pwrite(fd, "z", 1, 0) == 1);
+        check_echo(fd, 3);
     } else if (!strcmp(what, "spawn")) {
         char number[16];
         CHECK(fcntl(fd, F_SETFD, 0) == 0);
@@ -121,8 +121,9 @@ int main(int argc, char **argv)
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
         pid_t child = fork();
         if (child == 0) {
-            close(fd);
+            CHECK(dup2(0, fd) == fd); /* so that the number of the received one was never seen */
             int got = receive_fd(pair[1]);
+            CHECK(got != fd);
             CHECK(pwrite(got, "q", 1, 0) == 1);
             check_echo(got, 6);
             _exit(4);

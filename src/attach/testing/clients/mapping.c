@@ -36,7 +36,9 @@ int main(void)
         _exit(0);
     }
     CHECK(waitpid(child, NULL, 0) == child && map[8192] == 'c');
-    CHECK(munmap((void *)map, 12288) == 0);
+    CHECK(ioctl(second, CLOSED, 0) == 0);
+    CHECK(munmap((void *)map, 4096) == 0 && ioctl(second, CLOSED, 0) == 0);
+    CHECK(munmap((void *)map, 12288) == 0 && ioctl(second, CLOSED, 0) == 1);
     puts("done");
     return 0;
 }

@@ -1,5 +1,6 @@
 /* Threads calling at once, signals during calls, and threads that end. */
 #include "client.h"
+#include <sys/prctl.h>
 
 static int fd;
 static volatile sig_atomic_t interrupted;
@@ -37,6 +38,13 @@ static void *resume_later(void *argument)
     return NULL;
 }
 
+static void *call_and_linger(void *argument)
+{
+    check_echo(fd, 1);
+    usleep(60000);
+    return argument;
+}
+
 static void *interrupt_later(void *argument)
 {
     usleep(50000);
@@ -58,6 +66,19 @@ int main(int argc, char **argv)
         pthread_t thread;
         for (uintptr_t i = 0; i < 20; i++)
             CHECK(pthread_create(&thread, NULL, work, (void *)i) == 0 && pthread_join(thread, NULL) == 0);
+        ioctl(fd, SUSPEND, 0);
+        return 0;
+    }
+    if (argc > 1 && !strcmp(argv[1], "fork-child")) { /* the child must not hold the thread's connection */
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, call_and_linger, NULL) == 0);
+        usleep(30000);
+        if (fork() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            for (;;)
+                pause();
+        }
+        CHECK(pthread_join(thread, NULL) == 0);
         ioctl(fd, SUSPEND, 0);
         return 0;
     }
