@@ -1,0 +1,109 @@
+import { describe, expect, it } from "vitest";
+import { VfioClient } from "../../test/support/vfio-client.ts";
+import { ManualClock } from "../base/clock.ts";
+import { silent } from "../base/events.ts";
+import { WorkQueue } from "../base/scheduler.ts";
+import { ModelTask } from "../kernel/model-task.ts";
+import { VFIO_REGION_INFO_FLAG_MMAP } from "../uapi/vfio.ts";
+import type { Break } from "./breaks.ts";
+import { parseDevice, parseMachine, withDevices } from "./file.ts";
+import { Machine } from "./machine.ts";
+import { PRESETS } from "./presets.ts";
+
+const VA = 0x10_0000;
+
+/** The vtd machine with these devices besides, and a client of it; everything is closed afterwards. */
+const onMachine = (
+  devices: readonly string[],
+  work: (machine: Machine, client: VfioClient, scheduler: WorkQueue) => void,
+  broken: readonly Break[] = [],
+): void => {
+  const description = withDevices(parseMachine(PRESETS.get("vtd")!, "vtd"), devices.map(parseDevice));
+  const scheduler = new WorkQueue();
+  const machine = new Machine(description, {
+    events: silent,
+    clock: new ManualClock(),
+    scheduler,
+    broken: new Set(broken),
+  });
+  const task = new ModelTask(machine.memory);
+  try {
+    work(machine, new VfioClient(task, machine.vfio), scheduler);
+  } finally {
+    task.exit();
+    expect(Object.entries(machine.live()).filter(([, count]) => count !== 0)).toEqual([]);
+    machine.close();
+  }
+};
+
+const groupOf = (machine: Machine, device: string): number => machine.core.devices.get(device)!.group.id;
+
+describe("a machine", () => {
+  it("has the functions of its description, each in a group of its own unless they share one", () =>
+    onMachine(["test@0000:05:00.0,group=pair", "test@0000:05:00.1,group=pair"], (machine) => {
+      expect(machine.functions.map(({ name, model }) => `${name} ${model}`)).toEqual([
+        "0000:01:00.0 nvme",
+        "0000:02:00.0 nvme",
+        "0000:04:00.0 bare",
+        "0000:05:00.0 test",
+        "0000:05:00.1 test",
+      ]);
+      expect(groupOf(machine, "0000:05:00.0")).toBe(groupOf(machine, "0000:05:00.1"));
+      expect(groupOf(machine, "0000:01:00.0")).not.toBe(groupOf(machine, "0000:02:00.0"));
+    }));
+
+  it("shows a node for every group, and files that agree with them", () =>
+    onMachine([], (machine) => {
+      const group = groupOf(machine, "0000:02:00.0");
+      expect(machine.nodes().map(({ path }) => path)).toContain(`/dev/vfio/${group}`);
+      expect(machine.tree()).toContainEqual({
+        path: expect.stringMatching(/0000:02:00\.0\/iommu_group$/) as string,
+        kind: "link",
+        target: expect.stringMatching(new RegExp(`/iommu_groups/${group}$`)) as string,
+      });
+    }));
+
+  it("offers mmap of BARs unless the description says no", () =>
+    onMachine(["test@0000:05:00.0", "test@0000:06:00.0,mmap=false"], (machine, client) => {
+      const flagsOf = (name: string): number => {
+        const { group } = client.attach(groupOf(machine, name));
+        return client.region(client.device(group, name), 0).flags & VFIO_REGION_INFO_FLAG_MMAP;
+      };
+      expect(flagsOf("0000:05:00.0")).toBe(VFIO_REGION_INFO_FLAG_MMAP);
+      expect(flagsOf("0000:06:00.0")).toBe(0);
+    }));
+
+  it("explains no access of a device it does not have", () =>
+    onMachine([], (machine) => expect(machine.explain("0000:09:00.0", 0n, false)).toBeUndefined()));
+});
+
+describe("a fault injected on purpose", () => {
+  /** Whether a page that was used and unmapped can still be reached. */
+  const reachableAfterUnmap = (broken: readonly Break[]): boolean => {
+    let reachable = false;
+    onMachine(
+      ["test@0000:05:00.0"],
+      (machine, client, scheduler) => {
+        client.task.memory.map(VA, 0x1000);
+        const { container } = client.attach(groupOf(machine, "0000:05:00.0"));
+        client.map(container, { vaddr: VA, iova: 0x10_0000, size: 0x1000 });
+        const device = machine.functions.at(-1)!;
+        device.configWrite(4, 2, 6);
+        const registers = new Uint8Array(Uint32Array.of(1, 0x10_0000, 0, 0, 0, 64).buffer);
+        // SOURCE, DESTINATION, LENGTH, then COMMAND: read 64 bytes.
+        device.barWrite(0, 0x08, registers.subarray(4));
+        device.barWrite(0, 0x04, registers.subarray(0, 4));
+        scheduler.run();
+        client.unmapAll(container);
+        reachable = [...machine.explain("0000:05:00.0", 0x10_0000n, false)!].at(-1)!.outcome!.ok;
+      },
+      broken,
+    );
+    return reachable;
+  };
+
+  it("skip-flush: a page stays reachable after it was unmapped, which it is not otherwise", () => {
+    expect(reachableAfterUnmap([])).toBe(false);
+    expect(reachableAfterUnmap(["skip-flush"])).toBe(true);
+  });
+});
