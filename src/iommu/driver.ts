@@ -2,10 +2,18 @@
  * The contract of a kernel-side IOMMU driver. The core asks; a driver writes tables, registers and queue entries of
  * its unit. Addresses of a mapping are numbers of bytes: an address that is a multiple of 2 KiB is exact as a double
  * over all 64 bits; the end of a range is exclusive, so that 2^64 can be written.
+ *
+ * What not every unit can do is an optional member: where it is absent the core refuses with EOPNOTSUPP. Vendor data
+ * (page tables of a guest, invalidations, virtual IOMMUs) passes through the core unread, as `UserData` and
+ * `UserArray`; only the driver knows its layout.
  */
 import type { PciFunction } from "../pci/function.ts";
+import { LinuxError } from "../uapi/errno.ts";
 
 export { Protection } from "../pagetable/format.ts";
+
+/** What a driver needs to know of a device: its name for messages and its requester id. */
+export type Requester = Pick<PciFunction, "name" | "rid">;
 
 /** A range of IOVAs with a purpose of its own (RMRR, MSI doorbell). */
 export interface ReservedRegion {
@@ -20,6 +28,50 @@ export interface DomainGeometry {
   readonly apertures: readonly { readonly start: number; readonly end: number }[];
   /** Bit n: pages of 2^n bytes. */
   readonly pageSizes: bigint;
+}
+
+/** Vendor data of one structure. */
+export interface UserData {
+  /** What the caller says it is: a number of IOMMU_HWPT_DATA_* or IOMMU_VIOMMU_TYPE_*. */
+  readonly type: number;
+  /** Bytes the caller has. */
+  readonly length: number;
+  /**
+   * The structure of `size` bytes, of which the caller must have given `minSize` (EINVAL); what it left out is zero.
+   * E2BIG: longer and not zero there. EFAULT: not readable.
+   */
+  read(size: number, minSize?: number): Uint8Array;
+  /** Answers in place, as far as the caller has room. EFAULT: not writable. */
+  write(bytes: Uint8Array): void;
+}
+
+/** Vendor data of several structures: a list of invalidations. */
+export interface UserArray {
+  readonly type: number;
+  /** Bytes of one, as the caller has them. */
+  readonly entryLength: number;
+  readonly count: number;
+  /** One of them, by the rules of `UserData.read`. */
+  read(index: number, size: number, minSize?: number): Uint8Array;
+}
+
+/** How far a list of invalidations came. */
+export interface InvalidationOutcome {
+  /** Entries that were carried out. */
+  readonly done: number;
+  /** A LinuxError: what stopped it at the entry after them. */
+  readonly error?: unknown;
+}
+
+/** Which pages a device has written to. */
+export interface DirtyTracking {
+  /** Throws what the unit answers; nothing has changed then. */
+  set(enabled: boolean): void;
+  /**
+   * Tells the ranges within [iova, iova + length) that were written to; clears them and flushes the unit when asked. A
+   * large leaf that touches the range is told whole.
+   */
+  read(iova: number, length: number, clear: boolean, visit: (iova: number, bytes: number) => void): void;
 }
 
 /** A page table of the host that devices can be given. */
@@ -38,6 +90,19 @@ export interface PagingDomain extends DomainGeometry {
   physical(iova: number): number;
   /** No device has it and it has no content any more; tables are returned. */
   free(): void;
+  /** Present when it was allocated for dirty tracking. */
+  readonly dirty?: DirtyTracking;
+}
+
+/** A page table of a guest above a domain of the host. */
+export interface NestedDomain {
+  readonly kind: "nested";
+  readonly name: string;
+  readonly parent: PagingDomain;
+  /** The guest changed its tables: forgets what the unit remembers of them. */
+  invalidate?(requests: UserArray): InvalidationOutcome;
+  /** No device has it. */
+  free(): void;
 }
 
 /** Every access passes untranslated / is refused. */
@@ -46,25 +111,135 @@ export interface FixedDomain {
   readonly name: string;
 }
 
-export type Domain = PagingDomain | FixedDomain;
+export type Domain = PagingDomain | NestedDomain | FixedDomain;
+
+/** What a paging domain is wanted for; a unit that cannot refuses with EOPNOTSUPP. */
+export interface PagingOptions {
+  /** Nested domains may lie above it. */
+  readonly nestParent?: boolean;
+  readonly dirtyTracking?: boolean;
+  /** PASIDs of a device may be given it. */
+  readonly pasid?: boolean;
+  /** Page faults under it are reported. */
+  readonly faults?: boolean;
+  /** The vendor's wishes. */
+  readonly data?: UserData;
+}
+
+export interface NestedOptions {
+  readonly faults?: boolean;
+  readonly pasid?: boolean;
+}
 
 export interface DeviceCapabilities {
   readonly cacheCoherent: boolean;
   readonly dirtyTracking: boolean;
+  /** Bits of a PASID; 0: it has none. */
   readonly pasidBits: number;
   readonly nesting: boolean;
+  /** The device may ask for translations. Absent: it may not. */
+  readonly ats?: boolean;
+  /** What the PASID capability of the device allows. */
+  readonly pasidExecute?: boolean;
+  readonly pasidPrivileged?: boolean;
+}
+
+/** What the unit tells about itself: a type (IOMMU_HW_INFO_TYPE_*) and the vendor's structure. */
+export interface HardwareInfo {
+  readonly type: number;
+  readonly bytes: Uint8Array;
+}
+
+/** A page that a device asks for. */
+export interface PageRequest {
+  /** Absent: the request has none. */
+  readonly pasid?: number;
+  /** The device's number for requests that are answered together. */
+  readonly group: number;
+  /** The last one of its group. */
+  readonly last: boolean;
+  readonly address: bigint;
+  /** IOMMU_PGFAULT_PERM_*: read 1, write 2, execute 4, privileged 8. */
+  readonly permissions: number;
+}
+
+export interface PageResponse {
+  readonly pasid?: number;
+  readonly group: number;
+  readonly code: "success" | "invalid" | "failure";
+}
+
+/** A queue that the unit reads in a guest's memory by itself. */
+export interface HardwareQueue {
+  free(): void;
+}
+
+/** A slice of a unit given to a guest: it knows the guest's device numbers and has a nest parent. */
+export interface VirtualIommu {
+  readonly parent: PagingDomain;
+  /** A page of registers the guest's VMM may map: host physical address and bytes. */
+  readonly window?: { readonly pa: number; readonly length: number };
+  /** Kinds of events it can report (IOMMU_VEVENTQ_TYPE_*). */
+  readonly eventTypes?: readonly number[];
+  /** Set by whoever listens: an event of this kind, in the vendor's layout. */
+  onEvent?: ((type: number, data: Uint8Array) => void) | undefined;
+  allocateNested?(device: Requester, data: UserData, options: NestedOptions): NestedDomain;
+  /** Invalidations by the guest's device numbers. */
+  invalidate?(requests: UserArray): InvalidationOutcome;
+  /** The guest calls the device by this number from now on, or no more. Throws what the unit cannot do. */
+  addDevice?(device: Requester, virtualId: bigint): void;
+  removeDevice?(device: Requester, virtualId: bigint): void;
+  /** Kinds of queues it can read (IOMMU_HW_QUEUE_TYPE_*); with `allocateQueue`. */
+  readonly queueTypes?: readonly number[];
+  /** Whether queues take physical addresses, so that their memory must be contiguous and pinned. */
+  readonly queuesArePhysical?: boolean;
+  /** A queue at the guest's address, which lies at `pa` when addresses are physical. */
+  allocateQueue?(queue: {
+    readonly type: number;
+    readonly index: number;
+    readonly address: bigint;
+    readonly pa: number;
+    readonly length: number;
+  }): HardwareQueue;
+  /** Nothing refers to it any more. */
+  free(): void;
 }
 
 export interface IommuDriver {
   readonly name: string;
   /** The function is behind this unit: prepare. Throws ENODEV when it is not. */
-  probe(device: PciFunction): DeviceCapabilities;
-  release(device: PciFunction): void;
-  reserved(device: PciFunction): readonly ReservedRegion[];
-  /** A new, empty domain that fits the device. Throws ENOMEM, EOPNOTSUPP. */
-  allocatePaging(device: PciFunction): PagingDomain;
+  probe(device: Requester): DeviceCapabilities;
+  release(device: Requester): void;
+  reserved(device: Requester): readonly ReservedRegion[];
+  /** A new, empty domain that fits the device. Throws ENOMEM, and EOPNOTSUPP for an option the unit does not have. */
+  allocatePaging(device: Requester, options?: PagingOptions): PagingDomain;
   readonly identity: FixedDomain;
   readonly blocked: FixedDomain;
-  /** The device's requests go to the domain from now on; what it had is left. Throws EINVAL when they do not fit; then nothing has changed. */
-  attach(device: PciFunction, domain: Domain): void;
+  /**
+   * The device's requests, or those with the PASID, go to the domain from now on; what it had is left; `blocked` is how
+   * a PASID is detached. Throws EINVAL when they do not fit; then nothing has changed.
+   */
+  attach(device: Requester, domain: Domain, pasid?: number): void;
+  /** What the unit tells about itself; `type` 0: whatever it is. Absent, or undefined for a type it has not: nothing. */
+  hardwareInfo?(device: Requester, type: number): HardwareInfo | undefined;
+  /** A guest's page table above a nest parent. Throws EOPNOTSUPP for another kind of data, EINVAL. */
+  allocateNested?(
+    device: Requester,
+    parent: PagingDomain,
+    data: UserData,
+    options: NestedOptions,
+  ): NestedDomain;
+  /** Whether `allocateViommu` knows the type (IOMMU_VIOMMU_TYPE_*). */
+  hasViommu?(device: Requester, type: number): boolean;
+  allocateViommu?(device: Requester, parent: PagingDomain, data: UserData): VirtualIommu;
+  /** Set by the core: a device asked for a page. */
+  onPageRequest?: ((device: Requester, request: PageRequest) => void) | undefined;
+  /** Answers a group of page requests. */
+  respond?(device: Requester, response: PageResponse): void;
 }
+
+/** For a driver whose unit has none of them: throws EOPNOTSUPP when an option is asked for. */
+export const requirePlain = (options: PagingOptions | undefined, unit: string): void => {
+  const asked = Object.entries(options ?? {}).find(([, wanted]) => wanted);
+  if (asked) throw new LinuxError("EOPNOTSUPP", `the unit has no domains with ${asked[0]}`, unit);
+};

@@ -25,17 +25,19 @@ import {
   RtaddrRegister,
   TranslationType,
 } from "../../hardware/vtd/spec.ts";
-import type {
-  DeviceCapabilities,
-  Domain,
-  FixedDomain,
-  IommuDriver,
-  ReservedRegion,
+import {
+  type DeviceCapabilities,
+  type Domain,
+  type FixedDomain,
+  type IommuDriver,
+  type PagingOptions,
+  type Requester,
+  type ReservedRegion,
+  requirePlain,
 } from "../../iommu/driver.ts";
 import type { Message, MsiController } from "../../kernel/msi.ts";
 import { MSI_BASE, MSI_BYTES } from "../../kernel/msi.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import type { PciFunction } from "../../pci/function.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { VtdDomain, type VtdGeometry } from "./domain.ts";
 import { InvalidationQueue } from "./queue.ts";
@@ -46,7 +48,7 @@ export interface VtdFirmware {
   /** Bits of host physical addresses. */
   readonly hostAddressWidth: number;
   /** Whether the unit is in front of this function. */
-  covers(device: PciFunction): boolean;
+  covers(device: Requester): boolean;
   /** RMRR: memory a device must always reach at its own address. */
   readonly reservedMemory: readonly {
     readonly start: number;
@@ -133,7 +135,7 @@ export class VtdDriver implements IommuDriver {
     return this.#domains.size;
   }
 
-  probe(device: PciFunction): DeviceCapabilities {
+  probe(device: Requester): DeviceCapabilities {
     if (!this.#firmware.covers(device))
       throw new LinuxError("ENODEV", `${this.name} is not in front of this device`, device.name);
     this.#contextEntry(device.rid); // the bus's table is made now, so that attaching never needs memory
@@ -145,18 +147,19 @@ export class VtdDriver implements IommuDriver {
     };
   }
 
-  release(device: PciFunction): void {
+  release(device: Requester): void {
     this.attach(device, this.blocked);
   }
 
-  reserved(device: PciFunction): readonly ReservedRegion[] {
+  reserved(device: Requester): readonly ReservedRegion[] {
     const direct = this.#firmware.reservedMemory
       .filter((range) => range.device === device.name)
       .map(({ start, length }): ReservedRegion => ({ start, length, kind: "direct" }));
     return [...direct, { start: MSI_BASE, length: MSI_BYTES, kind: "msi" }];
   }
 
-  allocatePaging(_device: PciFunction): VtdDomain {
+  allocatePaging(_device: Requester, options?: PagingOptions): VtdDomain {
+    requirePlain(options, this.name);
     const id = this.#domainIds.take();
     if (id < 0)
       throw new LinuxError("ENOSPC", `all ${this.#domainIds.inUse} domain ids are in use`, this.name);
@@ -186,7 +189,9 @@ export class VtdDriver implements IommuDriver {
     }
   }
 
-  attach(device: PciFunction, domain: Domain): void {
+  attach(device: Requester, domain: Domain, pasid?: number): void {
+    if (pasid !== undefined)
+      throw new LinuxError("EOPNOTSUPP", "in legacy mode the unit has no PASIDs", this.name);
     const before = this.#attached.get(device.rid);
     if (before === domain) return;
     this.#check(device, domain);
@@ -243,10 +248,10 @@ export class VtdDriver implements IommuDriver {
     };
   }
 
-  #check(device: PciFunction, domain: Domain): void {
+  #check(device: Requester, domain: Domain): void {
     if (domain.kind === "identity" && !this.#ecap("PT"))
       throw new LinuxError("EINVAL", "the unit has no pass-through (ECAP.PT)", this.name);
-    if (domain.kind !== "paging") return;
+    if (domain.kind === "identity" || domain.kind === "blocked") return;
     if (!(domain instanceof VtdDomain) || !this.#domains.has(domain))
       throw new LinuxError(
         "EINVAL",
