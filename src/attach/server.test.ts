@@ -36,6 +36,9 @@ describe("calls of an unmodified program", () => {
       expect.objectContaining({ error: "EBUSY", reason: "the fake file is always busy", object: "fake 0" }),
     );
     expect(calls).toContainEqual(expect.objectContaining({ error: "BUG" }));
+    expect(calls).toContainEqual(
+      expect.objectContaining({ error: "EFAULT", reason: "memory could not be adopted in 16 attempts" }),
+    );
   });
 });
 
