@@ -5,6 +5,7 @@
  * while, because programs pin the same buffers again and again. Leaves out: who may pin, and what is adopted.
  */
 import { closeSync, fstatSync } from "node:fs";
+import { type EventSink, silent } from "../base/events.ts";
 import * as libc from "../base/libc.ts";
 import type { FileBacking, Pin } from "../kernel/call.ts";
 import type { Banks } from "../memory/banks.ts";
@@ -247,12 +248,15 @@ export class ClientFile {
 
 export class ClientFiles {
   readonly banks: Banks;
+  readonly events: EventSink;
   readonly #files = new Map<string, ClientFile>();
   /** In the order in which they became idle. */
   readonly #idle = new Set<Run>();
 
-  constructor(banks: Banks) {
+  /** `events` is told of adoptions. */
+  constructor(banks: Banks, events: EventSink = silent) {
     this.banks = banks;
+    this.events = events;
   }
 
   /** Files that are held open. */

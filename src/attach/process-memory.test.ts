@@ -110,6 +110,8 @@ let client = "";
 let banks: Banks;
 let files: ClientFiles;
 let server: AttachServer;
+/** What the event sink was told. */
+const told: Record<string, unknown>[] = [];
 const memories = new Set<ProcessMemory>();
 /** Gives back what a process does not map any more; KiB of adopted memory that are left. */
 const sweep = (pid: number): number => {
@@ -128,7 +130,7 @@ beforeAll(() => {
   build("make", "-s", "-C", join(here, "shim"), `OUT=${folder}`);
   build("cc", "-O1", "-pthread", "-o", client, join(here, "testing", "memory-client.c"));
   banks = createMemory({ ramBytes: 1 << 24 });
-  files = new ClientFiles(banks);
+  files = new ClientFiles(banks, { on: true, emit: (kind, fields) => told.push({ kind, ...fields }) });
   const node: DeviceNode = {
     path: "/dev/pin-test",
     major: 10,
@@ -207,8 +209,13 @@ describe("a program's memory behind a pin", () => {
   it("MADV_DONTNEED gives the program zeros and leaves the device its page", () => succeeds("dontneed"));
   it("realloc grows adopted memory without reaching a neighbour's", () => succeeds("growing"));
   it("a client that shrinks its memfd gets errors; the daemon goes on", () => succeeds("shrinking"));
-  it("brk heap, stacks, bss, data, shared anonymous memory and closed memfds can be pinned", () =>
-    succeeds("origins"));
+  it("brk heap, stacks, bss, data, shared anonymous memory and closed memfds can be pinned", async () => {
+    told.length = 0;
+    await succeeds("origins");
+    // A thread's stack looks like any private memory to the daemon: its owner refuses to move it.
+    expect(told.filter(({ refused }) => refused)).toHaveLength(1);
+    expect(told.filter(({ kind, offset }) => kind === "adopt" && offset !== undefined)).not.toHaveLength(0);
+  });
   it("EFAULT for what is not mapped, PROT_NONE, or read-only when written", () => succeeds("faults"));
   it(
     "threads that pin at once, signals and forks do not get in each other's way",
@@ -223,6 +230,7 @@ describe("what clients leave behind", () => {
     const { status } = await run("waiting", (kill) => kill());
     expect(status).toBe("SIGKILL");
     await quiet();
+    expect([...memories].map(({ heldPages }) => heldPages)).toEqual([...memories].map(() => 0));
     expect(resources()).toMatchObject({ slots: 0, runs: 0, files: 0, mappings: 0 });
   });
 

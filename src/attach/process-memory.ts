@@ -111,11 +111,6 @@ export class ProcessMemory implements UserMemory {
     return this.#framesPinned;
   }
 
-  /** Ranges that have been moved onto the memfd and are still known. */
-  get adoptedRanges(): number {
-    return this.#adoption?.windows ?? 0;
-  }
-
   read(va: bigint, into: Uint8Array): void {
     if (into.length === 0) return;
     const start = this.#userAddress(va, into.length);
@@ -219,6 +214,8 @@ export class ProcessMemory implements UserMemory {
     if (this.#adoption.due) this.sweep();
     const offset = this.#adoption.plan(va, length);
     if (offset < 0) throw new LinuxError("ENOMEM", "the file for adopted memory is full");
+    const { events } = this.#files;
+    if (events.on) events.emit("adopt", { pid: this.pid, va, length, offset });
     this.#latestPlan = (vma.prot & libc.Prot.write) !== 0 ? { va, end: va + length } : undefined;
     return { fd: this.#adoption.file.fd, offset, prot: vma.prot };
   }
@@ -227,6 +224,8 @@ export class ProcessMemory implements UserMemory {
   refuseAdoption(va: number, length: number, offset: number): void {
     if (this.#refused.size >= MAX_REFUSALS) this.#refused.clear();
     this.#refused.set(va, va + length);
+    const { events } = this.#files;
+    if (events.on) events.emit("adopt", { pid: this.pid, va, length, refused: true });
     if (offset >= 0) this.#adoption?.cancel(offset);
   }
 

@@ -33,12 +33,10 @@ export const MapFlag = {
   fixed: 0x10,
   anonymous: 0x20,
   noReserve: 0x4000,
-  populate: 0x8000,
 } as const;
 export const MFD_CLOEXEC = 1;
-export const MFD_ALLOW_SEALING = 2;
 export const FallocateMode = { keepSize: 1, punchHole: 2 } as const;
-export const Fcntl = { dupFdCloexec: 1030, getFd: 1, setFd: 2, getFlags: 3, setFlags: 4 } as const;
+export const Fcntl = { getFd: 1, getFlags: 3 } as const;
 
 const value = (result: number): number => (result < 0 ? -koffi.errno() : result);
 
@@ -46,7 +44,6 @@ const native = {
   mmap: c.func("mmap", "int64_t", ["int64_t", "size_t", "int", "int", "int", "int64_t"]),
   munmap: c.func("munmap", "int", ["int64_t", "size_t"]),
   mprotect: c.func("mprotect", "int", ["int64_t", "size_t", "int"]),
-  madvise: c.func("madvise", "int", ["int64_t", "size_t", "int"]),
   memfd: c.func("memfd_create", "int", ["str", "uint"]),
   ftruncate: c.func("ftruncate64", "int", ["int", "int64_t"]),
   fallocate: c.func("fallocate64", "int", ["int", "int", "int64_t", "int64_t"]),
@@ -59,7 +56,6 @@ const native = {
   syscall: c.func("syscall", "int64_t", ["int64_t", "int64_t", "int64_t", "int64_t", "int64_t"]),
 };
 
-const SYS_PIDFD_SEND_SIGNAL = 424;
 const SYS_PIDFD_OPEN = 434;
 const SYS_PIDFD_GETFD = 438;
 
@@ -75,8 +71,6 @@ export const mmap = (
 export const munmap = (address: number, length: number): number => value(native.munmap(address, length));
 export const mprotect = (address: number, length: number, prot: number): number =>
   value(native.mprotect(address, length, prot));
-export const madvise = (address: number, length: number, advice: number): number =>
-  value(native.madvise(address, length, advice));
 export const memfdCreate = (name: string, flags: number): number => value(native.memfd(name, flags));
 export const ftruncate = (fd: number, length: number): number => value(native.ftruncate(fd, length));
 export const fallocate = (fd: number, mode: number, offset: number, length: number): number =>
@@ -96,10 +90,6 @@ export const pidfdOpen = (pid: number): number => value(native.syscall(SYS_PIDFD
 /** Our own duplicate of the descriptor `fd` of another process. Needs the right to ptrace it. */
 export const pidfdGetfd = (pidfd: number, fd: number): number =>
   value(native.syscall(SYS_PIDFD_GETFD, pidfd, fd, 0, 0));
-/** Signal 0: only asks whether the process is there (zombies are). */
-export const pidfdSendSignal = (pidfd: number, signal: number): number =>
-  value(native.syscall(SYS_PIDFD_SEND_SIGNAL, pidfd, signal, 0, 0));
-
 /** An ArrayBuffer over mapped memory. The mapping must outlive every use of it. */
 export const viewOf = (address: number, length: number): ArrayBuffer => koffi.view(BigInt(address), length);
 

@@ -67,7 +67,9 @@ export interface HostMemory {
 
   /**
    * Direct view for generated walkers: `words[bank]` is the bank's memory as 32-bit words (little-endian host), or an
-   * empty array where the bank does not exist; `state[bank][frame]` is non-zero where a frame may be *read* directly.
+   * empty array where the bank does not exist; `state[bank][frame]` is non-zero where a frame may be *read* directly
+   * (bit 1: and written), and 0 for frames that answer slowly (windows, remote pages: use `load64`), are poisoned, or
+   * absent. Addresses beyond the last bank are absent.
    */
   readonly words: readonly Uint32Array[];
   readonly state: readonly Uint8Array[];
