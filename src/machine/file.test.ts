@@ -55,6 +55,16 @@ describe("a machine file", () => {
       /^m\.yaml:10: devices\.1\.at: there is another device at 0000:01:00\.0$/m,
     ],
     [
+      "a BAR that cannot be",
+      `${machine}  - model: bare\n    at: 05:00.0\n    bars:\n      - size: 3K\n`,
+      /^m\.yaml:12: devices\.1\.bars\.0\.size: 3072 bytes: a BAR has a power of two from 16 to 16M$/m,
+    ],
+    [
+      "more BARs than a function has places for",
+      `${machine}  - model: bare\n    at: 05:00.0\n    bars:\n${"      - {kind: mem64, size: 4K}\n".repeat(4)}`,
+      /^m\.yaml:12: devices\.1\.bars: they take 8 places/m,
+    ],
+    [
       "a unit that is not there",
       `${machine}    unit: dmar7\n`,
       /^m\.yaml:9: devices\.0\.unit: no unit is named dmar7; there is dmar0$/m,

@@ -123,6 +123,7 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
     if (taken.has(device.at))
       complaints.push({ path: ["devices", index, "at"], text: `there is another device at ${device.at}` });
     taken.add(device.at);
+    if (device.model === "bare") complaints.push(...checkBars(device.bars, ["devices", index, "bars"]));
     if (device.unit !== undefined && !units.has(device.unit))
       complaints.push({
         path: ["devices", index, "unit"],
@@ -130,6 +131,29 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
       });
   });
   return complaints;
+};
+
+const BAR_PLACES = 6;
+
+const checkBars = (
+  bars: readonly { readonly kind: string; readonly size: number }[],
+  path: Path,
+): Complaint[] => {
+  const places = bars.reduce((sum, { kind }) => sum + (kind === "mem64" ? 2 : 1), 0);
+  const text = `they take ${places} places, a 64-bit one two; a function has ${BAR_PLACES}`;
+  return [
+    ...(places > BAR_PLACES ? [{ path, text }] : []),
+    ...bars.flatMap(({ size }, index) =>
+      size >= 16 && size <= 2 ** 24 && Number.isInteger(Math.log2(size))
+        ? []
+        : [
+            {
+              path: [...path, index, "size"],
+              text: `${size} bytes: a BAR has a power of two from 16 to 16M`,
+            },
+          ],
+    ),
+  ];
 };
 
 const pathText = (path: Path): string => (path.length === 0 ? "" : `${path.join(".")}: `);

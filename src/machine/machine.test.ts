@@ -73,6 +73,25 @@ describe("a machine", () => {
       expect(flagsOf("0000:06:00.0")).toBe(0);
     }));
 
+  it("places BARs one after the other, a 64-bit one over two places", () => {
+    const bars = [
+      { kind: "mem64", size: 4096 },
+      { kind: "mem32", size: 256 },
+      { kind: "mem64", size: 65536 },
+    ] as const;
+    const given = parseMachine(PRESETS.get("vtd")!, "vtd");
+    const machine = new Machine(
+      { ...given, devices: [{ model: "bare", at: "0000:05:00.0", mmap: true, bars: [...bars] }] },
+      { events: silent, clock: new ManualClock(), scheduler: new WorkQueue() },
+    );
+    expect(machine.functions[0]!.bars.map(({ index, kind, size }) => ({ index, kind, size }))).toEqual([
+      { index: 0, ...bars[0] },
+      { index: 2, ...bars[1] },
+      { index: 3, ...bars[2] },
+    ]);
+    machine.close();
+  });
+
   it("explains no access of a device it does not have", () =>
     onMachine([], (machine) => expect(machine.explain("0000:09:00.0", 0n, false)).toBeUndefined()));
 });

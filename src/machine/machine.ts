@@ -178,6 +178,16 @@ export class Machine {
   }
 }
 
+/** BARs one after the other; a 64-bit one takes two places. */
+const placeBars = (bars: readonly { readonly kind: "mem32" | "mem64"; readonly size: number }[]) => {
+  let next = 0;
+  return bars.map(({ kind, size }) => {
+    const index = next;
+    next += kind === "mem64" ? 2 : 1;
+    return { index, kind, size };
+  });
+};
+
 const makeFunction = (device: DeviceDescription, context: FunctionContext): Endpoint => {
   switch (device.model) {
     case "nvme": {
@@ -193,14 +203,7 @@ const makeFunction = (device: DeviceDescription, context: FunctionContext): Endp
     case "test":
       return new TestFunction(context);
     case "bare":
-      return new BareFunction(
-        context,
-        device.bars.map(({ kind, size }, index) => ({
-          index: kind === "mem64" ? index * 2 : index,
-          kind,
-          size,
-        })),
-      );
+      return new BareFunction(context, placeBars(device.bars));
   }
 };
 
