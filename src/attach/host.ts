@@ -35,7 +35,7 @@ export class Host {
     const work = new WorkQueue();
     this.machine = new Machine(description, { events, clock, scheduler: work });
     const { memory } = this.machine;
-    const files = new ClientFiles(memory);
+    const files = new ClientFiles(memory, events);
     this.folder = mkdtempSync(join(tmpdir(), "softiommu-"));
     this.server = new AttachServer({
       nodes: () => this.machine.nodes(),
@@ -43,6 +43,7 @@ export class Host {
       clock,
       work,
       memory: (pid, pidfd) => new ProcessMemory(pid, pidfd, files),
+      fileBacking: (fd) => files.backing(fd),
       backing: (pa) => memory.backing(pa)!,
       handlers: [adoptHandlers, trapHandlers(events)],
       socketDir: join(this.folder, "attach"),
