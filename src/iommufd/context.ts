@@ -1,0 +1,80 @@
+/** What the files and objects of iommufd share: the machine's memory, who is told, what is alive, injected failures. */
+import type { EventSink } from "../base/events.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import type { Allocations } from "../kernel/allocations.ts";
+import type { Task } from "../kernel/call.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
+import { type AccountMode, Payer, type UserPins } from "./accounting.ts";
+import type { Ioas } from "./ioas.ts";
+import { type IommufdObject, ObjectTable } from "./objects.ts";
+import type { RequestTable } from "./request.ts";
+
+/** Counts of what exists now; all zero when every client is gone. */
+export interface IommufdLive {
+  /** Open /dev/iommu files, and those that bound devices keep. */
+  files: number;
+  objects: number;
+  areas: number;
+}
+
+/** The system's side, one for all files. */
+export interface IommufdSystem {
+  readonly memory: HostMemory;
+  readonly scheduler: Scheduler;
+  readonly events: EventSink;
+  readonly allocations: Allocations;
+  readonly users: UserPins;
+  readonly live: IommufdLive;
+  /** Requests of iommufd's own numbers. */
+  readonly requests: RequestTable;
+}
+
+/** One /dev/iommu file: its objects, and what is set for all of them. Bound devices keep it when the file is closed. */
+export class IommufdContext {
+  readonly system: IommufdSystem;
+  readonly name: string;
+  readonly objects: ObjectTable;
+  /** How pins of memory mapped from now on are paid for. */
+  accountMode: AccountMode = "user";
+  /** The address space of the VFIO compatibility requests. */
+  compatIoas: Ioas | undefined;
+  /** They behave as a container without IOMMU until VFIO_SET_IOMMU. */
+  compatType: 1 | 3 | undefined;
+  #references = 1;
+
+  constructor(system: IommufdSystem, name: string) {
+    this.system = system;
+    this.name = name;
+    this.objects = new ObjectTable(system.live);
+    system.live.files += 1;
+  }
+
+  /** A point where memory is asked for. Throws ENOMEM. */
+  allocate(what: string): void {
+    this.system.allocations.take(what);
+  }
+
+  /** Puts a new object in the table. Throws ENOMEM. */
+  add<T extends IommufdObject>(object: T): T {
+    this.allocate(object.type);
+    return this.objects.add(object);
+  }
+
+  payer(task: Task, mode: AccountMode = this.accountMode): Payer {
+    return new Payer(task, mode, this.system.users);
+  }
+
+  /** Somebody in the kernel keeps the file: a bound device. */
+  keep(): void {
+    this.#references += 1;
+  }
+
+  /** The file is closed, or a keeper lets go; with the last one everything goes. */
+  release(): void {
+    this.#references -= 1;
+    if (this.#references > 0) return;
+    this.compatIoas = undefined;
+    this.objects.clear();
+    this.system.live.files -= 1;
+  }
+}

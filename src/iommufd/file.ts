@@ -1,0 +1,98 @@
+/** /dev/iommu as it is opened: one file with objects of its own, and its ioctls. */
+import { type EventSink, silent } from "../base/events.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import { Allocations } from "../kernel/allocations.ts";
+import type { Call, DeviceNode, KernelFile, Suspended } from "../kernel/call.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
+import { UserPins } from "./accounting.ts";
+import { compatCall } from "./compat.ts";
+import { IommufdContext, type IommufdLive, type IommufdSystem } from "./context.ts";
+import { ioasRequests } from "./ioas-calls.ts";
+import { optionRequests } from "./option.ts";
+import { dispatch, FIRST_COMMAND, type RequestKind, requestTable } from "./request.ts";
+
+/** MISC_MAJOR; the minor is given when the driver registers. */
+const MISC_MAJOR = 10;
+const DYNAMIC_MINOR = 127;
+const TYPE_VFIO = 0x3b;
+
+export interface IommufdParts {
+  readonly memory: HostMemory;
+  readonly scheduler: Scheduler;
+  readonly events?: EventSink;
+  readonly allocations?: Allocations;
+  /** Requests beyond iommufd's own: those of a test command. */
+  readonly extra?: readonly RequestKind[];
+}
+
+export class IommufdFile implements KernelFile {
+  readonly kind = "iommufd";
+  readonly name: string;
+  readonly context: IommufdContext;
+
+  constructor(system: IommufdSystem, name: string) {
+    this.name = name;
+    this.context = new IommufdContext(system, name);
+  }
+
+  /** Numbers from 0x80 on are iommufd's, those below belong to the VFIO compatibility container. */
+  ioctl(call: Call, number: number, argument: bigint): number | Suspended {
+    const { context } = this;
+    return context.system.allocations.run(call.task.tid, () =>
+      (number & 0xff) < FIRST_COMMAND
+        ? compatCall(context, call, number, argument)
+        : dispatch(context.system.requests, context, call, number, argument),
+    );
+  }
+
+  close(): void {
+    this.context.release();
+  }
+}
+
+export class IommufdSubsystem {
+  readonly system: IommufdSystem;
+  /** /dev/iommu. */
+  readonly node: DeviceNode;
+  /** Files that were ever opened. */
+  #opened = 0;
+
+  constructor({
+    memory,
+    scheduler,
+    events = silent,
+    allocations = new Allocations(),
+    extra = [],
+  }: IommufdParts) {
+    this.system = {
+      memory,
+      scheduler,
+      events,
+      allocations,
+      users: new UserPins(),
+      live: { files: 0, objects: 0, areas: 0 },
+      requests: requestTable([...ioasRequests, ...optionRequests, ...extra]),
+    };
+    this.node = {
+      path: "/dev/iommu",
+      major: MISC_MAJOR,
+      minor: DYNAMIC_MINOR,
+      mode: 0o600,
+      open: () => {
+        this.#opened += 1;
+        return new IommufdFile(this.system, `iommufd ${this.#opened}`);
+      },
+    };
+  }
+
+  /** What exists now; all zero when every client is gone. */
+  live(): IommufdLive & { readonly pinnedPages: number } {
+    return { ...this.system.live, pinnedPages: this.system.users.total };
+  }
+}
+
+/** The context behind a file, when it is one of /dev/iommu. */
+export const contextOf = (file: KernelFile | undefined): IommufdContext | undefined =>
+  file instanceof IommufdFile ? file.context : undefined;
+
+export { TYPE_VFIO };

@@ -1,0 +1,290 @@
+/**
+ * The requests on an IOAS (linux/iommufd.h): ALLOC, IOVA_RANGES, ALLOW_IOVAS, MAP, MAP_FILE, COPY, UNMAP,
+ * CHANGE_PROCESS, and DESTROY of any object. Checks come in the order in which Linux 7.2 makes them, as recorded in
+ * test/data/transcripts.
+ */
+import { Protection } from "../iommu/driver.ts";
+import type { Call, Suspended } from "../kernel/call.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import {
+  IOMMU_DESTROY,
+  IOMMU_IOAS_ALLOC,
+  IOMMU_IOAS_ALLOW_IOVAS,
+  IOMMU_IOAS_CHANGE_PROCESS,
+  IOMMU_IOAS_COPY,
+  IOMMU_IOAS_IOVA_RANGES,
+  IOMMU_IOAS_MAP,
+  IOMMU_IOAS_MAP_FILE,
+  IOMMU_IOAS_MAP_FIXED_IOVA,
+  IOMMU_IOAS_MAP_READABLE,
+  IOMMU_IOAS_MAP_WRITEABLE,
+  IOMMU_IOAS_UNMAP,
+  IommuDestroy,
+  IommuIoasAlloc,
+  IommuIoasAllowIovas,
+  IommuIoasChangeProcess,
+  IommuIoasCopy,
+  IommuIoasIovaRanges,
+  IommuIoasMap,
+  IommuIoasMapFile,
+  IommuIoasUnmap,
+  IommuIovaRange,
+} from "../uapi/iommufd.ts";
+import { type AddressRange, hex, MAX_ADDRESS, PAGE_BYTES, showRange } from "./address.ts";
+import type { IommufdContext } from "./context.ts";
+import type { Piece } from "./io-pagetable.ts";
+import { Ioas } from "./ioas.ts";
+import { FileSource, Pages, UserSource } from "./pages.ts";
+import { request, requireFlags, requireZero } from "./request.ts";
+import { unmapWaiting } from "./unmap.ts";
+
+const PAGE = BigInt(PAGE_BYTES);
+const MAP_FLAGS = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE;
+
+export const ioasOf = (context: IommufdContext, id: number): Ioas => context.objects.get(id, Ioas, "ioas_id");
+
+const overflow = (what: string, value: bigint): LinuxError =>
+  new LinuxError("EOVERFLOW", `${what} ${hex(value)} is beyond what can be addressed`);
+
+/** Ranges in bytes that wrap, or are all of the address space, cannot be named with start and length. */
+export const requireRange = (what: string, start: bigint, length: bigint): void => {
+  if (start + length > MAX_ADDRESS + 1n) throw overflow(`${what} ${hex(start)} + length`, length);
+};
+
+const protectionOf = (flags: number): number => {
+  const protection =
+    (flags & IOMMU_IOAS_MAP_READABLE ? Protection.read : 0) |
+    (flags & IOMMU_IOAS_MAP_WRITEABLE ? Protection.write : 0);
+  if (protection === 0)
+    throw new LinuxError(
+      "EINVAL",
+      "flags have neither READABLE nor WRITEABLE: a mapping must allow one of them",
+    );
+  return protection;
+};
+
+const ioasAlloc = request(
+  IOMMU_IOAS_ALLOC,
+  IommuIoasAlloc,
+  "out_ioas_id",
+  ({ context, argument, respond }) => {
+    requireFlags(argument.flags, 0);
+    const ioas = context.add(new Ioas(context));
+    try {
+      respond({ out_ioas_id: ioas.id });
+    } catch (error) {
+      context.objects.remove(ioas);
+      throw error;
+    }
+  },
+);
+
+const destroy = request(IOMMU_DESTROY, IommuDestroy, "id", ({ context, argument }) => {
+  context.objects.destroy(argument.id);
+});
+
+const iovaRanges = request(
+  IOMMU_IOAS_IOVA_RANGES,
+  IommuIoasIovaRanges,
+  "out_iova_alignment",
+  ({ context, call, argument, respond }) => {
+    requireZero("__reserved", argument.__reserved);
+    const { pagetable } = ioasOf(context, argument.ioas_id);
+    const ranges = pagetable.space.usable;
+    const fitting = ranges.slice(0, argument.num_iovas);
+    fitting.forEach(({ start, last }, index) => {
+      call.memory.write(
+        argument.allowed_iovas + BigInt(index * IommuIovaRange.size),
+        IommuIovaRange.bytes({ start, last }),
+      );
+    });
+    respond({ num_iovas: ranges.length, out_iova_alignment: pagetable.alignment });
+    if (fitting.length < ranges.length)
+      throw new LinuxError(
+        "EMSGSIZE",
+        `there are ${ranges.length} ranges, and num_iovas has room for ${argument.num_iovas}`,
+      );
+  },
+);
+
+/** Ranges as the caller lists them. Throws EFAULT; EINVAL when one ends before it starts or two overlap. */
+const readRanges = (call: Call, at: bigint, count: number, context: IommufdContext): AddressRange[] => {
+  const ranges: AddressRange[] = [];
+  const bytes = new Uint8Array(IommuIovaRange.size);
+  for (let i = 0; i < count; i += 1) {
+    call.memory.read(at + BigInt(i * IommuIovaRange.size), bytes);
+    context.allocate("an allowed range");
+    const range = IommuIovaRange.read(bytes);
+    if (range.start >= range.last)
+      throw new LinuxError("EINVAL", `allowed range ${i} ends before it begins: ${showRange(range)}`);
+    ranges.push(range);
+  }
+  return ranges;
+};
+
+const requireDisjoint = (ranges: readonly AddressRange[]): void => {
+  const sorted = [...ranges].sort((a, b) => (a.start < b.start ? -1 : 1));
+  sorted.forEach((range, i) => {
+    const before = sorted[i - 1];
+    if (before && range.start <= before.last)
+      throw new LinuxError("EINVAL", `allowed ranges ${showRange(before)} and ${showRange(range)} overlap`);
+  });
+};
+
+const allowIovas = request(
+  IOMMU_IOAS_ALLOW_IOVAS,
+  IommuIoasAllowIovas,
+  "allowed_iovas",
+  ({ context, call, argument }) => {
+    requireZero("__reserved", argument.__reserved);
+    const { pagetable } = ioasOf(context, argument.ioas_id);
+    const ranges = readRanges(call, argument.allowed_iovas, argument.num_iovas, context);
+    requireDisjoint(ranges);
+    pagetable.space.allow(ranges);
+  },
+);
+
+/** Bytes of a process's memory, as a piece of new pages. Throws EINVAL, EOVERFLOW, ENOMEM. */
+export const userPiece = (
+  context: IommufdContext,
+  call: Call,
+  memory: { readonly va: bigint; readonly length: bigint; readonly writable: boolean },
+): Piece => {
+  const { va, length, writable } = memory;
+  if (length === 0n) throw new LinuxError("EINVAL", "length is 0; at least a byte is mapped");
+  if (va + length > MAX_ADDRESS - PAGE) throw overflow(`user address ${hex(va)} + length`, length);
+  context.allocate("pages");
+  const source = new UserSource(call.memory, va & ~(PAGE - 1n));
+  return { pages: new Pages(source, writable, context.payer(call.task)), start: va & (PAGE - 1n), length };
+};
+
+const map = request(IOMMU_IOAS_MAP, IommuIoasMap, "iova", ({ context, call, argument, respond }) => {
+  const { flags, user_va: va, length, iova } = argument;
+  requireFlags(flags, MAP_FLAGS);
+  requireZero("__reserved", argument.__reserved);
+  if (iova === MAX_ADDRESS) throw overflow("iova", iova);
+  if (length === MAX_ADDRESS) throw overflow("length", length);
+  const protection = protectionOf(flags);
+  const ioas = ioasOf(context, argument.ioas_id);
+  const fixed = (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
+  const piece = userPiece(context, call, { va, length, writable: (protection & Protection.write) !== 0 });
+  if (fixed) requireRange("iova", iova, length);
+  respond({ iova: ioas.pagetable.map([piece], protection, fixed ? iova : undefined) });
+});
+
+const mapFile = request(
+  IOMMU_IOAS_MAP_FILE,
+  IommuIoasMapFile,
+  "iova",
+  ({ context, call, argument, respond }) => {
+    const { flags, start, length, iova } = argument;
+    requireFlags(flags, MAP_FLAGS);
+    if (iova === MAX_ADDRESS) throw overflow("iova", iova);
+    if (length === MAX_ADDRESS) throw overflow("length", length);
+    const protection = protectionOf(flags);
+    const ioas = ioasOf(context, argument.ioas_id);
+    const fixed = (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
+    if (length === 0n) throw new LinuxError("EINVAL", "length is 0; at least a byte is mapped");
+    if (start + length > MAX_ADDRESS) throw overflow(`start ${hex(start)} + length`, length);
+    const backing = call.backing(argument.fd);
+    try {
+      if (start + length > BigInt(backing.size))
+        throw new LinuxError(
+          "EINVAL",
+          `bytes ${hex(start)} + ${hex(length)} are beyond the file's ${hex(backing.size)}`,
+        );
+      if (fixed) requireRange("iova", iova, length);
+      context.allocate("pages");
+      const source = new FileSource(backing, start & ~(PAGE - 1n));
+      const writable = (protection & Protection.write) !== 0;
+      const pages = new Pages(source, writable, context.payer(call.task));
+      const piece = { pages, start: start & (PAGE - 1n), length };
+      const chosen = ioas.pagetable.map([piece], protection, fixed ? iova : undefined);
+      respond({ iova: chosen });
+    } catch (error) {
+      backing.close();
+      throw error;
+    }
+  },
+);
+
+const copy = request(IOMMU_IOAS_COPY, IommuIoasCopy, "src_iova", ({ context, argument, respond }) => {
+  const { flags, length, dst_iova: to, src_iova: from } = argument;
+  requireFlags(flags, MAP_FLAGS);
+  if (length === MAX_ADDRESS) throw overflow("length", length);
+  if (to === MAX_ADDRESS) throw overflow("dst_iova", to);
+  const protection = protectionOf(flags);
+  const source = ioasOf(context, argument.src_ioas_id);
+  if (length === 0n) throw new LinuxError("EINVAL", "length is 0; at least a byte is copied");
+  requireRange("src_iova", from, length);
+  const pieces = source.pagetable.pieces(from, length, (protection & Protection.write) !== 0);
+  const target = ioasOf(context, argument.dst_ioas_id);
+  const fixed = (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
+  if (fixed) requireRange("dst_iova", to, length);
+  respond({ dst_iova: target.pagetable.map(pieces, protection, fixed ? to : undefined) });
+});
+
+const unmap = request(
+  IOMMU_IOAS_UNMAP,
+  IommuIoasUnmap,
+  "length",
+  ({ context, call, argument, respond }): number | Suspended => {
+    const { iova, length } = argument;
+    const { pagetable } = ioasOf(context, argument.ioas_id);
+    const everything = iova === 0n && length === MAX_ADDRESS;
+    if (!everything) {
+      if (iova === MAX_ADDRESS) throw overflow("iova", iova);
+      if (length === MAX_ADDRESS) throw overflow("length", length);
+      if (length === 0n) throw new LinuxError("EINVAL", "length is 0; at least one area is unmapped");
+      requireRange("iova", iova, length);
+    }
+    const range = { start: iova, last: everything ? MAX_ADDRESS : iova + length - 1n };
+    return unmapWaiting(context, call, pagetable, range, (bytes) => {
+      respond({ length: bytes });
+      return 0;
+    });
+  },
+);
+
+const changeProcess = request(
+  IOMMU_IOAS_CHANGE_PROCESS,
+  IommuIoasChangeProcess,
+  "__reserved",
+  ({ context, call, argument }) => {
+    requireZero("__reserved", argument.__reserved);
+    const all = new Set<Pages>();
+    for (const object of context.objects)
+      if (object instanceof Ioas)
+        for (const area of object.pagetable.areas()) {
+          if (!(area.pages.source instanceof FileSource))
+            throw new LinuxError(
+              "EINVAL",
+              `${object.name} maps memory of a process at ${hex(area.iova)}; only file mappings can change theirs`,
+            );
+          all.add(area.pages);
+        }
+    const done: [Pages, Pages["payer"]][] = [];
+    try {
+      for (const pages of all) {
+        const before = pages.payer;
+        pages.transfer(context.payer(call.task));
+        done.push([pages, before]);
+      }
+    } catch (error) {
+      for (const [pages, before] of done) pages.transfer(before);
+      throw error;
+    }
+  },
+);
+
+export const ioasRequests = [
+  destroy,
+  ioasAlloc,
+  iovaRanges,
+  allowIovas,
+  map,
+  mapFile,
+  copy,
+  unmap,
+  changeProcess,
+];

@@ -1,0 +1,364 @@
+/**
+ * Memory that was mapped once and may be used many times: by the domains of several address spaces, by copies and by
+ * accesses. A page is pinned, and paid for, when its first user comes and given back when its last one leaves; pages
+ * nobody uses are not pinned at all. Memory is that of a process, by user address, or that of a file, by offset.
+ */
+import { type FileBacking, type Pin, Restart, type UserMemory } from "../kernel/call.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import type { Payer } from "./accounting.ts";
+import { hex, PAGE_BYTES } from "./address.ts";
+
+/** Where pages come from. Page numbers count from the first page of the source. */
+export interface PageSource {
+  /** User address, or offset in the file, of page 0. */
+  readonly base: bigint;
+  /** Throws EFAULT, ENOMEM, EINVAL or `Restart`. */
+  pin(first: number, count: number, writable: boolean): Pin;
+  /** Bytes as the owner sees them now, without pinning; undefined when the source cannot do that. */
+  read?(page: number, offset: number, into: Uint8Array): void;
+  write?(page: number, offset: number, data: Uint8Array): void;
+  /** Nobody has the pages any more. */
+  close?(): void;
+}
+
+/** Doubles are exact up to here; no user address is higher. */
+const HIGHEST = 2 ** 53;
+
+/** The memory of a process from a user address on. */
+export class UserSource implements PageSource {
+  readonly memory: UserMemory;
+  readonly base: bigint;
+
+  constructor(memory: UserMemory, base: bigint) {
+    this.memory = memory;
+    this.base = base;
+  }
+  pin(first: number, count: number, writable: boolean): Pin {
+    const va = Number(this.base) + first * PAGE_BYTES;
+    const length = count * PAGE_BYTES;
+    if (va + length >= HIGHEST)
+      throw new LinuxError(
+        "EFAULT",
+        `user addresses ${hex(va)} + ${hex(length)} are beyond what a process has`,
+      );
+    return this.memory.pin(va, length, writable);
+  }
+  read(page: number, offset: number, into: Uint8Array): void {
+    this.memory.read(this.#address(page, offset), into);
+  }
+  write(page: number, offset: number, data: Uint8Array): void {
+    this.memory.write(this.#address(page, offset), data);
+  }
+  #address(page: number, offset: number): bigint {
+    return this.base + BigInt(page) * BigInt(PAGE_BYTES) + BigInt(offset);
+  }
+}
+
+/** The pages of a file from an offset on. */
+export class FileSource implements PageSource {
+  readonly base: bigint;
+  readonly #backing: FileBacking;
+
+  constructor(backing: FileBacking, base: bigint) {
+    this.#backing = backing;
+    this.base = base;
+  }
+  pin(first: number, count: number, writable: boolean): Pin {
+    return this.#backing.pin(Number(this.base) + first * PAGE_BYTES, count * PAGE_BYTES, writable);
+  }
+  close(): void {
+    this.#backing.close();
+  }
+}
+
+/** One pin, and where a page of it lies. */
+class PinnedRun {
+  readonly pin: Pin;
+  /** Page number of the pin's first page. */
+  readonly base: number;
+  /** First page of each extent, counted from `base`. */
+  readonly #starts: Float64Array;
+
+  constructor(pin: Pin, base: number) {
+    this.pin = pin;
+    this.base = base;
+    const { extents } = pin;
+    this.#starts = new Float64Array(extents.length / 2);
+    for (let i = 0, at = 0; i < this.#starts.length; i += 1) {
+      this.#starts[i] = at;
+      at += extents[2 * i + 1]!;
+    }
+  }
+
+  /** The frames from a page on: `visit(pfn, count)` for each contiguous run, at most `count` pages in all. */
+  frames(page: number, count: number, visit: (pfn: number, count: number) => void): void {
+    let at = page - this.base;
+    const end = at + count;
+    const starts = this.#starts;
+    let low = 0;
+    let high = starts.length;
+    while (high - low > 1) {
+      const middle = (low + high) >>> 1;
+      if (starts[middle]! <= at) low = middle;
+      else high = middle;
+    }
+    const { extents } = this.pin;
+    for (let i = low; at < end; i += 1) {
+      const within = at - starts[i]!;
+      const length = Math.min(extents[2 * i + 1]! - within, end - at);
+      visit(extents[2 * i]! + within, length);
+      at += length;
+    }
+  }
+}
+
+/** Pages [first, last] with the same users. */
+interface Segment {
+  first: number;
+  last: number;
+  users: number;
+  readonly run: PinnedRun;
+}
+
+export class Pages {
+  /** Whether its owner may have it written. */
+  readonly writable: boolean;
+  readonly source: PageSource;
+  #payer: Payer;
+  /** Areas that map some of it. */
+  #areas = 0;
+  /** By page, disjoint. */
+  readonly #segments: Segment[] = [];
+
+  constructor(source: PageSource, writable: boolean, payer: Payer) {
+    this.source = source;
+    this.writable = writable;
+    this.#payer = payer;
+  }
+
+  get payer(): Payer {
+    return this.#payer;
+  }
+  /** Pages that are pinned now. */
+  get pinned(): number {
+    let sum = 0;
+    for (const { first, last } of this.#segments) sum += last - first + 1;
+    return sum;
+  }
+
+  /** An area maps some of it. */
+  retain(): void {
+    this.#areas += 1;
+  }
+  /** An area of it went. */
+  drop(): void {
+    this.#areas -= 1;
+    if (this.#areas === 0) this.source.close?.();
+  }
+
+  /** From now on somebody else pays. Throws ENOMEM when their limit is reached; then nothing has changed. */
+  transfer(payer: Payer): void {
+    const pinned = this.pinned;
+    payer.charge(pinned);
+    this.#payer.refund(pinned);
+    this.#payer = payer;
+  }
+
+  /** One user more for pages [first, last]: pins those that had none. Throws what pinning throws; then nothing has changed. */
+  hold(first: number, last: number): void {
+    const made = this.#pinGaps(first, last);
+    if (made.length > 0) this.#add(made);
+    this.#cut(first);
+    this.#cut(last + 1);
+    for (let at = this.#seek(first); at < this.#segments.length; at += 1) {
+      const segment = this.#segments[at]!;
+      if (segment.first > last) break;
+      segment.users += 1;
+    }
+  }
+
+  /** One user less; pages without users are unpinned. */
+  release(first: number, last: number): void {
+    this.#cut(first);
+    this.#cut(last + 1);
+    const from = this.#seek(first);
+    let at = from;
+    const kept: Segment[] = [];
+    for (; at < this.#segments.length; at += 1) {
+      const segment = this.#segments[at]!;
+      if (segment.first > last) break;
+      segment.users -= 1;
+      if (segment.users > 0) kept.push(segment);
+      else this.#unpin(segment);
+    }
+    if (kept.length !== at - from) this.#segments.splice(from, at - from, ...kept);
+  }
+
+  /** Whether every page of [first, last] is pinned. */
+  holds(first: number, last: number): boolean {
+    let next = first;
+    for (let at = this.#seek(first); at < this.#segments.length && next <= last; at += 1) {
+      const segment = this.#segments[at]!;
+      if (segment.first > next) return false;
+      next = segment.last + 1;
+    }
+    return next > last;
+  }
+
+  /** Users of a page. */
+  usersOf(page: number): number {
+    const segment = this.#segments[this.#seek(page)];
+    return segment && segment.first <= page ? segment.users : 0;
+  }
+
+  /** Physical memory of pinned bytes [start, start + length), run by run. */
+  physical(start: number, length: number, visit: (pa: number, length: number) => void): void {
+    let page = Math.floor(start / PAGE_BYTES);
+    let skip = start - page * PAGE_BYTES;
+    let left = length;
+    for (let at = this.#seek(page); left > 0; at += 1) {
+      const segment = this.#segments[at]!;
+      const count = Math.min(segment.last + 1 - page, Math.ceil((skip + left) / PAGE_BYTES));
+      segment.run.frames(page, count, (pfn, frames) => {
+        const bytes = Math.min(frames * PAGE_BYTES - skip, left);
+        visit(pfn * PAGE_BYTES + skip, bytes);
+        left -= bytes;
+        skip = 0;
+      });
+      page += count;
+    }
+  }
+
+  /** Copies bytes out of the pages, pinned or not. Throws EFAULT. */
+  read(memory: HostMemory, page: number, offset: number, into: Uint8Array): void {
+    this.#transfer(page, offset, into.length, {
+      direct: () => this.source.read?.(page, offset, into),
+      frames: (pa, from, to) => memory.readBytes(pa, into.subarray(from, to)),
+    });
+  }
+
+  /** Copies bytes into the pages, pinned or not. Throws EFAULT. */
+  write(memory: HostMemory, page: number, offset: number, data: Uint8Array): void {
+    this.#transfer(page, offset, data.length, {
+      direct: () => this.source.write?.(page, offset, data),
+      frames: (pa, from, to) => memory.writeBytes(pa, data.subarray(from, to)),
+    });
+  }
+
+  #transfer(
+    page: number,
+    offset: number,
+    length: number,
+    how: { readonly direct: () => void; readonly frames: (pa: number, from: number, to: number) => boolean },
+  ): void {
+    const last = page + Math.floor((offset + length - 1) / PAGE_BYTES);
+    if (!this.holds(page, last) && this.source.read) {
+      how.direct();
+      return;
+    }
+    this.hold(page, last);
+    try {
+      let done = 0;
+      this.physical(page * PAGE_BYTES + offset, length, (pa, bytes) => {
+        if (!how.frames(pa, done, done + bytes))
+          throw new LinuxError("EFAULT", `the frame at ${hex(pa)} cannot be reached`);
+        done += bytes;
+      });
+    } finally {
+      this.release(page, last);
+    }
+  }
+
+  /** Pins what of [first, last] is not pinned. */
+  #pinGaps(first: number, last: number): Segment[] {
+    const made: Segment[] = [];
+    let next = first;
+    try {
+      for (let at = this.#seek(first); next <= last; at += 1) {
+        const segment = this.#segments[at];
+        const end = segment && segment.first <= last ? segment.first - 1 : last;
+        if (end >= next) made.push(this.#pin(next, end));
+        next = segment && segment.first <= last ? segment.last + 1 : last + 1;
+      }
+    } catch (error) {
+      for (const segment of made) this.#unpin(segment);
+      throw error;
+    }
+    return made;
+  }
+
+  #pin(first: number, last: number): Segment {
+    const count = last - first + 1;
+    const pin = this.source.pin(first, count, this.writable);
+    try {
+      this.#payer.charge(count);
+    } catch (error) {
+      pin.unpin(0, count);
+      throw error;
+    }
+    return { first, last, users: 0, run: new PinnedRun(pin, first) };
+  }
+
+  #unpin({ first, last, run }: Segment): void {
+    const count = last - first + 1;
+    run.pin.unpin(first - run.base, count);
+    this.#payer.refund(count);
+  }
+
+  #add(made: readonly Segment[]): void {
+    for (const segment of made) this.#segments.splice(this.#seek(segment.first), 0, segment);
+  }
+
+  /** Makes a segment begin at this page, if it lies within one. */
+  #cut(page: number): void {
+    const at = this.#seek(page);
+    const segment = this.#segments[at];
+    if (!segment || segment.first >= page) return;
+    this.#segments.splice(at, 0, { ...segment, last: page - 1 });
+    segment.first = page;
+  }
+
+  /** Index of the first segment that ends at or after the page. */
+  #seek(page: number): number {
+    let low = 0;
+    let high = this.#segments.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#segments[middle]!.last < page) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+}
+
+/** A part of some pages that has or gets a user. */
+export interface PageRange {
+  readonly pages: Pages;
+  readonly first: number;
+  readonly last: number;
+}
+
+/**
+ * One user more for many ranges, all or none. What has first to be adopted by its owner is asked for in one go, so
+ * that the call is restarted once and not once a range.
+ */
+export const holdAll = (ranges: Iterable<PageRange>): void => {
+  const held: PageRange[] = [];
+  const wanted: { readonly va: number; readonly length: number }[] = [];
+  let failure: unknown;
+  for (const range of ranges)
+    try {
+      range.pages.hold(range.first, range.last);
+      held.push(range);
+    } catch (error) {
+      if (!(error instanceof Restart)) {
+        failure = error;
+        break;
+      }
+      wanted.push(...error.ranges);
+    }
+  if (failure === undefined && wanted.length === 0) return;
+  for (const { pages, first, last } of held.reverse()) pages.release(first, last);
+  throw failure ?? new Restart(wanted);
+};
