@@ -1,0 +1,132 @@
+/**
+ * A virtual mock IOMMU: knows devices by a guest's numbers, keeps nothing but their cache slots coherent, has two
+ * queues that must be made in order, and two pages of registers of which the first word holds what its maker gave.
+ */
+import type {
+  HardwareQueue,
+  InvalidationOutcome,
+  NestedOptions,
+  Requester,
+  UserArray,
+  UserData,
+  VirtualIommu,
+} from "../../iommu/driver.ts";
+import type { HostMemory } from "../../memory/host-memory.ts";
+import { LinuxError } from "../../uapi/errno.ts";
+import {
+  IOMMU_HW_QUEUE_TYPE_SELFTEST,
+  IOMMU_TEST_HW_QUEUE_MAX,
+  IOMMU_TEST_INVALIDATE_FLAG_ALL,
+  IOMMU_VEVENTQ_TYPE_SELFTEST,
+  IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+  IommuViommuEventSelftest,
+  IommuViommuInvalidateSelftest,
+  IommuViommuSelftest,
+  MOCK_DEV_CACHE_ID_MAX,
+} from "../../uapi/vendor/mock.ts";
+import type { MockDevice } from "./device.ts";
+import { each, type MockDomain, type MockNestedDomain, requireInvalidateFlags } from "./domain.ts";
+
+const WINDOW_FRAMES = 2;
+const FRAME = 4096;
+
+export interface MockViommuHost {
+  readonly memory: HostMemory;
+  device(requester: Requester): MockDevice;
+  nested(parent: MockDomain, data: UserData, options: NestedOptions, viommu: MockViommu): MockNestedDomain;
+  forget(viommu: MockViommu): void;
+}
+
+export class MockViommu implements VirtualIommu {
+  readonly parent: MockDomain;
+  readonly window: { readonly pa: number; readonly length: number };
+  readonly eventTypes = [IOMMU_VEVENTQ_TYPE_SELFTEST];
+  readonly queueTypes = [IOMMU_HW_QUEUE_TYPE_SELFTEST];
+  readonly queuesArePhysical = true;
+  onEvent: ((type: number, data: Uint8Array) => void) | undefined;
+  readonly #host: MockViommuHost;
+  readonly #devices = new Map<bigint, MockDevice>();
+  readonly #queues: (HardwareQueue | undefined)[] = [];
+
+  /** Throws EINVAL and EFAULT for its data, ENOMEM. */
+  constructor(parent: MockDomain, data: UserData, host: MockViommuHost) {
+    this.parent = parent;
+    this.#host = host;
+    const given = data.length > 0 ? IommuViommuSelftest.read(data.read(IommuViommuSelftest.size)) : undefined;
+    const pa = host.memory.allocate(WINDOW_FRAMES);
+    if (pa < 0) throw new LinuxError("ENOMEM", "no host memory for the pages of a mock vIOMMU");
+    this.window = { pa, length: WINDOW_FRAMES * FRAME };
+    if (given) host.memory.store32(pa, given.in_data);
+    parent.users += 1;
+  }
+
+  /** The number the guest has given the device. */
+  virtualIdOf(device: MockDevice): bigint | undefined {
+    for (const [id, known] of this.#devices) if (known === device) return id;
+    return undefined;
+  }
+
+  allocateNested(_device: Requester, data: UserData, options: NestedOptions): MockNestedDomain {
+    return this.#host.nested(this.parent, data, options, this);
+  }
+
+  invalidate(requests: UserArray): InvalidationOutcome {
+    if (requests.type !== IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST)
+      return {
+        done: 0,
+        error: new LinuxError("EINVAL", `data type 0x${requests.type.toString(16)} is unknown here`),
+      };
+    return each(requests, (index) => this.#invalidateOne(requests, index));
+  }
+
+  addDevice(device: Requester, virtualId: bigint): void {
+    this.#devices.set(virtualId, this.#host.device(device));
+  }
+  removeDevice(_device: Requester, virtualId: bigint): void {
+    this.#devices.delete(virtualId);
+  }
+
+  /** Reports an event of the device. False: the guest does not know it. */
+  report(device: MockDevice): boolean {
+    const id = this.virtualIdOf(device);
+    if (id === undefined) return false;
+    this.onEvent?.(IOMMU_VEVENTQ_TYPE_SELFTEST, IommuViommuEventSelftest.bytes({ virt_id: Number(id) }));
+    return true;
+  }
+
+  allocateQueue({ index }: { readonly index: number }): HardwareQueue {
+    if (index >= IOMMU_TEST_HW_QUEUE_MAX)
+      throw new LinuxError("EINVAL", `index ${index}: there are ${IOMMU_TEST_HW_QUEUE_MAX} queues`);
+    if (index > 0 && !this.#queues[index - 1])
+      throw new LinuxError("EIO", `queue ${index - 1} must be made before queue ${index}`);
+    const queue = {
+      free: () => {
+        this.#queues[index] = undefined;
+      },
+    };
+    this.#queues[index] = queue;
+    return queue;
+  }
+
+  free(): void {
+    this.onEvent = undefined;
+    this.parent.users -= 1;
+    this.#host.memory.free(this.window.pa, WINDOW_FRAMES);
+    this.#host.forget(this);
+  }
+
+  #invalidateOne(requests: UserArray, index: number): void {
+    const { size } = IommuViommuInvalidateSelftest;
+    const least = IommuViommuInvalidateSelftest.fieldEnd("vdev_id");
+    const { flags, vdev_id, cache_id } = IommuViommuInvalidateSelftest.read(
+      requests.read(index, size, least),
+    );
+    requireInvalidateFlags(flags);
+    if (cache_id > MOCK_DEV_CACHE_ID_MAX)
+      throw new LinuxError("EINVAL", `cache_id ${cache_id} is above ${MOCK_DEV_CACHE_ID_MAX}`);
+    const device = this.#devices.get(BigInt(vdev_id));
+    if (!device) throw new LinuxError("EINVAL", `the guest has no device ${vdev_id} on this vIOMMU`);
+    if (flags & IOMMU_TEST_INVALIDATE_FLAG_ALL) device.cache.fill(0);
+    else device.cache[cache_id] = 0;
+  }
+}
