@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "core.h"
+#include "lock.h"
 
 #define PAGE 4096u
 #define MAX_MAPPINGS 1024
@@ -40,32 +41,16 @@ void mmap_init(void)
 
 /* ---- the table ----------------------------------------------------------------------------------------- */
 
-/* Signals stay out while the lock is held: a handler may map and unmap. */
-static uint64_t lock(void)
-{
-    uint64_t all = ~UINT64_C(0), before = 0;
-    raw_sigprocmask(SIG_BLOCK, &all, &before);
-    while (__atomic_exchange_n(&lock_word, 1, __ATOMIC_ACQUIRE))
-        raw_sched_yield();
-    return before;
-}
-
-static void unlock(uint64_t before)
-{
-    __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE);
-    raw_sigprocmask(SIG_SETMASK, &before, NULL);
-}
-
 static uint64_t fork_signals;
 
 void mappings_fork_prepare(void)
 {
-    fork_signals = lock();
+    fork_signals = lock_take(&lock_word);
 }
 
 void mappings_fork_done(void)
 {
-    unlock(fork_signals);
+    lock_give(&lock_word, fork_signals);
 }
 
 static bool add_mapping(uintptr_t start, uintptr_t end, int keep_fd)
@@ -104,11 +89,11 @@ static void forget_mappings(void *addr, size_t len)
     if (!__atomic_load_n(&mapping_count, __ATOMIC_RELAXED))
         return;
     uintptr_t start = (uintptr_t)addr, end = start + ((len + PAGE - 1) & ~(uintptr_t)(PAGE - 1));
-    uint64_t before = lock();
+    uint64_t before = lock_take(&lock_word);
     for (int i = 0; i < MAX_MAPPINGS; i++)
         if (mappings[i].end && mappings[i].start < end && mappings[i].end > start)
             cut_mapping(&mappings[i], start, end);
-    unlock(before);
+    lock_give(&lock_word, before);
 }
 
 static bool maps_emulated(void *addr, size_t len)
@@ -117,10 +102,10 @@ static bool maps_emulated(void *addr, size_t len)
         return false;
     uintptr_t start = (uintptr_t)addr, end = start + len;
     bool found = false;
-    uint64_t before = lock();
+    uint64_t before = lock_take(&lock_word);
     for (int i = 0; i < MAX_MAPPINGS && !found; i++)
         found = mappings[i].end && mappings[i].start < end && mappings[i].end > start;
-    unlock(before);
+    lock_give(&lock_word, before);
     return found;
 }
 
@@ -159,9 +144,9 @@ static long place(void *addr, size_t len, int prot, int flags, int fd, uint64_t 
     int keep_fd = duplicate < 0 ? (int)duplicate : shim_keep_fd((int)duplicate);
     long result = keep_fd < 0 ? keep_fd : 0;
     if (result == 0) {
-        uint64_t before = lock();
+        uint64_t before = lock_take(&lock_word);
         bool added = add_mapping((uintptr_t)base, (uintptr_t)base + ((len + PAGE - 1) & ~(size_t)(PAGE - 1)), keep_fd);
-        unlock(before);
+        lock_give(&lock_word, before);
         if (!added) {
             shim_drop_fd(keep_fd);
             result = -ENOMEM;

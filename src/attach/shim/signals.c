@@ -17,6 +17,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include "lock.h"
 #include "signals.h"
 
 const int owned_signal[OWNED] = {SIGSEGV, SIGBUS, SIGILL};
@@ -64,34 +65,19 @@ bool signals_translated(void)
 
 /* ---- the program's handlers --------------------------------------------------------------------------------- */
 
-static uint64_t lock(void)
-{
-    uint64_t all = ~UINT64_C(0), before = 0;
-    raw_sigprocmask(SIG_BLOCK, &all, &before);
-    while (__atomic_exchange_n(&lock_word, 1, __ATOMIC_ACQUIRE))
-        raw_sched_yield();
-    return before;
-}
-
-static void unlock(uint64_t before)
-{
-    __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE);
-    raw_sigprocmask(SIG_SETMASK, &before, NULL);
-}
-
 static void fork_prepare(void)
 {
-    uint64_t before = lock();
+    uint64_t before = lock_take(&lock_word);
     fork_mask = before;
 }
 static void fork_parent(void)
 {
-    unlock(fork_mask);
+    lock_give(&lock_word, fork_mask);
 }
 static void fork_child(void)
 {
     own_pid = raw_getpid();
-    unlock(fork_mask);
+    lock_give(&lock_word, fork_mask);
 }
 
 /* Under the lock. */
@@ -147,7 +133,7 @@ static int set_disposition(int i, const struct sigaction *act, struct sigaction 
     struct sigaction copy;
     if (act)
         copy = *act;
-    uint64_t before = lock();
+    uint64_t before = lock_take(&lock_word);
     if (old)
         *old = dispositions[i].action;
     if (act) {
@@ -156,7 +142,7 @@ static int set_disposition(int i, const struct sigaction *act, struct sigaction 
         write_disposition(&dispositions[i], &copy);
         install(i);
     }
-    unlock(before);
+    lock_give(&lock_word, before);
     return 0;
 }
 
@@ -276,9 +262,9 @@ static void call_program(int i, const struct sigaction *action, siginfo_t *info,
     if (action->sa_flags & (int)SA_RESETHAND) {
         struct sigaction reset = *action;
         reset.sa_handler = SIG_DFL;
-        uint64_t before = lock();
+        uint64_t before = lock_take(&lock_word);
         write_disposition(&dispositions[i], &reset);
-        unlock(before);
+        lock_give(&lock_word, before);
     }
     uint64_t during = mask | to_kernel(load_mask(&action->sa_mask));
     if (!(action->sa_flags & SA_NODEFER) && marker_signal[i])

@@ -14,6 +14,7 @@
 #include <sys/uio.h>
 #include <ucontext.h>
 
+#include "lock.h"
 #include "shim.h"
 #include "trap.h"
 
@@ -30,30 +31,14 @@ static int (*real_mprotect)(void *, size_t, int);
 
 /* ---- the table ---------------------------------------------------------------------------------------------- */
 
-/* A handler of this thread must not find the lock held, or a slot half written. */
-static uint64_t lock(void)
-{
-    uint64_t all = ~UINT64_C(0), before = 0;
-    raw_sigprocmask(SIG_BLOCK, &all, &before);
-    while (__atomic_exchange_n(&lock_word, 1, __ATOMIC_ACQUIRE))
-        raw_sched_yield();
-    return before;
-}
-
-static void unlock(uint64_t before)
-{
-    __atomic_store_n(&lock_word, 0, __ATOMIC_RELEASE);
-    raw_sigprocmask(SIG_SETMASK, &before, NULL);
-}
-
 static void fork_prepare(void)
 {
-    uint64_t before = lock();
+    uint64_t before = lock_take(&lock_word);
     fork_mask = before;
 }
 static void fork_done(void)
 {
-    unlock(fork_mask);
+    lock_give(&lock_word, fork_mask);
 }
 
 static void write_slot(struct trap_window *slot, const struct trap_window *value)
@@ -194,7 +179,7 @@ void trap_unmap(void *addr, size_t len)
     if (!__atomic_load_n(&used, __ATOMIC_ACQUIRE) || !len)
         return;
     uint64_t start = (uint64_t)addr, end = page_end(addr, len);
-    uint64_t before = lock();
+    uint64_t before = lock_take(&lock_word);
     for (uint32_t i = 0; i < used; i++) {
         struct trap_window *slot = &windows[i];
         if (slot->start == slot->end || !overlaps(slot, start, end))
@@ -207,7 +192,7 @@ void trap_unmap(void *addr, size_t len)
         else
             remove_window(slot);
     }
-    unlock(before);
+    lock_give(&lock_word, before);
 }
 
 int trap_map(void *addr, size_t len, int prot, int flags, uint64_t cookie, int keep_fd, uint64_t file_offset)
@@ -224,9 +209,9 @@ int trap_map(void *addr, size_t len, int prot, int flags, uint64_t cookie, int k
         .fd = keep_fd,
         .protection = (uint32_t)prot,
     };
-    uint64_t before = lock();
+    uint64_t before = lock_take(&lock_word);
     int result = add_window(&window);
-    unlock(before);
+    lock_give(&lock_word, before);
     return result;
 }
 
@@ -260,7 +245,7 @@ EXPORT int mprotect(void *addr, size_t len, int prot)
     uint64_t start = (uint64_t)addr, end = page_end(addr, len);
     if (!__atomic_load_n(&used, __ATOMIC_ACQUIRE) || !len || start % PAGE || end <= start)
         return real_mprotect(addr, len, prot);
-    uint64_t before = lock();
+    uint64_t before = lock_take(&lock_word);
     int result = split_at(start);
     if (result == 0)
         result = split_at(end);
@@ -271,7 +256,7 @@ EXPORT int mprotect(void *addr, size_t len, int prot)
             result = (int)raw_mprotect((void *)start, to - start, prot);
         start = to;
     }
-    unlock(before);
+    lock_give(&lock_word, before);
     if (result < 0) {
         errno = -result;
         return -1;
