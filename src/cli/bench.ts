@@ -1,6 +1,6 @@
 /**
  * `softiommu bench`: every benchmark of bench/, each figure beside its baseline of the same run. A file of bench/
- * exports functions that return rows (bench/row.ts); what it exports besides is not run.
+ * exports functions that return rows (bench/row.ts), given the path of this command; their names end in Bench.
  */
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
@@ -20,6 +20,8 @@ interface Row {
 /** Where the build puts compiled benchmarks, seen from dist/cli. */
 const BENCHES = join(import.meta.dirname, "../../dist-bench/bench");
 
+const COMMAND = join(import.meta.dirname, "main.js");
+
 export const bench = async (
   only: readonly string[],
   { json = false }: { json?: boolean },
@@ -36,7 +38,7 @@ export const bench = async (
     for (const [name, run] of Object.entries(exports).filter(([name]) => name.endsWith("Bench"))) {
       if (typeof run !== "function") continue;
       const done = progress(`measuring ${name} of ${file}`);
-      const measured = ((await run()) as Row[]).map((row) => ({ ...row, file: file.slice(0, -3) }));
+      const measured = ((await run(COMMAND)) as Row[]).map((row) => ({ ...row, file: file.slice(0, -3) }));
       done();
       if (!json) printRows(measured, rows.length === 0);
       rows.push(...measured);

@@ -43,8 +43,9 @@ describe("a line of --explain", () => {
     };
     expect(line("fault", fields)).toBe(
       "DMA write by 01:01.0 at 0x201000 → dmar0: no write permission; the walk ended at level 1: " +
-        "entry at 0x5008 is 0x0",
+        "entry at 0x5008 is 0x0, so nothing is mapped",
     );
+    expect(line("fault", { ...fields, entry: 0x7001n })).toMatch(/entry at 0x5008 is 0x7001$/);
     expect(line("fault", { ...fields, pasid: 5, entryAddress: undefined })).toBe(
       "DMA write by 01:01.0 pasid 5 at 0x201000 → dmar0: no write permission",
     );

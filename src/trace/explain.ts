@@ -37,7 +37,7 @@ const refusedAccess = (fields: EventFields, colors: Colors): string => {
   const where =
     entryAddress === undefined
       ? ""
-      : `; the walk ended${level === undefined ? "" : ` at level ${level}`}: entry at ${hex(entryAddress)} is ${hex(entry)}`;
+      : `; the walk ended${level === undefined ? "" : ` at level ${level}`}: entry at ${hex(entryAddress)} is ${hex(entry)}${entry === 0n ? ", so nothing is mapped" : ""}`;
   return `DMA ${wanted} by ${who} at ${hex(address)} → ${colors.red(String(unit))}: ${reason}${where}`;
 };
 
