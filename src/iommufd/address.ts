@@ -34,3 +34,12 @@ export interface AddressRange {
 
 export const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
 export const showRange = ({ start, last }: AddressRange): string => `[${hex(start)}, ${hex(last)}]`;
+
+export const maxOf = (a: bigint, b: bigint): bigint => {
+  if (a < b) return b;
+  return a;
+};
+export const minOf = (a: bigint, b: bigint): bigint => {
+  if (b < a) return b;
+  return a;
+};

@@ -5,9 +5,18 @@
  * reservations is `iova-space.ts`.
  */
 import { IntervalMap } from "../base/interval-map.ts";
-import type { PagingDomain } from "../iommu/driver.ts";
+import { type PagingDomain, Protection } from "../iommu/driver.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import { type AddressRange, hex, MAX_ADDRESS, offsetOf, PAGE_BYTES, pageOf, showRange } from "./address.ts";
+import {
+  type AddressRange,
+  hex,
+  MAX_ADDRESS,
+  minOf,
+  offsetOf,
+  PAGE_BYTES,
+  pageOf,
+  showRange,
+} from "./address.ts";
 import type { IommufdContext } from "./context.ts";
 import { firstIn, IovaSpace } from "./iova-space.ts";
 import { holdAll, type PageRange, type Pages } from "./pages.ts";
@@ -55,7 +64,6 @@ const pageRange = (piece: Piece): PageRange => ({
   first: firstPage(piece),
   last: lastPage(piece),
 });
-const minBig = (a: bigint, b: bigint): bigint => (a < b ? a : b);
 const lowestBit = (value: bigint): bigint => value & -value;
 
 const roundUpPowerOfTwo = (value: bigint): bigint => 1n << BigInt((value - 1n).toString(2).length);
@@ -105,13 +113,15 @@ export class IoPagetable {
 
   /**
    * Maps pieces one after the other from `iova` on, or from where they fit. Pins when a domain maps them. Throws
-   * EINVAL (alignment, reserved), EEXIST, ENOSPC, ENOMEM, EFAULT, Restart; then nothing has changed.
+   * EINVAL (alignment, reserved), EEXIST, ENOSPC, EPERM (not writable), ENOMEM, EFAULT, Restart; then nothing has
+   * changed.
    */
   map(pieces: readonly Piece[], protection: number, fixed: bigint | undefined): bigint {
     const length = pieces.reduce((sum, piece) => sum + piece.length, 0n);
     const iova = fixed ?? this.#place(pieces[0]!, length);
-    if (fixed !== undefined) this.#requireFree({ start: iova, last: iova + length - 1n });
     this.#requireAligned(pieces, iova);
+    if (fixed !== undefined) this.#requireFree({ start: iova, last: iova + length - 1n });
+    if (protection & Protection.write) this.#requireWritable(pieces);
     const areas: Area[] = [];
     let at = iova;
     for (const { pages, start, length: bytes } of pieces) {
@@ -133,19 +143,10 @@ export class IoPagetable {
     return iova;
   }
 
-  /**
-   * The pieces behind [iova, iova + length). Throws ENOENT when something of it is not mapped, EPERM when it is to be
-   * written and may not.
-   */
-  pieces(iova: bigint, length: bigint, write: boolean): Piece[] {
+  /** The pieces behind [iova, iova + length). Throws ENOENT when something of it is not mapped. */
+  pieces(iova: bigint, length: bigint): Piece[] {
     const found: Piece[] = [];
     this.#walk(iova, length, (area, from, bytes) => {
-      if (write && !area.pages.writable)
-        throw new LinuxError(
-          "EPERM",
-          `the memory behind ${showRange(rangeOf(area))} was mapped without the right to write`,
-          this.#name(),
-        );
       found.push({ pages: area.pages, start: area.start + (from - area.iova), length: bytes });
     });
     return found;
@@ -304,6 +305,15 @@ export class IoPagetable {
     }
   }
 
+  #requireWritable(pieces: readonly Piece[]): void {
+    if (pieces.every(({ pages }) => pages.writable)) return;
+    throw new LinuxError(
+      "EPERM",
+      "the memory was mapped first without WRITEABLE; a copy cannot be written either",
+      this.#name(),
+    );
+  }
+
   #requireFree(range: AddressRange): void {
     const reserved = this.space.reservedIn(range);
     if (reserved)
@@ -328,7 +338,7 @@ export class IoPagetable {
     const pageOffset = piece.start & (PAGE - 1n);
     const address = piece.pages.source.base + piece.start;
     const memoryAlignment = address === 0n ? LARGEST_ALIGNMENT : lowestBit(address);
-    let alignment = minBig(minBig(roundUpPowerOfTwo(length), memoryAlignment), LARGEST_ALIGNMENT);
+    let alignment = minOf(minOf(roundUpPowerOfTwo(length), memoryAlignment), LARGEST_ALIGNMENT);
     if (alignment < this.#alignment) alignment = this.#alignment;
     const how = { length, alignment, pageOffset };
     for (const range of this.space.placeable) {
@@ -350,7 +360,7 @@ export class IoPagetable {
       if (!this.#areas.find(pageOf(at), offsetOf(at)))
         throw new LinuxError("ENOENT", `nothing is mapped at ${hex(at)}`, this.#name());
       const area = this.#areas.value;
-      const end = minBig(lastOf(area), last);
+      const end = minOf(lastOf(area), last);
       visit(area, at, end - at + 1n);
       at = end + 1n;
     }

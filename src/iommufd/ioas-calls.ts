@@ -217,7 +217,7 @@ const copy = request(IOMMU_IOAS_COPY, IommuIoasCopy, "src_iova", ({ context, arg
   const source = ioasOf(context, argument.src_ioas_id);
   if (length === 0n) throw new LinuxError("EINVAL", "length is 0; at least a byte is copied");
   requireRange("src_iova", from, length);
-  const pieces = source.pagetable.pieces(from, length, (protection & Protection.write) !== 0);
+  const pieces = source.pagetable.pieces(from, length);
   const target = ioasOf(context, argument.dst_ioas_id);
   const fixed = (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
   if (fixed) requireRange("dst_iova", to, length);

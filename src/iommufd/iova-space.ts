@@ -4,7 +4,7 @@
  * Reservations have owners: a device that leaves takes its own away, and another's that overlap them stay.
  */
 import { LinuxError } from "../uapi/errno.ts";
-import { type AddressRange, MAX_ADDRESS, showRange } from "./address.ts";
+import { type AddressRange, MAX_ADDRESS, maxOf, minOf, showRange } from "./address.ts";
 
 interface Reservation extends AddressRange {
   readonly owner: object;
@@ -66,9 +66,10 @@ export class IovaSpace {
   get allowed(): readonly AddressRange[] {
     return this.#allowed;
   }
-  /** What automatic placement may use. */
+  /** What automatic placement may use; adjacent allowed ranges count as one. */
   get placeable(): readonly AddressRange[] {
-    this.#placeable ??= this.#allowed.length === 0 ? this.#usable : intersect(this.#allowed, this.#usable);
+    this.#placeable ??=
+      this.#allowed.length === 0 ? this.#usable : intersect(union(this.#allowed), this.#usable);
     return this.#placeable;
   }
 
@@ -128,8 +129,8 @@ const intersect = (a: readonly AddressRange[], b: readonly AddressRange[]): Addr
   const both: AddressRange[] = [];
   for (let i = 0, j = 0; i < a.length && j < b.length; ) {
     const [one, other] = [a[i]!, b[j]!];
-    const start = one.start > other.start ? one.start : other.start;
-    const last = one.last < other.last ? one.last : other.last;
+    const start = maxOf(one.start, other.start);
+    const last = minOf(one.last, other.last);
     if (start <= last) both.push({ start, last });
     if (one.last < other.last) i += 1;
     else j += 1;

@@ -37,7 +37,7 @@ export const request = <F extends Members>(
   number: number,
   layout: Struct<F>,
   last: Parameters<Struct<F>["fieldEnd"]>[0],
-  handle: (request: Request<F>) => number | Suspended | undefined | void,
+  handle: (request: Request<F>) => number | Suspended | undefined,
 ): RequestKind => ({
   number,
   name: layout.name,
