@@ -244,6 +244,11 @@ export class IoPagetable {
     this.space.reserve(owner, range);
   }
 
+  /** Gives back what the owner has reserved. */
+  unreserve(owner: object): void {
+    this.space.unreserve(owner);
+  }
+
   /** The first area that touches the range. */
   areaIn({ start, last }: AddressRange): Area | undefined {
     return this.#areas.overlaps(pageOf(start), offsetOf(start), pageOf(last), offsetOf(last))
