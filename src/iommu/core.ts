@@ -6,43 +6,55 @@
 import type { EventSink } from "../base/events.ts";
 import type { PciFunction } from "../pci/function.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import type { DeviceCapabilities, Domain, IommuDriver, PagingDomain, ReservedRegion } from "./driver.ts";
+import type {
+  DeviceCapabilities,
+  Domain,
+  IommuDriver,
+  PagingDomain,
+  Requester,
+  ReservedRegion,
+} from "./driver.ts";
 
-export interface Device {
-  readonly function: PciFunction;
+/** Stands for "without PASID" where domains are kept by PASID. */
+const NO_PASID = -1;
+
+/** A device behind an IOMMU: a PCI function, or of another kind `F` that its driver knows. */
+export interface Device<F extends Requester = PciFunction> {
+  readonly function: F;
   readonly driver: IommuDriver;
-  readonly group: Group;
+  readonly group: Group<F>;
   readonly capabilities: DeviceCapabilities;
   /** "0000:01:00.0" */
   readonly name: string;
 }
 
-export class Group {
+export class Group<F extends Requester = PciFunction> {
   /** The number in /dev/vfio/N and in the sysfs link. */
   readonly id: number;
-  readonly #devices: Device[] = [];
+  readonly #devices: Device<F>[] = [];
   readonly #events: EventSink;
   #owner: object | undefined;
-  #domain: Domain | undefined;
+  /** What its owner gave it, without PASID (`NO_PASID`) and by PASID. */
+  readonly #domains = new Map<number, Domain>();
 
   constructor(id: number, events: EventSink) {
     this.id = id;
     this.#events = events;
   }
 
-  get devices(): readonly Device[] {
+  get devices(): readonly Device<F>[] {
     return this.#devices;
   }
   /** The domain its owner gave it; undefined: blocked. */
   get domain(): Domain | undefined {
-    return this.#domain;
+    return this.#domains.get(NO_PASID);
   }
   get owned(): boolean {
     return this.#owner !== undefined;
   }
 
   /** Used by the core while it builds the group. */
-  admit(device: Device): void {
+  admit(device: Device<F>): void {
     this.#devices.push(device);
     device.driver.attach(device.function, device.driver.blocked);
   }
@@ -61,35 +73,36 @@ export class Group {
   /** Gives the DMA back: devices are blocked from now on. */
   release(owner: object): void {
     if (this.#owner !== owner) return;
-    this.detach();
+    for (const key of [...this.#domains.keys()]) this.detach(key === NO_PASID ? undefined : key);
     this.#owner = undefined;
   }
 
   /**
-   * Gives all devices this domain, or none: when one does not fit, those before it get back what they had, and the
-   * error of the driver (EINVAL, EPERM) is thrown.
+   * Gives all devices, or their PASID, this domain: when one does not fit, those before it get back what they had, and
+   * the error of the driver (EINVAL, EPERM) is thrown.
    */
-  attach(domain: Domain): void {
-    const before = this.#domain;
+  attach(domain: Domain, pasid?: number): void {
+    const before = this.#domains.get(pasid ?? NO_PASID);
     this.#devices.forEach((device, index) => {
       try {
-        device.driver.attach(device.function, domain);
+        device.driver.attach(device.function, domain, pasid);
       } catch (error) {
         for (const done of this.#devices.slice(0, index))
-          done.driver.attach(done.function, before ?? done.driver.blocked);
+          done.driver.attach(done.function, before ?? done.driver.blocked, pasid);
         throw error;
       }
     });
-    this.#domain = domain;
-    if (this.#events.on) this.#events.emit("attach", { group: this.id, domain: domain.name });
+    this.#domains.set(pasid ?? NO_PASID, domain);
+    if (this.#events.on) this.#events.emit("attach", { group: this.id, domain: domain.name, pasid });
   }
 
   /** Back to blocked. */
-  detach(): void {
-    if (this.#domain === undefined) return;
-    for (const device of this.#devices) device.driver.attach(device.function, device.driver.blocked);
-    if (this.#events.on) this.#events.emit("detach", { group: this.id, domain: this.#domain.name });
-    this.#domain = undefined;
+  detach(pasid?: number): void {
+    const domain = this.#domains.get(pasid ?? NO_PASID);
+    if (!domain) return;
+    for (const { driver, function: device } of this.#devices) driver.attach(device, driver.blocked, pasid);
+    if (this.#events.on) this.#events.emit("detach", { group: this.id, domain: domain.name, pasid });
+    this.#domains.delete(pasid ?? NO_PASID);
   }
 
   /** Reserved regions of all devices, by address, those of equal kind and range once. */

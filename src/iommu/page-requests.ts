@@ -1,0 +1,96 @@
+/**
+ * Page requests from a unit to whoever owns the device's domain: requests of a group are collected until the last one
+ * has come, then the group goes to the handler of the device's PASID. A group nobody handles is answered `invalid`.
+ */
+import type { IommuDriver, PageRequest, PageResponse, Requester } from "./driver.ts";
+
+export interface PageRequestGroup {
+  readonly device: Requester;
+  readonly pasid: number | undefined;
+  /** The device's number for it. */
+  readonly number: number;
+  readonly requests: readonly PageRequest[];
+  /** Answers all of them, once. */
+  respond(code: PageResponse["code"]): void;
+}
+
+export type PageRequestHandler = (group: PageRequestGroup) => void;
+
+/** Requests of a group that are kept for its last one: a device that sends more gets an answer at once. */
+const MOST_PARTIAL = 1024;
+const NO_PASID = -1;
+
+interface DeviceRequests {
+  readonly handlers: Map<number, PageRequestHandler>;
+  /** By group number. */
+  readonly partial: Map<number, PageRequest[]>;
+  partialCount: number;
+}
+
+export class PageRequests {
+  readonly #driver: IommuDriver;
+  readonly #devices = new Map<Requester, DeviceRequests>();
+
+  constructor(driver: IommuDriver) {
+    this.#driver = driver;
+    driver.onPageRequest = (device, request) => this.#take(device, request);
+  }
+
+  /** From now on groups of the device's PASID go to the handler, until `unhandle`. */
+  handle(device: Requester, pasid: number | undefined, handler: PageRequestHandler): void {
+    let known = this.#devices.get(device);
+    if (!known) {
+      known = { handlers: new Map(), partial: new Map(), partialCount: 0 };
+      this.#devices.set(device, known);
+    }
+    known.handlers.set(pasid ?? NO_PASID, handler);
+  }
+
+  unhandle(device: Requester, pasid: number | undefined): void {
+    const known = this.#devices.get(device);
+    known?.handlers.delete(pasid ?? NO_PASID);
+    if (known?.handlers.size === 0) this.#devices.delete(device);
+  }
+
+  #take(device: Requester, request: PageRequest): void {
+    const known = this.#devices.get(device);
+    if (known && !request.last) {
+      if (known.partialCount >= MOST_PARTIAL) return;
+      known.partialCount += 1;
+      const collected = known.partial.get(request.group);
+      if (collected) collected.push(request);
+      else known.partial.set(request.group, [request]);
+      return;
+    }
+    const handler = known?.handlers.get(request.pasid ?? NO_PASID);
+    const respond = (code: PageResponse["code"]): void =>
+      this.#driver.respond?.(device, {
+        group: request.group,
+        code,
+        ...(request.pasid !== undefined && { pasid: request.pasid }),
+      });
+    const before = known?.partial.get(request.group) ?? [];
+    if (known && before.length > 0) {
+      known.partial.delete(request.group);
+      known.partialCount -= before.length;
+    }
+    if (!handler) {
+      if (request.last) respond("invalid");
+      return;
+    }
+    const { pasid, group: number } = request;
+    handler({ device, pasid, number, requests: [...before, request], respond });
+  }
+}
+
+const routers = new WeakMap<IommuDriver, PageRequests>();
+
+/** The one of this driver. */
+export const pageRequestsOf = (driver: IommuDriver): PageRequests => {
+  let router = routers.get(driver);
+  if (!router) {
+    router = new PageRequests(driver);
+    routers.set(driver, router);
+  }
+  return router;
+};
