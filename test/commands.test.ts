@@ -1,10 +1,10 @@
 /** The commands other than `run` and `walk`, as a user types them. */
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { ROOT, softiommu } from "./support/run.ts";
+import { exec, ROOT, SOFTIOMMU, softiommu } from "./support/run.ts";
 
 let folder: string;
 beforeAll(() => {
@@ -81,6 +81,39 @@ describe("softiommu machine", () => {
       stderr: `softiommu: ${wrong}:4: units.0.wings: no such setting\n`,
     });
     expect((await softiommu("machine", "check", join(folder, "none.yaml"))).status).toBe(2);
+  });
+});
+
+describe("softiommu tour", () => {
+  /** A PATH with these programs and no other. */
+  const pathOf = (name: string, programs: readonly string[]): string => {
+    const only = join(folder, name);
+    mkdirSync(only);
+    for (const program of programs) {
+      const found = spawnSync("which", [program], { encoding: "utf8" }).stdout.trim();
+      if (found) symlinkSync(found, join(only, program));
+    }
+    return only;
+  };
+  const tour = (path: string) => exec(process.execPath, [SOFTIOMMU, "tour"], { ...process.env, PATH: path });
+
+  it("runs a real program, then the demo", async () => {
+    const { status, stdout, stderr } = await tour(process.env["PATH"]!);
+    expect(stdout).toMatch(/ended with status 0[\s\S]*(\d+) of \1 claims hold/);
+    expect(stderr).toMatch(/^softiommu: \d+ calls, 0 failed;/m);
+    expect(status).toBe(0);
+  });
+
+  it("takes the C example where qemu-io is not installed", async () => {
+    const { status, stdout } = await tour(pathOf("compiler", ["cc", "as", "ld"]));
+    expect(stdout).toContain("wrote a block, read it back");
+    expect(status).toBe(0);
+  });
+
+  it("says so when there is no program to run", async () => {
+    const { status, stdout } = await tour(pathOf("nothing", []));
+    expect(stdout).toMatch(/^No program to run:[\s\S]*claims hold/);
+    expect(status).toBe(0);
   });
 });
 

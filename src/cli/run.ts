@@ -50,6 +50,7 @@ export const runProgram = async ([program, ...args]: string[], options: RunOptio
     inspection.close();
     host.stop();
     trace?.close();
+    if (trace?.failure) process.stderr.write(`softiommu: the trace ended early: ${trace.failure}\n`);
     if (tally) process.stderr.write(`softiommu: ${tally}\n`);
   }
 };

@@ -1,3 +1,4 @@
+import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { MachineFileError, parseDevice, parseMachine, withDevices } from "./file.ts";
 import { parseSize } from "./schema.ts";
@@ -71,6 +72,36 @@ describe("a machine file", () => {
     ],
   ])("names file, line and what is allowed for %s", (_what, text, expected) => {
     expect(complaintsOf(() => parseMachine(text, "m.yaml"))).toMatch(expected);
+  });
+
+  it("wants RAM in whole pages, below the addresses of BARs", () => {
+    const withRam = (ram: string) => () => parseMachine(`${machine}memory:\n  ram: ${ram}\n`, "m.yaml");
+    expect(withRam("64G")().memory.ram).toBe(2 ** 36);
+    expect(complaintsOf(withRam("5000"))).toMatch(/^m\.yaml:10: memory\.ram: .*a multiple of 4K$/);
+    expect(complaintsOf(withRam("65G"))).toMatch(/at most 64G$/);
+  });
+
+  it("that is anything at all is read or refused, and nothing else happens", () => {
+    const value = fc.oneof(
+      fc.string(),
+      fc.json(),
+      fc
+        .object({ key: fc.constantFrom("name", "units", "devices", "model", "at", "bars", "__proto__") })
+        .map((object) => JSON.stringify(object)),
+      fc.string().map((text) => machine.replace("64M", text)),
+    );
+    fc.assert(
+      fc.property(value, (text) => {
+        try {
+          parseMachine(text, "m.yaml");
+        } catch (error) {
+          expect(error).toBeInstanceOf(MachineFileError);
+        }
+      }),
+    );
+    const laughs = Array.from({ length: 9 }, (_, i) => `l${i + 1}: &l${i + 1} [${`*l${i},`.repeat(9)}]`);
+    const bomb = `l0: &l0 [lol]\n${laughs.join("\n")}\n`;
+    expect(complaintsOf(() => parseMachine(bomb, "m.yaml"))).toContain("m.yaml:");
   });
 
   it("tells all complaints at once", () => {

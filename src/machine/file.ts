@@ -21,7 +21,7 @@ export const parseMachine = (text: string, file: string): MachineDescription => 
         .map((error) => `${file}:${lines.linePos(error.pos[0]).line}: ${error.message.split("\n")[0]}`)
         .join("\n"),
     );
-  const result = v.safeParse(machineSchema, document.toJS() ?? {});
+  const result = v.safeParse(machineSchema, plainValue(document, file));
   const complaints = result.success
     ? crossChecks(result.output)
     : result.issues.flatMap((issue) => flatten(issue)).map(describe);
@@ -31,6 +31,15 @@ export const parseMachine = (text: string, file: string): MachineDescription => 
       .map(({ path, text }) => `${file}:${lineOf(document, lines, path)}: ${pathText(path)}${text}`)
       .join("\n"),
   );
+};
+
+/** What the text says, without the text. Aliases that multiply without end are refused by the parser. */
+const plainValue = (document: Document, file: string): unknown => {
+  try {
+    return document.toJS() ?? {};
+  } catch (error) {
+    throw new MachineFileError(`${file}:1: ${error instanceof Error ? error.message : String(error)}`);
+  }
 };
 
 /** Settings whose value is text even when it looks like a number. */

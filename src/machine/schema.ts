@@ -23,6 +23,9 @@ const size = v.pipe(
   v.minValue(1, "a size above 0"),
 );
 
+/** What fits below the addresses of BARs. */
+const ram = v.pipe(size, v.multipleOf(4096, "a multiple of 4K"), v.maxValue(2 ** 36, "at most 64G"));
+
 const address = v.pipe(
   v.union([v.number(), v.string()], 'an address, such as "0x7f000000"'),
   v.transform((given) => (typeof given === "number" ? given : Number(given))),
@@ -104,7 +107,7 @@ export const machineSchema = v.strictObject({
   name: v.pipe(v.string(), v.minLength(1, "a name")),
   /** Seed of everything that is random. */
   seed: v.optional(v.pipe(v.number(), v.integer(), v.minValue(0)), 1),
-  memory: v.optional(v.strictObject({ ram: v.optional(size, 2 ** 30) }), {}),
+  memory: v.optional(v.strictObject({ ram: v.optional(ram, 2 ** 30) }), {}),
   units: v.pipe(v.array(vtdUnit), v.minLength(1, "at least one unit")),
   devices: v.array(deviceSchema),
 });

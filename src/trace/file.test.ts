@@ -104,6 +104,13 @@ describe("a trace for Perfetto", () => {
   });
 });
 
+it("a trace that cannot be written any more ends, says why, and throws nothing", () => {
+  const file = new TraceFile("/dev/full");
+  for (let i = 0; i < 5000; i++) file.write({ at: i, kind: "dma", fields: { rid: 8, bytes: i } });
+  file.close();
+  expect(file.failure).toContain("ENOSPC");
+});
+
 it("nobody listens until somebody does, and no longer than that", () => {
   const fan = new Fan(new ManualClock());
   expect(fan.on).toBe(false);

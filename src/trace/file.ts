@@ -10,6 +10,8 @@ import type { TraceEvent } from "./fan.ts";
 const CHUNK = 1 << 16;
 
 export class TraceFile {
+  /** Why the trace ended early (a full disk), if it did: tracing never fails a program's call. */
+  failure: string | undefined;
   readonly #fd: number;
   readonly #perfetto: boolean;
   #pending = "";
@@ -32,15 +34,26 @@ export class TraceFile {
 
   close(): void {
     if (!this.#open) return;
-    this.#open = false;
     if (this.#perfetto) this.#pending += "\n]}\n";
     this.#flush();
-    closeSync(this.#fd);
+    this.#end();
   }
 
   #flush(): void {
-    writeSync(this.#fd, this.#pending);
+    const bytes = Buffer.from(this.#pending);
     this.#pending = "";
+    try {
+      for (let done = 0; done < bytes.length; ) done += writeSync(this.#fd, bytes, done);
+    } catch (error) {
+      this.failure = error instanceof Error ? error.message : String(error);
+      this.#end();
+    }
+  }
+
+  #end(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    closeSync(this.#fd);
   }
 }
 

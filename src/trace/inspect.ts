@@ -50,6 +50,7 @@ export class Inspection {
     this.#machine = machine;
     this.#program = program;
     this.#server = createServer((socket) => this.#serve(socket));
+    this.#server.on("error", () => {}); // a run that cannot be asked is a run all the same
     this.#server.listen(join(folder, INSPECT_SOCKET));
     this.#server.unref();
   }
