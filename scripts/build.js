@@ -1,5 +1,6 @@
 // Builds dist/: the TypeScript, the two pieces of C, and copies of the C for places that have to compile it again.
-// With --bench also dist-bench/. With --clean from nothing. Prints nothing when all is well.
+// With --bench also dist-bench/. With --clean from nothing. Prints nothing when all is well; on a terminal it says that
+// it is at work.
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
@@ -32,6 +33,9 @@ const buildBench = () => {
     symlinkSync(join(root, target), join(root, "dist-bench", link));
 };
 
+const terminal = process.stderr.isTTY === true;
+if (terminal) process.stderr.write("building …\r");
+process.on("exit", () => terminal && process.stderr.write("\r\u001b[K"));
 if (process.argv.includes("--clean")) rmSync(join(root, "dist"), { recursive: true, force: true });
 compile("tsconfig.build.json");
 run("make", "-s", "-C", "src/attach/shim", `OUT=${root}dist/shim`);
