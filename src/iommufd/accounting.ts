@@ -7,7 +7,7 @@ import { Capability, type Task } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { PAGE_BYTES } from "./address.ts";
 
-export type AccountMode = "user" | "process" | "locked";
+export type AccountMode = "user" | "process";
 
 /** Pages pinned by each user of the system, over all files. */
 export class UserPins {
@@ -61,22 +61,12 @@ export class Payer {
   }
 
   #held(): number {
-    switch (this.mode) {
-      case "user":
-        return this.#users.of(this.task.uid);
-      case "process":
-        return this.task.memory.pinnedPages;
-      case "locked":
-        return this.task.memory.lockedPages;
-    }
+    const { memory, uid } = this.task;
+    return this.mode === "user" ? this.#users.of(uid) : memory.pinnedPages;
   }
 
   #add(pages: number): void {
     const { memory, uid } = this.task;
-    if (this.mode === "locked") {
-      memory.lockedPages += pages;
-      return;
-    }
     memory.pinnedPages += pages;
     if (this.mode === "user") this.#users.add(uid, pages);
   }

@@ -38,8 +38,6 @@ export class IommufdContext {
   accountMode: AccountMode = "user";
   /** The address space of the VFIO compatibility requests. */
   compatIoas: Ioas | undefined;
-  /** They behave as a container without IOMMU until VFIO_SET_IOMMU. */
-  compatType: 1 | 3 | undefined;
   #references = 1;
 
   constructor(system: IommufdSystem, name: string) {

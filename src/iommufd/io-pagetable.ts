@@ -40,6 +40,15 @@ export interface Area extends Piece {
   leaving: boolean;
 }
 
+/** How an unmap went. */
+export interface Unmapped {
+  /** Bytes that were unmapped. */
+  readonly bytes: bigint;
+  readonly done: boolean;
+  /** What stopped it. */
+  readonly error?: LinuxError;
+}
+
 /** What is told before pages go. */
 export interface PinHolder {
   /** Pages of IOVAs [iova, iova + length) are to be unmapped: unpin them. */
@@ -113,14 +122,14 @@ export class IoPagetable {
 
   /**
    * Maps pieces one after the other from `iova` on, or from where they fit. Pins when a domain maps them. Throws
-   * EINVAL (alignment, reserved), EEXIST, ENOSPC, EPERM (not writable), ENOMEM, EFAULT, Restart; then nothing has
+   * EINVAL (alignment, reserved), EOVERFLOW, EEXIST, ENOSPC, EPERM (not writable), ENOMEM, EFAULT, Restart; then nothing has
    * changed.
    */
   map(pieces: readonly Piece[], protection: number, fixed: bigint | undefined): bigint {
     const length = pieces.reduce((sum, piece) => sum + piece.length, 0n);
     const iova = fixed ?? this.#place(pieces[0]!, length);
     this.#requireAligned(pieces, iova);
-    if (fixed !== undefined) this.#requireFree({ start: iova, last: iova + length - 1n });
+    if (fixed !== undefined) this.#requireFree(iova, length);
     if (protection & Protection.write) this.#requireWritable(pieces);
     const areas: Area[] = [];
     let at = iova;
@@ -169,25 +178,93 @@ export class IoPagetable {
   }
 
   /**
-   * Unmaps the areas within [start, last]. Gives the bytes that were unmapped; undefined: accesses that were told
-   * still have pins there, try again. Throws ENOENT (none, or one is cut), EBUSY (locked); then nothing has changed.
+   * Unmaps the areas within [start, last], in order, and tells the bytes that went. `done` is false when accesses that
+   * were told still have pins there: try again. What stops it (ENOENT: an area is cut or there is none; EBUSY: it is
+   * needed) comes as `error`: areas before are gone then.
    */
-  unmap(start: bigint, last: bigint): bigint | undefined {
+  unmap(start: bigint, last: bigint): Unmapped {
     const areas = this.#within(start, last);
-    if (areas.length === 0) {
-      if (start === 0n && last === MAX_ADDRESS) return 0n;
-      throw new LinuxError("ENOENT", `nothing is mapped in ${showRange({ start, last })}`, this.#name());
+    const first = areas[0];
+    if (!first) {
+      if (start === 0n && last === MAX_ADDRESS) return { bytes: 0n, done: true };
+      return { bytes: 0n, done: true, error: this.#nothingIn({ start, last }) };
     }
-    if (!this.#quiesce(areas)) return undefined;
-    const first = areas[0]!.iova;
-    const bytes = lastOf(areas.at(-1)!) - first + 1n;
-    for (const domain of this.#domains) domain.unmap(Number(first), Number(bytes));
+    let count = 0;
+    let error: LinuxError | undefined;
+    for (const area of areas) {
+      error = this.#unmappable(area, { start, last });
+      if (error || !this.#quiesce(area)) break;
+      count += 1;
+    }
+    const bytes = this.#take(areas.slice(0, count));
+    return error ? { bytes, done: true, error } : { bytes, done: count === areas.length };
+  }
+
+  /** Empties the domains where the adjacent areas are, then takes the areas away. */
+  #take(areas: readonly Area[]): bigint {
+    const first = areas[0];
+    if (!first) return 0n;
+    const end = lastOf(areas.at(-1)!) + 1n;
+    for (const domain of this.#domains) domain.unmap(Number(first.iova), Number(end - first.iova));
     let total = 0n;
     for (const area of areas) {
       total += area.length;
       this.#remove(area);
     }
     return total;
+  }
+
+  #nothingIn(range: AddressRange): LinuxError {
+    return new LinuxError("ENOENT", `nothing is mapped in ${showRange(range)}`, this.#name());
+  }
+
+  #unmappable(area: Area, { start, last }: AddressRange): LinuxError | undefined {
+    if (area.iova < start || lastOf(area) > last)
+      return new LinuxError(
+        "ENOENT",
+        `${showRange({ start, last })} cuts the area ${showRange(rangeOf(area))}; whole areas are unmapped`,
+        this.#name(),
+      );
+    if (area.locks === 0) return undefined;
+    return new LinuxError(
+      "EBUSY",
+      `the area ${showRange(rangeOf(area))} is needed by a hardware queue`,
+      this.#name(),
+    );
+  }
+
+  /**
+   * Cuts areas in two where the range begins and ends, so that it can be unmapped. A place that is not aligned is left
+   * alone. Throws EBUSY when an area to be cut is pinned or needed by something.
+   */
+  cut({ start, last }: AddressRange): void {
+    this.#cutAt(start);
+    if (last < MAX_ADDRESS) this.#cutAt(last + 1n);
+  }
+
+  #cutAt(iova: bigint): void {
+    if (!this.#areas.find(pageOf(iova), offsetOf(iova))) return;
+    const area = this.#areas.value;
+    if (area.iova === iova || (iova & (this.#alignment - 1n)) !== 0n) return;
+    if (area.locks > 0 || area.accesses > 0)
+      throw new LinuxError(
+        "EBUSY",
+        `the area ${showRange(rangeOf(area))} cannot be cut at ${hex(iova)}: it is pinned`,
+        this.#name(),
+      );
+    this.#context.allocate("an area");
+    const low = { ...area, length: iova - area.iova };
+    const high = { ...area, iova, start: area.start + low.length, length: area.length - low.length };
+    if (this.#domains.length > 0 && lastPage(low) === firstPage(high))
+      area.pages.hold(lastPage(low), lastPage(low));
+    const end = lastOf(area);
+    this.#areas.remove();
+    for (const part of [low, high]) {
+      const last = part === low ? iova - 1n : end;
+      this.#areas.insert(pageOf(part.iova), offsetOf(part.iova), pageOf(last), offsetOf(last), part);
+    }
+    area.pages.retain();
+    this.#context.system.live.areas += 1;
   }
 
   /** The unmap that was waited for is given up: the areas may be used again. */
@@ -319,7 +396,14 @@ export class IoPagetable {
     );
   }
 
-  #requireFree(range: AddressRange): void {
+  #requireFree(iova: bigint, length: bigint): void {
+    const range = { start: iova, last: iova + length - 1n };
+    if (range.last > MAX_ADDRESS)
+      throw new LinuxError(
+        "EOVERFLOW",
+        `iova ${hex(iova)} + length ${hex(length)} goes beyond 64 bits`,
+        this.#name(),
+      );
     const reserved = this.space.reservedIn(range);
     if (reserved)
       throw new LinuxError(
@@ -371,7 +455,7 @@ export class IoPagetable {
     }
   }
 
-  /** Areas that lie in the range. Throws ENOENT when one lies there only partly. */
+  /** Areas that touch the range. */
   #within(start: bigint, last: bigint): Area[] {
     const found: Area[] = [];
     const [endPage, endOffset] = [pageOf(last), offsetOf(last)];
@@ -382,33 +466,15 @@ export class IoPagetable {
       found.push(this.#areas.value);
       more = this.#areas.next();
     }
-    for (const area of [found[0], found.at(-1)])
-      if (area && (area.iova < start || lastOf(area) > last))
-        throw new LinuxError(
-          "ENOENT",
-          `${showRange({ start, last })} cuts the area ${showRange(rangeOf(area))}; whole areas are unmapped`,
-          this.#name(),
-        );
     return found;
   }
 
-  /** Nobody locks them and no access has them pinned. False: they were told, and some are pinned still. */
-  #quiesce(areas: readonly Area[]): boolean {
-    for (const area of areas)
-      if (area.locks > 0)
-        throw new LinuxError(
-          "EBUSY",
-          `the area ${showRange(rangeOf(area))} is needed by a hardware queue`,
-          this.#name(),
-        );
-    let quiet = true;
-    for (const area of areas) {
-      if (area.accesses === 0) continue;
-      area.leaving = true;
-      for (const holder of this.#holders) holder.unmap(area.iova, area.length);
-      if (area.accesses > 0) quiet = false;
-    }
-    return quiet;
+  /** No access has it pinned. False: they were told, and some pin it still. */
+  #quiesce(area: Area): boolean {
+    if (area.accesses === 0) return true;
+    area.leaving = true;
+    for (const holder of this.#holders) holder.unmap(area.iova, area.length);
+    return area.accesses === 0;
   }
 
   #insert(area: Area): void {
@@ -491,6 +557,12 @@ export class IoPagetable {
 
   /** All or nothing. */
   #mapIn(domain: PagingDomain, area: Area): void {
+    if (area.protection === 0)
+      throw new LinuxError(
+        "EINVAL",
+        `the area ${showRange(rangeOf(area))} allows neither reading nor writing, and no table entry says that`,
+        this.#name(),
+      );
     const first = Number(area.iova);
     let iova = first;
     const piece = this.#largePages ? Number.POSITIVE_INFINITY : PAGE_BYTES;

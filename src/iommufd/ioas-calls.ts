@@ -32,7 +32,6 @@ import {
 } from "../uapi/iommufd.ts";
 import { type AddressRange, hex, MAX_ADDRESS, PAGE_BYTES, showRange } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
-import type { Piece } from "./io-pagetable.ts";
 import { Ioas } from "./ioas.ts";
 import { FileSource, Pages, UserSource } from "./pages.ts";
 import { request, requireFlags, requireZero } from "./request.ts";
@@ -144,18 +143,28 @@ const allowIovas = request(
   },
 );
 
-/** Bytes of a process's memory, as a piece of new pages. Throws EINVAL, EOVERFLOW, ENOMEM. */
-export const userPiece = (
+export interface UserMapping {
+  readonly va: bigint;
+  readonly length: bigint;
+  /** `Protection` bits. */
+  readonly protection: number;
+  /** Absent: where it fits. */
+  readonly iova: bigint | undefined;
+}
+
+/** Maps bytes of the caller's memory; their IOVA. Throws EINVAL, EOVERFLOW, ENOMEM and what `IoPagetable.map` throws. */
+export const mapUser = (
   context: IommufdContext,
   call: Call,
-  memory: { readonly va: bigint; readonly length: bigint; readonly writable: boolean },
-): Piece => {
-  const { va, length, writable } = memory;
+  ioas: Ioas,
+  { va, length, protection, iova }: UserMapping,
+): bigint => {
   if (length === 0n) throw new LinuxError("EINVAL", "length is 0; at least a byte is mapped");
   if (va + length > MAX_ADDRESS - PAGE) throw overflow(`user address ${hex(va)} + length`, length);
   context.allocate("pages");
   const source = new UserSource(call.memory, va & ~(PAGE - 1n));
-  return { pages: new Pages(source, writable, context.payer(call.task)), start: va & (PAGE - 1n), length };
+  const pages = new Pages(source, (protection & Protection.write) !== 0, context.payer(call.task));
+  return ioas.pagetable.map([{ pages, start: va & (PAGE - 1n), length }], protection, iova);
 };
 
 const map = request(IOMMU_IOAS_MAP, IommuIoasMap, "iova", ({ context, call, argument, respond }) => {
@@ -166,10 +175,8 @@ const map = request(IOMMU_IOAS_MAP, IommuIoasMap, "iova", ({ context, call, argu
   if (length === MAX_ADDRESS) throw overflow("length", length);
   const protection = protectionOf(flags);
   const ioas = ioasOf(context, argument.ioas_id);
-  const fixed = (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
-  const piece = userPiece(context, call, { va, length, writable: (protection & Protection.write) !== 0 });
-  if (fixed) requireRange("iova", iova, length);
-  respond({ iova: ioas.pagetable.map([piece], protection, fixed ? iova : undefined) });
+  const fixed = flags & IOMMU_IOAS_MAP_FIXED_IOVA ? iova : undefined;
+  respond({ iova: mapUser(context, call, ioas, { va, length, protection, iova: fixed }) });
 });
 
 const mapFile = request(
@@ -193,7 +200,6 @@ const mapFile = request(
           "EINVAL",
           `bytes ${hex(start)} + ${hex(length)} are beyond the file's ${hex(backing.size)}`,
         );
-      if (fixed) requireRange("iova", iova, length);
       context.allocate("pages");
       const source = new FileSource(backing, start & ~(PAGE - 1n));
       const writable = (protection & Protection.write) !== 0;
@@ -220,7 +226,6 @@ const copy = request(IOMMU_IOAS_COPY, IommuIoasCopy, "src_iova", ({ context, arg
   const pieces = source.pagetable.pieces(from, length);
   const target = ioasOf(context, argument.dst_ioas_id);
   const fixed = (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
-  if (fixed) requireRange("dst_iova", to, length);
   respond({ dst_iova: target.pagetable.map(pieces, protection, fixed ? to : undefined) });
 });
 
@@ -239,7 +244,8 @@ const unmap = request(
       requireRange("iova", iova, length);
     }
     const range = { start: iova, last: everything ? MAX_ADDRESS : iova + length - 1n };
-    return unmapWaiting(context, call, pagetable, range, (bytes) => {
+    return unmapWaiting(context, call, pagetable, range, (bytes, error) => {
+      if (error) throw error;
       respond({ length: bytes });
       return 0;
     });

@@ -14,7 +14,11 @@ import type { IommufdContext } from "./context.ts";
 export interface Request<F extends Members> {
   readonly context: IommufdContext;
   readonly call: Call;
+  /** Where the caller's structure is. */
+  readonly at: bigint;
   readonly argument: StructValue<F>;
+  /** Where the caller's structure lies. */
+  readonly at: bigint;
   /** Changes members in the caller's structure. Throws EFAULT. */
   respond(members: StructWrite<F>): void;
 }
@@ -53,7 +57,7 @@ export const request = <F extends Members>(
       Object.assign(layout.view(bytes), members);
       call.memory.write(at, cutToSize(bytes, userSize));
     };
-    return handle({ context, call, argument, respond }) ?? 0;
+    return handle({ context, call, argument, at, respond }) ?? 0;
   },
 });
 

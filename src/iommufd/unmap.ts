@@ -8,45 +8,52 @@ import { type AddressRange, showRange } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
 import { type IoPagetable, UNMAP_NOTIFICATIONS } from "./io-pagetable.ts";
 
-/** Unmaps the range; `finish` gets the bytes and gives the value of the call. Throws what `unmap` throws. */
+/** Gets the bytes that were unmapped and what stopped it, if anything; gives the value of the call, or throws. */
+type Finish = (bytes: bigint, error: LinuxError | undefined) => number;
+
+/** Unmaps the range, waiting for pins to be given back, and finishes the call. */
 export const unmapWaiting = (
   context: IommufdContext,
   call: Call,
   pagetable: IoPagetable,
   { start, last }: AddressRange,
-  finish: (bytes: bigint) => number,
+  finish: Finish,
 ): number | Suspended => {
-  const bytes = pagetable.unmap(start, last);
-  if (bytes !== undefined) return finish(bytes);
-  let told = 1;
+  let { bytes, done, error } = pagetable.unmap(start, last);
+  if (done) return finish(bytes, error);
   context.keep();
   const end = () => {
     pagetable.keep(start, last);
     context.release();
   };
   const continuation = call.suspend(end);
+  let told = 1;
   const again = () => {
     if (continuation.settled) return;
-    try {
-      const unmapped = pagetable.unmap(start, last);
-      told += 1;
-      if (unmapped !== undefined) {
-        const value = finish(unmapped);
-        context.release();
-        continuation.resume(value);
-        return;
-      }
-      if (told >= UNMAP_NOTIFICATIONS)
-        throw new LinuxError(
-          "EDEADLK",
-          `an access keeps pages of ${showRange({ start, last })} pinned after ${told} notifications`,
-        );
+    const next = pagetable.unmap(start, last);
+    told += 1;
+    bytes += next.bytes;
+    ({ done, error } = next);
+    if (!done && told < UNMAP_NOTIFICATIONS) {
       context.system.scheduler.defer(again);
-    } catch (error) {
+      return;
+    }
+    if (!done) error = stubborn({ start, last }, told);
+    try {
+      const value = finish(bytes, error);
       end();
-      continuation.fail(error);
+      continuation.resume(value);
+    } catch (thrown) {
+      end();
+      continuation.fail(thrown);
     }
   };
   context.system.scheduler.defer(again);
   return SUSPENDED;
 };
+
+const stubborn = (range: AddressRange, told: number): LinuxError =>
+  new LinuxError(
+    "EDEADLK",
+    `an access keeps pages of ${showRange(range)} pinned after ${told} notifications`,
+  );
