@@ -87,6 +87,17 @@ describe.skipIf(!hasQemu)("qemu-img convert of 256 MiB onto the controller and b
   });
   afterAll(() => rmSync(folder, { recursive: true }));
 
+  // Zeros come back so fast that requests would be answered before qemu-img lets go: see PROMPT_BYTES of the engine.
+  it.each(circumstances)("reads zeros faster than it maps %s", async (_how, [command, ...prefix]) => {
+    const back = join(folder, "zeros.img");
+    const script = `for i in 1 2 3; do qemu-img convert -f raw -O raw ${FIRST} ${back} || exit; done`;
+    const device = "nvme@0000:01:00.0,size=256M";
+    const run = [process.execPath, SOFTIOMMU, "run", "--device", device, "--", "sh", "-c", script];
+    const { status, stderr } = await exec(command!, [...prefix, ...run]);
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    rmSync(back, { force: true });
+  });
+
   it.each(circumstances)("is the same, byte for byte, %s", async (_how, [command, ...prefix]) => {
     const back = join(folder, "out.img");
     const script = `

@@ -59,6 +59,25 @@ describe("the loop", () => {
     expect(errors).toEqual([new Error("on purpose")]);
   });
 
+  it("hears what programs ask next before it does work that waits for them", async () => {
+    const { ours, theirs } = pair();
+    const order: string[] = [];
+    loop.watch(ours, Epoll.in, () => {
+      receive(ours);
+      order.push("asked");
+      if (order.length > 1) return;
+      work.deferPastPrograms(() => order.push("past programs"));
+      work.defer(() => order.push("soon"));
+      sendBytes(theirs, new Uint8Array(1));
+    });
+    sendBytes(theirs, new Uint8Array(1));
+    await later(30);
+    expect(order).toEqual(["asked", "soon", "asked", "past programs"]);
+    loop.unwatch(ours);
+    closeSync(ours);
+    closeSync(theirs);
+  });
+
   it("survives a watcher that throws", async () => {
     const { ours, theirs } = pair();
     loop.watch(ours, Epoll.in, () => {

@@ -10,6 +10,7 @@ import {
   epollAdd,
   epollCreate,
   epollDelete,
+  epollPause,
   epollWait,
   readyEvents,
   readyFd,
@@ -20,6 +21,8 @@ import {
 const SLICE_MILLISECONDS = 10;
 /** Node gets a turn at least this often when clients keep us busy. */
 const TURN_MILLISECONDS = 4;
+/** How long we sleep for programs to run before work that waits for that, unless they ask something sooner. */
+const PAUSE_MICROSECONDS = 20;
 /** Pieces of deferred work between two looks at the descriptors. */
 const WORK_BUDGET = 64;
 
@@ -92,6 +95,10 @@ export class Loop {
     const end = performance.now() + TURN_MILLISECONDS;
     this.#nodeIsReady = false;
     while (this.#running && !this.#nodeIsReady) {
+      if (this.#work.waitsForPrograms) {
+        epollPause(this.#epoll, PAUSE_MICROSECONDS);
+        this.#work.programsRan();
+      }
       const wait = this.#work.pending > 0 ? 0 : SLICE_MILLISECONDS;
       const count = epollWait(this.#epoll, wait);
       if (count < 0) return; // a signal arrived: it is Node's to see
@@ -117,7 +124,7 @@ export class Loop {
   #runWork(): void {
     if (this.#work.pending === 0) return;
     try {
-      this.#work.run(WORK_BUDGET);
+      this.#work.runPrompt(WORK_BUDGET);
     } catch (error) {
       this.#onError(error);
     }

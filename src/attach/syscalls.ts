@@ -21,6 +21,7 @@ const native = {
   send: c.func("send", "int64_t", ["int", "void *", "size_t", "int"]),
   write: c.func("write", "int64_t", ["int", "void *", "size_t"]),
   poll: c.func("poll", "int", ["void *", "ulong", "int"]),
+  ppoll: c.func("ppoll", "int", ["void *", "ulong", "void *", "int64_t"]),
   epollCreate: c.func("epoll_create1", "int", ["int"]),
   epollCtl: c.func("epoll_ctl", "int", ["int", "int", "int", "void *"]),
   epollWait: c.func("epoll_wait", "int", ["int", "int64_t", "int", "int"]),
@@ -212,6 +213,16 @@ export const epollDelete = (epoll: number, fd: number): number =>
 /** How many descriptors are ready (read with `readyFd`…), 0 after the timeout, -errno. */
 export const epollWait = (epoll: number, milliseconds: number): number =>
   result(native.epollWait(epoll, arena.base + EVENTS, MAX_EVENTS, milliseconds));
+
+const pauseEpoll = new Int32Array(2);
+const pauseTime = new BigInt64Array(2);
+/** Sleeps until something is ready, some microseconds at most (timer slack comes on top); collects nothing. */
+export const epollPause = (epoll: number, microseconds: number): void => {
+  pauseEpoll[0] = epoll;
+  pauseEpoll[1] = Epoll.in;
+  pauseTime[1] = BigInt(microseconds * 1000);
+  native.ppoll(pauseEpoll, 1, pauseTime, 0);
+};
 export const readyEvents = (i: number): number => arena.view.getUint32(EVENTS + 12 * i, true);
 export const readyFd = (i: number): number => arena.view.getUint32(EVENTS + 12 * i + 4, true);
 export const readyTag = (i: number): number => arena.view.getUint32(EVENTS + 12 * i + 8, true);

@@ -19,6 +19,12 @@ const SLICE_COMMANDS = 64;
 const SLICE_BYTES = 2 ** 20;
 /** Bytes moved at once. */
 const CHUNK = 128 * 1024;
+/**
+ * A command that moves more is not carried out before the host's processor had time to go on: no device answers it
+ * before the doorbell's store is over, and drivers that look for completions as they submit (QEMU's does) would else
+ * never let go, and have more memory mapped at once than they reckon with.
+ */
+const PROMPT_BYTES = 64 * 1024;
 /** Commands of one submission queue that may be under way; a host whose pages all stall cannot make more objects. */
 const OUTSTANDING = 128;
 /** Offset of the byte of a completion entry that holds the phase. */
@@ -28,6 +34,8 @@ export interface EngineContext {
   readonly dma: DmaPort;
   readonly media: Media;
   readonly defer: (work: () => void) => void;
+  /** The same, after the host's processor had time to go on. */
+  readonly deferPastPrograms: (work: () => void) => void;
   /** Decides what a fetched command does: its transfer, or its status, or that it is held. */
   readonly execute: (command: Command) => void;
   /** A command is about to complete; its status stands. */
@@ -204,8 +212,10 @@ export class Engine {
       command.counted = true;
       sq.outstanding += 1;
       this.#context.execute(command);
-      if (command.state === CommandState.running) this.#run(command);
-      else this.#uncount(command); // held, for as long as it likes
+      if (command.state !== CommandState.running)
+        this.#uncount(command); // held, for as long as it likes
+      else if (takesItsTime(command)) this.#runLater(command);
+      else this.#run(command);
       return;
     }
     this.#release(command);
@@ -220,6 +230,15 @@ export class Engine {
       if (ok) this.kick();
       else this.#context.fatal(`entry ${sq.head} of submission queue ${sq.id} cannot be read`);
     });
+  }
+
+  /** Begins with a command after programs had a turn. */
+  #runLater(command: Command): void {
+    command.state = CommandState.ready;
+    this.#ready.push(command);
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    this.#context.deferPastPrograms(() => this.#slice());
   }
 
   /** Goes on with a command until it is done, stalls, or has had its share of the slice. */
@@ -403,6 +422,9 @@ export class Engine {
     command.counted = false;
   }
 }
+
+const takesItsTime = ({ status, left, transfer }: Command): boolean =>
+  status === 0 && left > PROMPT_BYTES && transfer !== Transfer.mediaZero;
 
 const isUnderWay = ({ state }: Command): boolean =>
   state === CommandState.parked || state === CommandState.ready || state === CommandState.held;

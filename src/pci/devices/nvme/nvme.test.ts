@@ -610,6 +610,20 @@ describe("§6 commands", () => {
     }
   });
 
+  it("a host that rang for much data goes on before the command is done; little is done at once", () => {
+    const pages = Array.from({ length: 32 }, () => host.allocate(4096));
+    host.submit(queue, host.io(Nvm.READ, 0, 8, pages.slice(0, 1)));
+    rig.work.runPrompt(100);
+    expect(host.collect(queue)).toHaveLength(1);
+    host.submit(queue, host.io(Nvm.READ, 0, 32 * 8, host.prps(pages)));
+    rig.work.runPrompt(100);
+    expect(rig.work.waitsForPrograms).toBe(true);
+    expect(host.collect(queue)).toEqual([]);
+    host.submit(queue, host.io(Nvm.READ, 0, 32 * 8, host.prps(pages)));
+    rig.settle();
+    expect(host.collect(queue).map(({ status }) => status)).toEqual([0, 0]);
+  });
+
   it("a list of exactly one page has no pointer in its last entry", () => {
     plug({ mdts: 10 });
     [queue] = host.initialise() as [HostQueue];

@@ -116,6 +116,7 @@ export class Nvme extends Endpoint {
       dma: this.dma,
       media: this.#media,
       defer: (work) => this.scheduler.defer(work),
+      deferPastPrograms: (work) => this.scheduler.deferPastPrograms(work),
       execute: (command) => this.#execute(command),
       finished: (command) => this.#finished(command),
       posted: (cq) => this.#notify(cq),
