@@ -113,9 +113,10 @@ export const read = (context: Context): Answer | Suspended => {
   const { body, call } = context;
   expectLength(body, TransferBody.size);
   const { file } = context.target();
+  const va = body.view.getBigUint64(TransferBody.va, true);
+  if (file.readTo !== undefined) return { value: file.readTo(call, va, transferLength(body.view)) };
   if (file.read === undefined) throw unsupported(file, "read(2)");
   const into = new Uint8Array(transferLength(body.view));
-  const va = body.view.getBigUint64(TransferBody.va, true);
   const store = (value: number): void => {
     if (value > 0) call.memory.write(va, into.subarray(0, value));
   };
@@ -143,6 +144,14 @@ export const write = (context: Context): Answer | Suspended => {
   const { body, call } = context;
   expectLength(body, TransferBody.size);
   const { file } = context.target();
+  if (file.writeFrom !== undefined) {
+    const va = body.view.getBigUint64(TransferBody.va, true);
+    const prefetched = body.view.getUint32(TransferBody.prefetched, true);
+    expectLength(body, TransferBody.size + prefetched);
+    if (prefetched > 0)
+      context.prefetch(va, body.bytes.subarray(TransferBody.size, TransferBody.size + prefetched));
+    return { value: file.writeFrom(call, va, transferLength(body.view)) };
+  }
   if (file.write === undefined) throw unsupported(file, "write(2)");
   const value = file.write(call, writtenBytes(body, call));
   return value === SUSPENDED ? SUSPENDED : { value };

@@ -37,8 +37,8 @@ export interface UserData {
   /** Bytes the caller has. */
   readonly length: number;
   /**
-   * The structure of `size` bytes, of which the caller must have given `minSize` (EINVAL); what it left out is zero.
-   * E2BIG: longer and not zero there. EFAULT: not readable.
+   * The structure of `size` bytes, of which the caller must have given `minSize` and no more than `size` (EINVAL); what
+   * it left out is zero. EFAULT: not readable.
    */
   read(size: number, minSize?: number): Uint8Array;
   /** Answers in place, as far as the caller has room. EFAULT: not writable. */
@@ -51,7 +51,10 @@ export interface UserArray {
   /** Bytes of one, as the caller has them. */
   readonly entryLength: number;
   readonly count: number;
-  /** One of them, by the rules of `UserData.read`. */
+  /**
+   * One of them; what the caller left out is zero. Throws EINVAL when an entry has fewer than `minSize` bytes, E2BIG
+   * when it has more than `size` that are not zero, EFAULT.
+   */
   read(index: number, size: number, minSize?: number): Uint8Array;
 }
 
@@ -177,8 +180,6 @@ export interface HardwareQueue {
 /** A slice of a unit given to a guest: it knows the guest's device numbers and has a nest parent. */
 export interface VirtualIommu {
   readonly parent: PagingDomain;
-  /** A page of registers the guest's VMM may map: host physical address and bytes. */
-  readonly window?: { readonly pa: number; readonly length: number };
   /** Kinds of events it can report (IOMMU_VEVENTQ_TYPE_*). */
   readonly eventTypes?: readonly number[];
   /** Set by whoever listens: an event of this kind, in the vendor's layout. */
@@ -231,7 +232,13 @@ export interface IommuDriver {
   ): NestedDomain;
   /** Whether `allocateViommu` knows the type (IOMMU_VIOMMU_TYPE_*). */
   hasViommu?(device: Requester, type: number): boolean;
-  allocateViommu?(device: Requester, parent: PagingDomain, data: UserData): VirtualIommu;
+  /** `share` offers physical memory to the caller's mmap, as long as the vIOMMU exists, and gives the offset. */
+  allocateViommu?(
+    device: Requester,
+    parent: PagingDomain,
+    data: UserData,
+    share: (pa: number, length: number) => bigint,
+  ): VirtualIommu;
   /** Set by the core: a device asked for a page. */
   onPageRequest?: ((device: Requester, request: PageRequest) => void) | undefined;
   /** Answers a group of page requests. */

@@ -62,6 +62,19 @@ export class IommufdContext {
     return new Payer(task, mode, this.system.users);
   }
 
+  /** Physical memory that the caller may map, by its offset. */
+  readonly shared = new Map<bigint, { readonly pa: number; readonly length: number }>();
+
+  /** Offers physical memory to the caller's mmap; gives the offset: its address, as on Linux. */
+  share(pa: number, length: number): bigint {
+    this.shared.set(BigInt(pa), { pa, length });
+    return BigInt(pa);
+  }
+
+  unshare(offset: bigint): void {
+    this.shared.delete(offset);
+  }
+
   /** Somebody in the kernel keeps the file: a bound device. */
   keep(): void {
     this.#references += 1;

@@ -4,11 +4,12 @@
  * one by one. Attached to an IOAS, a device gets an automatic HWPT that fits, or a new one.
  */
 import type { Device, Group } from "../iommu/core.ts";
-import type { Domain, Requester } from "../iommu/driver.ts";
+import type { Domain, Requester, UserData } from "../iommu/driver.ts";
+import { pageRequestsOf } from "../iommu/page-requests.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { AddressRange } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
-import { Hwpt, HwptPaging } from "./hwpt.ts";
+import { Hwpt, type HwptOptions, HwptPaging } from "./hwpt.ts";
 import { Ioas } from "./ioas.ts";
 import { IommufdObject } from "./objects.ts";
 
@@ -36,23 +37,8 @@ class GroupState {
 
   /** Gives every device of the group the domain, or none. */
   give(domain: Domain | undefined, pasid: number | undefined): void {
-    if (pasid === undefined) {
-      if (domain) this.group.attach(domain);
-      else this.group.detach();
-      return;
-    }
-    const before = this.attachments.get(pasid)?.hwpt.domain;
-    const done: BoundDevice[] = [];
-    try {
-      for (const device of this.group.devices) {
-        device.driver.attach(device.function, domain ?? device.driver.blocked, pasid);
-        done.push(device);
-      }
-    } catch (error) {
-      for (const device of done)
-        device.driver.attach(device.function, before ?? device.driver.blocked, pasid);
-      throw error;
-    }
+    if (domain) this.group.attach(domain, pasid);
+    else this.group.detach(pasid);
   }
 }
 
@@ -78,10 +64,14 @@ export class DeviceObject extends IommufdObject {
   readonly type = "device";
   readonly device: BoundDevice;
   readonly context: IommufdContext;
+  /** The vDEVICE made of it: goes with the device and leaves its number behind. */
+  follower: IommufdObject | undefined;
   readonly #state: GroupState;
+  readonly #keeps: boolean;
 
-  constructor(context: IommufdContext, device: BoundDevice) {
+  constructor(context: IommufdContext, device: BoundDevice, keeps: boolean) {
     super();
+    this.#keeps = keeps;
     this.context = context;
     this.device = device;
     this.#state = stateOf(context, device.group);
@@ -119,6 +109,7 @@ export class DeviceObject extends IommufdObject {
       attachments.delete(keyOf(pasid));
     }
     const { hwpt } = attachment;
+    this.#unlisten(hwpt, pasid);
     if (pasid === undefined) hwpt.ioas.pagetable.unreserve(this);
     leave(hwpt, 1);
   }
@@ -129,10 +120,11 @@ export class DeviceObject extends IommufdObject {
       this.detach(pasid === NO_PASID ? undefined : pasid);
     this.users = 0;
     this.context.objects.remove(this);
-    this.context.release();
+    if (this.#keeps) this.context.release();
   }
 
   destroy(): void {
+    if (this.follower) this.context.objects.bury(this.follower);
     this.#state.bound -= 1;
     if (this.#state.bound > 0) return;
     this.device.group.release(this.context);
@@ -181,18 +173,21 @@ export class DeviceObject extends IommufdObject {
   }
 
   /** A new HWPT for this device, filled from the IOAS, in the table. */
-  allocatePaging(
-    ioas: Ioas,
-    { automatic = false, ...options }: ConstructorParameters<typeof HwptPaging>[3] & object,
-    data?: Parameters<BoundDevice["driver"]["allocatePaging"]>[1] & object,
-  ): HwptPaging {
+  allocatePaging(ioas: Ioas, options: HwptOptions, data?: UserData): HwptPaging {
     const { driver, function: requester } = this.device;
-    const wanted = Object.fromEntries(Object.entries(options).filter(([, on]) => on));
+    const { nestParent = false, dirtyTracking = false, pasid = false, fault } = options;
     this.context.allocate("a domain");
-    const domain = driver.allocatePaging(requester, { ...wanted, ...data });
+    const domain = driver.allocatePaging(requester, {
+      nestParent,
+      dirtyTracking,
+      pasid,
+      faults: fault !== undefined,
+      ...(data && { data }),
+    });
     let hwpt: HwptPaging;
     try {
-      hwpt = new HwptPaging(this.context, ioas, domain, { automatic, ...options });
+      const coherent = this.device.capabilities.cacheCoherent;
+      hwpt = new HwptPaging(this.context, ioas, domain, { coherent, ...options });
     } catch (error) {
       domain.free();
       throw error;
@@ -231,6 +226,7 @@ export class DeviceObject extends IommufdObject {
       throw error;
     }
     hwpt.users += 1;
+    this.#listen(hwpt, pasid);
   }
 
   #replaceWith(hwpt: Hwpt, pasid: number | undefined): void {
@@ -256,6 +252,10 @@ export class DeviceObject extends IommufdObject {
       throw error;
     }
     attachment.hwpt = hwpt;
+    for (const device of devices) {
+      device.#unlisten(before, pasid);
+      device.#listen(hwpt, pasid);
+    }
     if (moves) for (const device of devices) before.ioas.pagetable.unreserve(device);
     hwpt.users += devices.length;
     leave(before, devices.length);
@@ -272,6 +272,22 @@ export class DeviceObject extends IommufdObject {
       `${hwpt.name} was not made for PASIDs (IOMMU_HWPT_ALLOC_PASID)${others ? ", and PASIDs of the device are attached" : ""}`,
       this.name,
     );
+  }
+
+  /** Page faults under the HWPT go to its queue. */
+  #listen(hwpt: Hwpt, pasid: number | undefined): void {
+    const { fault } = hwpt;
+    if (!fault) return;
+    const { driver, function: requester } = this.device;
+    pageRequestsOf(driver).handle(requester, pasid, (group) => fault.report({ device: this, hwpt, group }));
+  }
+
+  /** What waits for an answer is answered. */
+  #unlisten(hwpt: Hwpt, pasid: number | undefined): void {
+    if (!hwpt.fault) return;
+    const { driver, function: requester } = this.device;
+    pageRequestsOf(driver).unhandle(requester, pasid);
+    hwpt.fault.answer(({ device, group }) => device === this && group.pasid === pasid);
   }
 
   #reserve({ pagetable }: Ioas): void {
@@ -299,17 +315,24 @@ const leave = (hwpt: Hwpt, devices: number): void => {
 
 /**
  * Binds a device to the file: its group's DMA belongs to the file from now on. Throws EBUSY while somebody else owns
- * the group, ENOMEM.
+ * the group, ENOMEM. `keeps`: the file's objects stay until it is unbound, even when the file is closed.
  */
-export const bindDevice = (context: IommufdContext, device: BoundDevice): DeviceObject => {
+export const bindDevice = (
+  context: IommufdContext,
+  device: BoundDevice,
+  { keeps = true }: { readonly keeps?: boolean } = {},
+): DeviceObject => {
   context.allocate("a device");
-  const object = new DeviceObject(context, device);
+  const object = new DeviceObject(context, device, keeps);
   try {
     context.add(object);
   } catch (error) {
     object.destroy();
     throw error;
   }
-  context.keep();
+  if (keeps) context.keep();
   return object;
 };
+
+export const deviceOf = (context: IommufdContext, id: number): DeviceObject =>
+  context.objects.get(id, DeviceObject, "dev_id");

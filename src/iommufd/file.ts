@@ -2,11 +2,13 @@
 import { type EventSink, silent } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import { Allocations } from "../kernel/allocations.ts";
-import type { Call, DeviceNode, KernelFile, Suspended } from "../kernel/call.ts";
+import type { Call, DeviceNode, KernelFile, MapSegment, Suspended } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
+import { LinuxError } from "../uapi/errno.ts";
 import { UserPins } from "./accounting.ts";
 import { compatCall } from "./compat.ts";
 import { IommufdContext, type IommufdLive, type IommufdSystem } from "./context.ts";
+import { hwptRequests, viommuRequests } from "./hardware-calls.ts";
 import { ioasRequests } from "./ioas-calls.ts";
 import { optionRequests } from "./option.ts";
 import { dispatch, FIRST_COMMAND, type RequestKind, requestTable } from "./request.ts";
@@ -14,6 +16,8 @@ import { dispatch, FIRST_COMMAND, type RequestKind, requestTable } from "./reque
 /** MISC_MAJOR; the minor is given when the driver registers. */
 const MISC_MAJOR = 10;
 const DYNAMIC_MINOR = 127;
+const MAP_SHARED = 1;
+const PROT_EXEC = 4;
 const TYPE_VFIO = 0x3b;
 
 export interface IommufdParts {
@@ -45,6 +49,28 @@ export class IommufdFile implements KernelFile {
     );
   }
 
+  /** Pages of a virtual IOMMU, as it offered them. Throws EINVAL (not shared), EPERM (executable), ENXIO. */
+  mmap(
+    _call: Call,
+    offset: bigint,
+    length: number,
+    protection: number,
+    flags: number,
+  ): readonly MapSegment[] {
+    if ((flags & MAP_SHARED) === 0)
+      throw new LinuxError("EINVAL", "pages of a vIOMMU are mapped shared (MAP_SHARED)", this.name);
+    const offered = this.context.shared.get(offset);
+    if (!offered || offered.length !== length)
+      throw new LinuxError(
+        "ENXIO",
+        `no vIOMMU offers ${length} bytes at offset 0x${offset.toString(16)}`,
+        this.name,
+      );
+    if ((protection & PROT_EXEC) !== 0)
+      throw new LinuxError("EPERM", "pages of a vIOMMU cannot be executed", this.name);
+    return [{ kind: "memory", offset: 0, length, pa: offered.pa }];
+  }
+
   close(): void {
     this.context.release();
   }
@@ -71,7 +97,13 @@ export class IommufdSubsystem {
       allocations,
       users: new UserPins(),
       live: { files: 0, objects: 0, areas: 0 },
-      requests: requestTable([...ioasRequests, ...optionRequests, ...extra]),
+      requests: requestTable([
+        ...ioasRequests,
+        ...optionRequests,
+        ...hwptRequests,
+        ...viommuRequests,
+        ...extra,
+      ]),
     };
     this.node = {
       path: "/dev/iommu",

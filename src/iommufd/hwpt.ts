@@ -5,6 +5,7 @@
  */
 import type { NestedDomain, PagingDomain, PagingOptions } from "../iommu/driver.ts";
 import type { IommufdContext } from "./context.ts";
+import type { FaultQueue } from "./fault-queue.ts";
 import type { Ioas } from "./ioas.ts";
 import { IommufdObject } from "./objects.ts";
 
@@ -17,17 +18,32 @@ export abstract class Hwpt extends IommufdObject {
   /** PASIDs of devices may be attached to it. */
   abstract readonly pasid: boolean;
 
-  constructor(context: IommufdContext) {
+  /** Where page faults under it are reported. */
+  readonly fault: FaultQueue | undefined;
+
+  constructor(context: IommufdContext, fault: FaultQueue | undefined) {
     super();
     this.context = context;
+    this.fault = fault;
   }
   /** The IOAS at the bottom: reserved ranges of the devices are kept out of it. */
   abstract get ioas(): Ioas;
+
+  /** The queue cannot go before it. */
+  protected keepFault(): void {
+    if (this.fault) this.fault.users += 1;
+  }
+  protected leaveFault(): void {
+    if (this.fault) this.fault.users -= 1;
+  }
 }
 
-export interface HwptOptions extends Omit<PagingOptions, "data"> {
+export interface HwptOptions extends Omit<PagingOptions, "data" | "faults"> {
   /** Made by an attach. */
   readonly automatic?: boolean;
+  readonly fault?: FaultQueue | undefined;
+  /** Every access of its devices is coherent with the caches. */
+  readonly coherent?: boolean;
 }
 
 export class HwptPaging extends Hwpt {
@@ -37,26 +53,32 @@ export class HwptPaging extends Hwpt {
   readonly nestParent: boolean;
   readonly dirtyTracking: boolean;
   readonly pasid: boolean;
+  readonly coherent: boolean;
   override readonly automatic: boolean;
+  /** Dirty tracking is on. */
+  tracking = false;
 
   /**
    * Fills the domain with what the IOAS maps and keeps it. Throws what `IoPagetable.attachDomain` throws; then the
    * domain is still the caller's.
    */
   constructor(context: IommufdContext, ioas: Ioas, domain: PagingDomain, options: HwptOptions = {}) {
-    super(context);
+    super(context, options.fault);
     this.ioas = ioas;
     this.domain = domain;
     this.automatic = options.automatic ?? false;
+    this.coherent = options.coherent ?? false;
     this.nestParent = options.nestParent ?? false;
     this.dirtyTracking = options.dirtyTracking ?? false;
     this.pasid = options.pasid ?? false;
     ioas.pagetable.attachDomain(domain);
     ioas.hwpts.add(this);
     ioas.users += 1;
+    this.keepFault();
   }
 
   destroy(): void {
+    this.leaveFault();
     this.ioas.pagetable.detachDomain(this.domain);
     this.ioas.hwpts.delete(this);
     this.ioas.users -= 1;
@@ -70,21 +92,26 @@ export class HwptNested extends Hwpt {
   readonly parent: HwptPaging;
   readonly pasid: boolean;
   /** What else it needs while it exists: a virtual IOMMU. */
-  readonly #above: IommufdObject;
+  readonly above: IommufdObject;
 
   /** `above` is the parent itself, or the virtual IOMMU it was made on. */
   constructor(
     context: IommufdContext,
     parent: HwptPaging,
     domain: NestedDomain,
-    options: { readonly above?: IommufdObject; readonly pasid?: boolean } = {},
+    options: {
+      readonly above?: IommufdObject;
+      readonly pasid?: boolean;
+      readonly fault?: FaultQueue | undefined;
+    } = {},
   ) {
-    super(context);
+    super(context, options.fault);
     this.parent = parent;
     this.domain = domain;
     this.pasid = options.pasid ?? false;
-    this.#above = options.above ?? parent;
-    this.#above.users += 1;
+    this.above = options.above ?? parent;
+    this.above.users += 1;
+    this.keepFault();
   }
 
   get ioas(): Ioas {
@@ -92,7 +119,8 @@ export class HwptNested extends Hwpt {
   }
 
   destroy(): void {
+    this.leaveFault();
     this.domain.free();
-    this.#above.users -= 1;
+    this.above.users -= 1;
   }
 }

@@ -11,6 +11,7 @@ import {
   type AddressRange,
   hex,
   MAX_ADDRESS,
+  maxOf,
   minOf,
   offsetOf,
   PAGE_BYTES,
@@ -18,7 +19,7 @@ import {
   showRange,
 } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
-import { firstIn, IovaSpace } from "./iova-space.ts";
+import { firstIn, IovaSpace, type Placement } from "./iova-space.ts";
 import { holdAll, type PageRange, type Pages } from "./pages.ts";
 
 /** Bytes of some pages: `start` counts from the first byte of page 0. */
@@ -60,6 +61,8 @@ export interface PinHolder {
 const PAGE = BigInt(PAGE_BYTES);
 /** Automatic IOVAs are aligned at most to this: a large page of the host. */
 const LARGEST_ALIGNMENT = 2n ** 21n;
+/** Kinds of placement whose last address is remembered. */
+const REMEMBERED = 32;
 /** How often accesses are told to unpin before an unmap gives up. */
 export const UNMAP_NOTIFICATIONS = 100;
 
@@ -85,6 +88,10 @@ export class IoPagetable {
   readonly #domains: PagingDomain[] = [];
   readonly #holders = new Set<PinHolder>();
   #alignment = 1n;
+  /** By what is placed: the address below which no hole takes it. Automatic placement is first fit without a search. */
+  readonly #fullBelow = new Map<string, bigint>();
+  /** The ranges for which that is so. */
+  #placeable: readonly AddressRange[] = [];
   /** IOMMU_OPTION_HUGE_PAGES: runs of pages are mapped as one. */
   #largePages = true;
 
@@ -430,17 +437,46 @@ export class IoPagetable {
     let alignment = minOf(minOf(roundUpPowerOfTwo(length), memoryAlignment), LARGEST_ALIGNMENT);
     if (alignment < this.#alignment) alignment = this.#alignment;
     const how = { length, alignment, pageOffset };
-    for (const range of this.space.placeable) {
-      const { last } = range;
-      for (let start = range.start < PAGE ? PAGE : range.start; start <= last; ) {
-        const iova = firstIn({ start, last }, how);
-        if (iova === undefined) break;
-        const area = this.areaIn({ start: iova, last: iova + length - 1n });
-        if (!area) return iova;
-        start = lastOf(area) + 1n;
-      }
+    const key = `${length} ${alignment} ${pageOffset}`;
+    const { placeable } = this.space;
+    if (placeable !== this.#placeable) this.#fullBelow.clear();
+    this.#placeable = placeable;
+    for (const range of placeable) {
+      const least = maxOf(range.start, this.#fullBelow.get(key) ?? PAGE);
+      const iova = this.#placeIn({ start: least, last: range.last }, how);
+      if (iova === undefined) continue;
+      this.#noteFull(key, iova);
+      return iova;
     }
     throw new LinuxError("ENOSPC", `no ${hex(length)} free IOVAs in a row are left`, this.#name());
+  }
+
+  #placeIn({ start: from, last }: AddressRange, how: Placement): bigint | undefined {
+    for (let start = from; start <= last; ) {
+      const iova = firstIn({ start, last }, how);
+      if (iova === undefined || !this.areaIn({ start: iova, last: iova + how.length - 1n })) return iova;
+      this.#areas.nextHole(Number(how.length));
+      this.#areas.previous();
+      start = maxOf(start, lastOf(this.#areas.value) + 1n);
+    }
+    return undefined;
+  }
+
+  /** Nothing like this fits below the address: the next search begins there. */
+  #noteFull(key: string, below: bigint): void {
+    if (this.#fullBelow.size >= REMEMBERED && !this.#fullBelow.has(key)) this.#fullBelow.clear();
+    this.#fullBelow.set(key, below);
+  }
+
+  /** A hole came into being before this address, or became wider. */
+  #noteHole(area: Area): void {
+    if (this.#fullBelow.size === 0) return;
+    const page = pageOf(area.iova);
+    const found = this.#areas.seek(page, offsetOf(area.iova));
+    const start =
+      (found || this.#areas.size > 0) && this.#areas.previous() ? lastOf(this.#areas.value) + 1n : 0n;
+    for (const [key, below] of this.#fullBelow)
+      if (below > start) this.#fullBelow.set(key, maxOf(start, PAGE));
   }
 
   #walk(iova: bigint, length: bigint, visit: (area: Area, from: bigint, bytes: bigint) => void): void {
@@ -498,6 +534,7 @@ export class IoPagetable {
     this.#areas.remove();
     if (this.#domains.length > 0) release(area);
     area.pages.drop();
+    this.#noteHole(area);
     const { live, events } = this.#context.system;
     live.areas -= 1;
     if (events.on) events.emit("unmap", { ioas: this.#name(), iova: area.iova, length: area.length });

@@ -14,8 +14,6 @@ import type { IommufdContext } from "./context.ts";
 export interface Request<F extends Members> {
   readonly context: IommufdContext;
   readonly call: Call;
-  /** Where the caller's structure is. */
-  readonly at: bigint;
   readonly argument: StructValue<F>;
   /** Where the caller's structure lies. */
   readonly at: bigint;

@@ -119,6 +119,12 @@ export interface KernelFile {
   ioctl?(call: Call, request: number, argument: bigint): number | Suspended;
   read?(call: Call, into: Uint8Array): number | Suspended;
   write?(call: Call, data: Uint8Array): number | Suspended;
+  /**
+   * Instead of `read` and `write`, for a file that must know whether its bytes arrived, or how far the caller's memory
+   * goes: it reaches the `length` bytes at `at` itself.
+   */
+  readTo?(call: Call, at: bigint, length: number): number;
+  writeFrom?(call: Call, at: bigint, length: number): number;
   /** Positioned access (device regions). Returns the bytes done. */
   pread?(call: Call, offset: bigint, into: Uint8Array): number;
   pwrite?(call: Call, offset: bigint, data: Uint8Array): number;

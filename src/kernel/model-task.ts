@@ -239,6 +239,28 @@ export class ModelTask implements Task {
     }).result();
   }
 
+  /** read(2) into the task's memory; and write(2) from it. */
+  readTo(fd: number, at: bigint, length: number): number {
+    return this.run(fd, (file, call) => {
+      if (file.readTo) return file.readTo(call, at, length);
+      if (!file.read) throw new LinuxError("EINVAL", `${file.name} cannot be read`, file.name);
+      const into = new Uint8Array(length);
+      const count = file.read(call, into);
+      if (count !== SUSPENDED) call.memory.write(at, into.subarray(0, count));
+      return count;
+    }).result();
+  }
+
+  writeFrom(fd: number, at: bigint, length: number): number {
+    return this.run(fd, (file, call) => {
+      if (file.writeFrom) return file.writeFrom(call, at, length);
+      if (!file.write) throw new LinuxError("EINVAL", `${file.name} cannot be written`, file.name);
+      const data = new Uint8Array(length);
+      call.memory.read(at, data);
+      return file.write(call, data);
+    }).result();
+  }
+
   pread(fd: number, offset: bigint, into: Uint8Array): number {
     return this.run(fd, (file, call) => {
       if (!file.pread) throw new LinuxError("ESPIPE", `${file.name} has no positions`, file.name);

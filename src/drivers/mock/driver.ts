@@ -116,7 +116,9 @@ export class MockDriver implements IommuDriver {
           `data of type 0x${data.type.toString(16)} is unknown here`,
           this.name,
         );
-      format = IommuHwptSelftest.read(data.read(IommuHwptSelftest.size)).pagetable_type;
+      format = IommuHwptSelftest.read(
+        data.read(IommuHwptSelftest.size, IommuHwptSelftest.fieldEnd("iotlb")),
+      ).pagetable_type;
     }
     if (format !== MOCK_IOMMUPT_DEFAULT && format !== MOCK_IOMMUPT_HUGE)
       throw new LinuxError("EOPNOTSUPP", `there is no table format ${format}`, this.name);
@@ -154,9 +156,15 @@ export class MockDriver implements IommuDriver {
     return type === IOMMU_VIOMMU_TYPE_SELFTEST;
   }
 
-  allocateViommu(_device: Requester, parent: PagingDomain, data: UserData): MockViommu {
+  allocateViommu(
+    _device: Requester,
+    parent: PagingDomain,
+    data: UserData,
+    share: (pa: number, length: number) => bigint,
+  ): MockViommu {
     const viommu = new MockViommu(this.#parent(parent), data, {
       memory: this.#memory,
+      share,
       device: (requester) => this.#mock(requester),
       nested: (above, given, options, owner) => {
         const made = this.#nested(above, given, options);

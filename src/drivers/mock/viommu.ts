@@ -34,29 +34,36 @@ export interface MockViommuHost {
   readonly memory: HostMemory;
   device(requester: Requester): MockDevice;
   nested(parent: MockDomain, data: UserData, options: NestedOptions, viommu: MockViommu): MockNestedDomain;
+  share(pa: number, length: number): bigint;
   forget(viommu: MockViommu): void;
 }
 
 export class MockViommu implements VirtualIommu {
   readonly parent: MockDomain;
-  readonly window: { readonly pa: number; readonly length: number };
   readonly eventTypes = [IOMMU_VEVENTQ_TYPE_SELFTEST];
   readonly queueTypes = [IOMMU_HW_QUEUE_TYPE_SELFTEST];
   readonly queuesArePhysical = true;
   onEvent: ((type: number, data: Uint8Array) => void) | undefined;
   readonly #host: MockViommuHost;
   readonly #devices = new Map<bigint, MockDevice>();
+  /** Physical address of its pages. */
+  readonly #window: number;
   readonly #queues: (HardwareQueue | undefined)[] = [];
 
   /** Throws EINVAL and EFAULT for its data, ENOMEM. */
   constructor(parent: MockDomain, data: UserData, host: MockViommuHost) {
     this.parent = parent;
     this.#host = host;
+    const { memory } = host;
     const given = data.length > 0 ? IommuViommuSelftest.read(data.read(IommuViommuSelftest.size)) : undefined;
-    const pa = host.memory.allocate(WINDOW_FRAMES);
-    if (pa < 0) throw new LinuxError("ENOMEM", "no host memory for the pages of a mock vIOMMU");
-    this.window = { pa, length: WINDOW_FRAMES * FRAME };
-    if (given) host.memory.store32(pa, given.in_data);
+    this.#window = memory.allocate(WINDOW_FRAMES);
+    if (this.#window < 0) throw new LinuxError("ENOMEM", "no host memory for the pages of a mock vIOMMU");
+    try {
+      if (given) this.#answer(given.in_data, data);
+    } catch (error) {
+      memory.free(this.#window, WINDOW_FRAMES);
+      throw error;
+    }
     parent.users += 1;
   }
 
@@ -111,8 +118,22 @@ export class MockViommu implements VirtualIommu {
   free(): void {
     this.onEvent = undefined;
     this.parent.users -= 1;
-    this.#host.memory.free(this.window.pa, WINDOW_FRAMES);
+    this.#host.memory.free(this.#window, WINDOW_FRAMES);
     this.#host.forget(this);
+  }
+
+  #answer(in_data: number, data: UserData): void {
+    const length = WINDOW_FRAMES * FRAME;
+    const out_mmap_offset = this.#host.share(this.#window, length);
+    this.#host.memory.store32(this.#window, in_data);
+    data.write(
+      IommuViommuSelftest.bytes({
+        in_data,
+        out_data: in_data,
+        out_mmap_offset,
+        out_mmap_length: BigInt(length),
+      }),
+    );
   }
 
   #invalidateOne(requests: UserArray, index: number): void {
