@@ -3,10 +3,10 @@
  * clients. `environment()` is what a program must be started with.
  */
 import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Clock, monotonic } from "../base/clock.ts";
 import { type EventSink, silent } from "../base/events.ts";
+import { runsFolder } from "../base/places.ts";
 import { WorkQueue } from "../base/scheduler.ts";
 import { type LiveCounts, Machine } from "../machine/machine.ts";
 import type { MachineDescription } from "../machine/schema.ts";
@@ -36,7 +36,7 @@ export class Host {
     this.machine = new Machine(description, { events, clock, scheduler: work });
     const { memory } = this.machine;
     const files = new ClientFiles(memory, events);
-    this.folder = mkdtempSync(join(tmpdir(), "softiommu-"));
+    this.folder = mkdtempSync(join(runsFolder(), "softiommu-"));
     this.server = new AttachServer({
       nodes: () => this.machine.nodes(),
       events,

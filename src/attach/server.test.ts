@@ -1,3 +1,6 @@
+import { copyFileSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { BUILD_MILLISECONDS, buildClient, buildLibrary, ended, Harness, until } from "./testing/harness.ts";
 
@@ -17,6 +20,15 @@ describe("calls of an unmodified program", () => {
     expect(await harness.client("calls")).toBe("done\n");
     await harness.quiet();
     expect(harness.node.closes.every((times) => times === 1)).toBe(true);
+  });
+
+  it("the library is found where LD_PRELOAD cannot say its path", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "softiommu with blank-"));
+    copyFileSync(buildLibrary(), join(folder, "libsoftiommu.so"));
+    const other = new Harness({ library: join(folder, "libsoftiommu.so") }).start();
+    expect(await other.run(buildClient("calls"))).toMatchObject({ code: 0, stdout: "done\n", stderr: "" });
+    other.stop();
+    rmSync(folder, { recursive: true });
   });
 
   it("also through glibc's checked variants", async () => {

@@ -5,12 +5,12 @@
  * messages. Leaves out what calls mean: that is the kernel files' business.
  */
 import { randomBytes } from "node:crypto";
-import { closeSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import type { Clock } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import { pidfdOpen } from "../base/libc.ts";
+import { isSayable, runsFolder } from "../base/places.ts";
 import type { WorkQueue } from "../base/scheduler.ts";
 import type { DeviceNode, FileBacking } from "../kernel/call.ts";
 import { Errno, LinuxError } from "../uapi/errno.ts";
@@ -75,15 +75,23 @@ export class AttachServer implements RequestHost {
     this.#options = options;
     this.events = options.events;
     this.#ownsFolder = options.socketDir === undefined;
-    this.#folder = options.socketDir ?? mkdtempSync(join(tmpdir(), "softiommu-"));
+    this.#folder = options.socketDir ?? mkdtempSync(join(runsFolder(), "softiommu-"));
     mkdirSync(this.#folder, { recursive: true, mode: 0o700 });
-    this.#library = options.library ?? builtLibrary();
+    this.#library = this.#sayable(options.library ?? builtLibrary());
     const prefix = `softiommu-${randomBytes(8).toString("hex")}/`;
     this.files = new FileTable(prefix, shareOf(SHARE.files));
     this.#routes = new Routes(this.#folder, prefix);
     this.#loop = new Loop(options.work, (error) => this.reportBug("loop", error));
     for (const handlers of options.handlers ?? [])
       for (const [op, handler] of handlers) this.handlers.set(op, handler);
+  }
+
+  /** The same library by a name that LD_PRELOAD can say. */
+  #sayable(library: string): string {
+    if (isSayable(library)) return library;
+    const link = join(this.#folder, "libsoftiommu.so");
+    symlinkSync(library, link);
+    return link;
   }
 
   get #socket(): string {

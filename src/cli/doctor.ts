@@ -4,11 +4,11 @@
  */
 import { spawn, spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmdirSync, statfsSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { builtLibrary } from "../attach/library.ts";
 import { findProgram } from "../attach/program.ts";
 import { close, pidfdGetfd, pidfdOpen, processRead } from "../base/libc.ts";
+import { runsFolder } from "../base/places.ts";
 import { ExitCode } from "./exit.ts";
 import { colorsOf, print } from "./output.ts";
 
@@ -122,7 +122,7 @@ const otherProcess = async (yama: string): Promise<Finding> => {
 /** The folder for sockets and the shadow tree. */
 const folder = (): Finding => {
   const what = "folder for runs";
-  const path = tmpdir();
+  const path = runsFolder();
   try {
     rmdirSync(mkdtempSync(join(path, "softiommu-doctor-")));
   } catch (error) {

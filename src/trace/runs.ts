@@ -1,8 +1,8 @@
 /** Runs of the same user on this computer: finding them, and asking one (inspect.ts is the other end). */
 import { readdirSync, statSync } from "node:fs";
 import { connect } from "node:net";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { runsFolder } from "../base/places.ts";
 import { type About, INSPECT_SOCKET, type Question, type Reply } from "./inspect.ts";
 
 /** A run that answered. */
@@ -37,7 +37,7 @@ export const ask = (socketPath: string, question: Question): Promise<unknown> =>
   });
 
 /** Every run of this user that answers. */
-export const findRuns = async (folder: string = tmpdir()): Promise<Run[]> => {
+export const findRuns = async (folder: string = runsFolder()): Promise<Run[]> => {
   const sockets = readdirSync(folder)
     .filter((name) => name.startsWith("softiommu-"))
     .map((name) => join(folder, name, INSPECT_SOCKET))
