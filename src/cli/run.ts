@@ -44,12 +44,20 @@ export const runProgram = async ([program, ...args]: string[], options: RunOptio
     },
   });
   const inspection = new Inspection(host.machine, host.folder, [program, ...args].join(" "));
-  try {
-    return await statusOf(program!, args, host);
-  } finally {
+  let stopped = false;
+  const stop = (): void => {
+    if (stopped) return;
+    stopped = true;
     inspection.close();
     host.stop();
     trace?.close();
+  };
+  process.once("exit", stop); // whatever ends us, the run's folder goes
+  try {
+    return await statusOf(program!, args, host);
+  } finally {
+    stop();
+    process.off("exit", stop);
     if (trace?.failure) process.stderr.write(`softiommu: the trace ended early: ${trace.failure}\n`);
     if (tally) process.stderr.write(`softiommu: ${tally}\n`);
   }
