@@ -102,4 +102,35 @@ describe("IntervalMap", () => {
     expect(map.size).toBe(0);
     expect(map.first()).toBe(false);
   });
+
+  it("the next hole of a length is the one a walk over all intervals finds, whatever came and went", () => {
+    const map = new IntervalMap<number>();
+    const taken = new Set<number>();
+    const pages = 2000;
+    let seed = 1;
+    const random = (below: number) => {
+      seed = (seed * 48_271) % 2_147_483_647;
+      return seed % below;
+    };
+    const walk = (page: number, need: number): number | undefined => {
+      const starts = [...taken].filter((one) => one > page).sort((a, b) => a - b);
+      return starts.find((one) => {
+        let free = 0;
+        while (one - free > 0 && !taken.has(one - free - 1)) free += 1;
+        return free >= need;
+      });
+    };
+    for (let step = 0; step < 6000; step += 1) {
+      const page = random(pages);
+      if (taken.has(page) && random(3) > 0) {
+        map.find(page, 0);
+        map.remove();
+        taken.delete(page);
+      } else if (map.insert(page, 0, page, 4095, page)) taken.add(page);
+      if (step % 20 > 0 || !map.seek(random(pages), 0)) continue;
+      const [from, need] = [map.startPage, 1 + random(4)];
+      const expected = walk(from, need);
+      expect(map.nextHole(need * 4096) ? map.startPage : undefined).toBe(expected);
+    }
+  });
 });

@@ -10,6 +10,7 @@
  * `startOffset`, `lastPage`, `lastOffset` and `value`.
  */
 const BLOCK = 64;
+const PAGE = 4096;
 
 class Block<V> {
   count = 0;
@@ -48,6 +49,8 @@ export class IntervalMap<V> {
   /** Last key of each block: where a search for an address ends. */
   #lastPages = new Float64Array(16);
   #lastOffsets = new Uint16Array(16);
+  /** Widest hole before an interval of each block, in bytes; NaN: not known. */
+  #widest = new Float64Array(16).fill(Number.NaN);
   #size = 0;
   #block = 0;
   #index = 0;
@@ -138,6 +141,22 @@ export class IntervalMap<V> {
     return start < lastPage || (start === lastPage && this.startOffset <= lastOffset);
   }
 
+  /**
+   * Moves the cursor from the interval under it to the first later one with a hole of about `bytes` or more before it;
+   * false: only what follows the last interval is left. A hole counts also when it is shorter by less than rounding.
+   */
+  nextHole(bytes: number): boolean {
+    const least = bytes * (1 - 2 ** -50);
+    while (this.next()) {
+      if (this.#index === 0) {
+        while (this.#block < this.#blocks.length && this.#widestOf(this.#block) < least) this.#block += 1;
+        if (this.#block === this.#blocks.length) return false;
+      }
+      if (this.#holeBefore(this.#block, this.#index) >= least) return true;
+    }
+    return false;
+  }
+
   /** Adds an interval; false, and nothing changes, when it overlaps another. The cursor is on it afterwards. */
   insert(startPage: number, startOffset: number, lastPage: number, lastOffset: number, value: V): boolean {
     if (this.overlaps(startPage, startOffset, lastPage, lastOffset)) return false;
@@ -147,6 +166,7 @@ export class IntervalMap<V> {
       this.#insertBlock(this.#block + 1, block.split());
       this.#noteLast(this.#block);
       this.#noteLast(this.#block + 1);
+      this.#forgetHoles();
       if (this.#index > block.count) {
         this.#index -= block.count;
         this.#block += 1;
@@ -161,6 +181,7 @@ export class IntervalMap<V> {
     block.lastOffset[at] = lastOffset;
     block.values.splice(at, 0, value);
     if (at === block.count - 1) this.#noteLast(this.#block);
+    this.#forgetHoles();
     this.#size += 1;
     return true;
   }
@@ -171,6 +192,7 @@ export class IntervalMap<V> {
     const at = this.#index;
     block.shift(at + 1, -1);
     block.values.splice(at, 1);
+    this.#forgetHoles();
     this.#size -= 1;
     if (block.count === 0) {
       this.#removeBlock(this.#block);
@@ -196,6 +218,33 @@ export class IntervalMap<V> {
     this.#index = 0;
   }
 
+  /** Holes before the intervals of this block and before the first of the next one may have changed. */
+  #forgetHoles(): void {
+    this.#widest[this.#block] = Number.NaN;
+    this.#widest[this.#block + 1] = Number.NaN;
+  }
+
+  #widestOf(at: number): number {
+    const known = this.#widest[at]!;
+    if (!Number.isNaN(known)) return known;
+    let widest = 0;
+    for (let index = 0; index < this.#blocks[at]!.count; index += 1)
+      widest = Math.max(widest, this.#holeBefore(at, index));
+    this.#widest[at] = widest;
+    return widest;
+  }
+
+  /** Bytes between an interval and the one before it, or address 0. */
+  #holeBefore(at: number, index: number): number {
+    const block = this.#blocks[at]!;
+    const bytes = block.startPage[index]! * PAGE + block.startOffset[index]!;
+    if (index === 0 && at === 0) return bytes;
+    const before = index === 0 ? this.#blocks[at - 1]! : block;
+    const last = (index === 0 ? before.count : index) - 1;
+    const pages = block.startPage[index]! - before.lastPage[last]!;
+    return pages * PAGE + (block.startOffset[index]! - before.lastOffset[last]!) - 1;
+  }
+
   #placeAtEnd(): void {
     if (this.#blocks.length === 0) this.#insertBlock(0, new Block<V>());
     this.#block = this.#blocks.length - 1;
@@ -211,16 +260,22 @@ export class IntervalMap<V> {
       offsets.set(this.#lastOffsets);
       this.#lastPages = pages;
       this.#lastOffsets = offsets;
+      const widest = new Float64Array(count * 2);
+      widest.set(this.#widest);
+      this.#widest = widest;
     }
     this.#blocks.splice(at, 0, block);
     this.#lastPages.copyWithin(at + 1, at, count);
     this.#lastOffsets.copyWithin(at + 1, at, count);
+    this.#widest.copyWithin(at + 1, at, count);
+    this.#widest[at] = Number.NaN;
   }
 
   #removeBlock(at: number): void {
     this.#blocks.splice(at, 1);
     this.#lastPages.copyWithin(at, at + 1);
     this.#lastOffsets.copyWithin(at, at + 1);
+    this.#widest.copyWithin(at, at + 1);
   }
 
   #noteLast(at: number): void {

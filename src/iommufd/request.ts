@@ -50,14 +50,24 @@ export const request = <F extends Members>(
       userSize,
       layout.fieldEnd(last),
     );
-    const argument = layout.read(bytes);
+    const data = new DataView(bytes.buffer);
+    const argument = layout.readAt(data, 0, true);
     const respond = (members: StructWrite<F>) => {
-      Object.assign(layout.view(bytes), members);
+      for (const [name, value] of Object.entries(members)) writeMember(layout, data, name, value);
       call.memory.write(at, cutToSize(bytes, userSize));
     };
     return handle({ context, call, argument, at, respond }) ?? 0;
   },
 });
+
+/** Members of an anonymous union are members of the structure. */
+const writeMember = (of: Struct<Members>, data: DataView, name: string, value: unknown): void => {
+  const { [name]: member, "": inner } = of.members;
+  const offset = of.offsets[name];
+  if (offset === undefined) return;
+  if (member) member.writeAt(data, offset, value as never, true);
+  else writeMember(inner as unknown as Struct<Members>, data, name, value);
+};
 
 export const requestTable = (kinds: readonly RequestKind[]): Map<number, RequestKind> =>
   new Map(kinds.map((kind) => [kind.number & 0xff, kind]));
