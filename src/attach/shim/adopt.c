@@ -692,27 +692,43 @@ static long move_pieces(uint64_t old, uint64_t old_size, uint64_t new_size)
     return target;
 }
 
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+/* What stays behind would share the pages that moved; private memory leaves zeros. */
+static long move_and_leave_zeros(uint64_t start, uint64_t size, int flags, void *target)
+{
+    long result = raw_mremap((void *)start, size, size, flags, target);
+    if (result < 0 && result > -4096)
+        return result;
+    long left = renew(start, start + size);
+    return left < 0 ? left : result;
+}
+
 /*
  * The kernel moves and grows an adopted mapping as any other; behind each range the memfd has fresh zeros. It does not
  * grow what adoption has made several mappings of; glibc copies then, others are not prepared for it.
  */
 bool adopt_mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address, long *result)
 {
-    (void)new_address;
     uint64_t start = (uint64_t)old, size = (old_size + PAGE - 1) & ~(PAGE - 1);
     uint64_t wanted = (new_size + PAGE - 1) & ~(PAGE - 1);
-    if (!__atomic_load_n(&any_adopted, __ATOMIC_ACQUIRE) || flags != MREMAP_MAYMOVE || wanted <= size || size == 0 ||
-        start & (PAGE - 1))
+    bool stays = flags & MREMAP_DONTUNMAP && wanted == size;
+    bool grows = flags == MREMAP_MAYMOVE && wanted > size;
+    if (!__atomic_load_n(&any_adopted, __ATOMIC_ACQUIRE) || !(stays || grows) || size == 0 || start & (PAGE - 1))
         return false;
     uint64_t before = block_signals();
     lock();
     struct adopt_vma vma;
-    bool pieces = adopt_maps_next(&file_id, start, start + size, &vma) && vma.end - vma.start < size;
-    if (pieces)
+    bool ours = adopt_maps_next(&file_id, start, start + size, &vma) && (stays || vma.end - vma.start < size);
+    if (ours && stays)
+        *result = move_and_leave_zeros(start, size, flags, new_address);
+    else if (ours)
         *result = move_pieces(start, size, wanted);
     unlock();
     restore_signals(before);
-    return pieces;
+    return ours;
 }
 
 /* ---- shared anonymous memory -------------------------------------------------------------------------------- */

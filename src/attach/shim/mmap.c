@@ -226,10 +226,10 @@ EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
     /* A device's mapping cannot grow; moving one is refused as well. */
     if (maps_emulated(old, old_size ? old_size : 1))
         return (void *)result_of(-EFAULT);
-    if (adopt_mremap(old, old_size, new_size, flags, target, &result))
-        return (void *)result_of(result);
     if (flags & MREMAP_FIXED)
         forget(target, new_size);
+    if (adopt_mremap(old, old_size, new_size, flags, target, &result))
+        return (void *)result_of(result);
     return real.mremap(old, old_size, new_size, flags, target);
 }
 

@@ -323,6 +323,15 @@ static void growing(void)
     EXPECT(all(part + 102400, MIB - 102400, 10) && all(part + MIB, MIB, 0));
     EXPECT(fill(middle, 0, 65536, 11) == 0);
     EXPECT(all(part + 65536, 32768, 11) && all(part + 98304, 4096, 0) && all(part + 102400, 28672, 11));
+    /* And one that moves and leaves its addresses behind: zeros are there then, and nothing is shared. */
+    uint8_t *left = anonymous(8192);
+    memset(left, 12, 8192);
+    long followed = pin(left, 8192, 1);
+    uint8_t *went = mremap(left, 8192, 8192, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+    EXPECT(followed >= 0 && went != MAP_FAILED && all(went, 8192, 12) && all(left, 8192, 0));
+    memset(left, 13, 8192);
+    EXPECT(fill(followed, 0, 4096, 14) == 0 && all(went, 4096, 14) && all(went + 4096, 4096, 12));
+    EXPECT(all(left, 8192, 13));
 }
 
 /* A client that shrinks its memfd gets errors, and hurts nobody. */
