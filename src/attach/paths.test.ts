@@ -60,6 +60,16 @@ describe("paths below a routed prefix lie in the shadow tree", () => {
     expect(await shell("find /sys/bus/pci -name '0000*'")).toBe("/sys/bus/pci/devices/0000:01:00.0\n");
   });
 
+  it("relative paths lead there from folders above, whose listing is the computer's own", async () => {
+    expect(await shell("cd /sys/bus && ls pci/devices")).toBe("0000:01:00.0\n");
+    expect(await shell("cd / && ls ./sys//bus/pci/devices && cd sys/bus/pci && pwd")).toBe(
+      "0000:01:00.0\n/sys/bus/pci\n",
+    );
+    expect(await shell("cd /dev && ls softiommu-test/echo; cd pts; ls -d ../null")).toBe(
+      "softiommu-test/echo\n../null\n",
+    );
+  });
+
   it("a node that goes away is not shown any more, one that comes is", async () => {
     const nodes = [harness.node];
     const other = new Harness({ nodes: () => nodes }).start();

@@ -100,6 +100,8 @@ void note_shadow_fd(int fd);
 /* 0: nothing is routed, paths need not be looked at. */
 extern int route_count;
 extern bool cwd_may_be_shadow;
+/* The working folder may have changed. */
+void note_cwd(void);
 
 /* ---- status.c ------------------------------------------------------------------------------------------ */
 /* Makes the status of a shadow file that of the device node it stands for, if it does. */

@@ -152,10 +152,8 @@ EXPORT char *canonicalize_file_name(const char *path)
 
 static int moved(int result)
 {
-    char here[PATH_MAX];
-    size_t length;
-    if (result == 0 && route_count && raw_syscall(SYS_getcwd, (long)here, sizeof here, 0, 0, 0, 0) > 0)
-        cwd_may_be_shadow = unroute(here, &length);
+    if (result == 0 && route_count)
+        note_cwd();
     return result;
 }
 

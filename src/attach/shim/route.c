@@ -27,6 +27,8 @@ int route_count;
 /* Descriptors that may lie in a shadow tree; /proc/self/fd says whether they do. */
 static uint8_t shadow_fds[SHADOW_FDS];
 bool cwd_may_be_shadow;
+/* The working folder is a real one with a routed prefix below it: "/dev", "/sys/bus", "/". */
+static bool cwd_above_route;
 
 /* Both strings live as long as the program: they lie in the configuration's text. */
 void route_configure(const char *root, const char *prefix)
@@ -40,12 +42,27 @@ void route_configure(const char *root, const char *prefix)
     routes[route_count].prefix = prefix;
     routes[route_count].prefix_length = length - open_ended;
     routes[route_count].open_ended = open_ended;
-    if (route_count++ == 0) {
-        char here[PATH_MAX];
-        size_t n = 0;
-        if (raw_syscall(SYS_getcwd, (long)here, sizeof here, 0, 0, 0, 0) > 0)
-            cwd_may_be_shadow = unroute(here, &n);
-    }
+    route_count++;
+    note_cwd();
+}
+
+static bool above_route(const char *folder)
+{
+    size_t length = strlen(folder);
+    for (int i = 0; i < route_count; i++)
+        if (length == 1 || (strncmp(routes[i].prefix, folder, length) == 0 && routes[i].prefix[length] == '/'))
+            return true;
+    return false;
+}
+
+void note_cwd(void)
+{
+    char here[PATH_MAX];
+    size_t length;
+    if (raw_syscall(SYS_getcwd, (long)here, sizeof here, 0, 0, 0, 0) <= 0)
+        return;
+    cwd_may_be_shadow = unroute(here, &length);
+    cwd_above_route = !cwd_may_be_shadow && above_route(here);
 }
 
 /* ---- the mapping of paths ------------------------------------------------------------------------------ */
@@ -119,13 +136,30 @@ static bool base_folder(int dirfd, char *out)
     return unroute(copy, &length);
 }
 
+/* A relative path, seen from a working folder above a routed one. */
+static const char *route_from_above(const char *path, char *out)
+{
+    char whole[PATH_MAX];
+    long here = raw_syscall(SYS_getcwd, (long)whole, sizeof whole, 0, 0, 0, 0) - 1;
+    size_t length = strlen(path);
+    if (here <= 0 || (size_t)here + 1 + length >= sizeof whole)
+        return NULL;
+    whole[here] = '/';
+    memcpy(whole + here + 1, path, length + 1);
+    return route_absolute(whole, out);
+}
+
 const char *route(int dirfd, const char *path, char *out)
 {
     if (!attached() || !path || !route_count)
         return NULL;
     if (path[0] == '/')
         return route_absolute(path, out);
-    if (path[0] == 0 || !base_folder(dirfd, out))
+    if (path[0] == 0)
+        return NULL;
+    if (dirfd == AT_FDCWD && cwd_above_route)
+        return route_from_above(path, out);
+    if (!base_folder(dirfd, out))
         return NULL;
     size_t folder = strlen(out), length = strlen(path);
     if (folder + 1 + length >= PATH_MAX)
