@@ -61,13 +61,11 @@ export const request = <F extends Members>(
 });
 
 /** Members of an anonymous union are members of the structure. */
-const writeMember = (of: Struct<Members>, data: DataView, name: string, value: unknown): void => {
-  const { [name]: member, "": inner } = of.members;
-  const offset = of.offsets[name];
-  if (offset === undefined) return;
-  if (member) member.writeAt(data, offset, value as never, true);
-  else writeMember(inner as unknown as Struct<Members>, data, name, value);
-};
+const codecOf = (of: Struct<Members>, name: string): Members[string] =>
+  of.members[name] ?? codecOf(of.members[""] as unknown as Struct<Members>, name);
+
+const writeMember = (of: Struct<Members>, data: DataView, name: string, value: unknown): void =>
+  codecOf(of, name).writeAt(data, of.offsets[name]!, value as never, true);
 
 export const requestTable = (kinds: readonly RequestKind[]): Map<number, RequestKind> =>
   new Map(kinds.map((kind) => [kind.number & 0xff, kind]));
