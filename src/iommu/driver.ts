@@ -51,10 +51,7 @@ export interface UserArray {
   /** Bytes of one, as the caller has them. */
   readonly entryLength: number;
   readonly count: number;
-  /**
-   * One of them; what the caller left out is zero. Throws EINVAL when an entry has fewer than `minSize` bytes, E2BIG
-   * when it has more than `size` that are not zero, EFAULT.
-   */
+  /** One of them, by the rules of `UserData.read`. */
   read(index: number, size: number, minSize?: number): Uint8Array;
 }
 
@@ -182,8 +179,8 @@ export interface VirtualIommu {
   readonly parent: PagingDomain;
   /** Kinds of events it can report (IOMMU_VEVENTQ_TYPE_*). */
   readonly eventTypes?: readonly number[];
-  /** Set by whoever listens: an event of this kind, in the vendor's layout. */
-  onEvent?: ((type: number, data: Uint8Array) => void) | undefined;
+  /** Set by whoever listens: an event of this kind, in the vendor's layout. False: nobody wants events of the kind. */
+  onEvent?: ((type: number, data: Uint8Array) => boolean) | undefined;
   allocateNested?(device: Requester, data: UserData, options: NestedOptions): NestedDomain;
   /** Invalidations by the guest's device numbers. */
   invalidate?(requests: UserArray): InvalidationOutcome;

@@ -25,6 +25,8 @@ export interface IommufdSystem {
   readonly allocations: Allocations;
   readonly users: UserPins;
   readonly live: IommufdLive;
+  /** Files that have objects. */
+  readonly contexts: Set<IommufdContext>;
   /** Requests of iommufd's own numbers. */
   readonly requests: RequestTable;
 }
@@ -45,6 +47,7 @@ export class IommufdContext {
     this.name = name;
     this.objects = new ObjectTable(system.live);
     system.live.files += 1;
+    system.contexts.add(this);
   }
 
   /** A point where memory is asked for. Throws ENOMEM. */
@@ -87,5 +90,6 @@ export class IommufdContext {
     this.compatIoas = undefined;
     this.objects.clear();
     this.system.live.files -= 1;
+    this.system.contexts.delete(this);
   }
 }

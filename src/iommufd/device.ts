@@ -175,13 +175,13 @@ export class DeviceObject extends IommufdObject {
   /** A new HWPT for this device, filled from the IOAS, in the table. */
   allocatePaging(ioas: Ioas, options: HwptOptions, data?: UserData): HwptPaging {
     const { driver, function: requester } = this.device;
-    const { nestParent = false, dirtyTracking = false, pasid = false, fault } = options;
+    const { nestParent = false, dirtyTracking = false, pasid = false, faults = false } = options;
     this.context.allocate("a domain");
     const domain = driver.allocatePaging(requester, {
       nestParent,
       dirtyTracking,
       pasid,
-      faults: fault !== undefined,
+      faults,
       ...(data && { data }),
     });
     let hwpt: HwptPaging;

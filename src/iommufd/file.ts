@@ -97,6 +97,7 @@ export class IommufdSubsystem {
       allocations,
       users: new UserPins(),
       live: { files: 0, objects: 0, areas: 0 },
+      contexts: new Set(),
       requests: requestTable([
         ...ioasRequests,
         ...optionRequests,

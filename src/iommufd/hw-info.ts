@@ -27,8 +27,6 @@ export const getHwInfo = request(
     requireZero("__reserved", argument.__reserved);
     const given = (flags & IOMMU_HW_INFO_FLAG_INPUT_TYPE) !== 0;
     const type = given ? argument.in_data_type : IOMMU_HW_INFO_TYPE_DEFAULT;
-    if (!given && argument.in_data_type !== IOMMU_HW_INFO_TYPE_DEFAULT)
-      throw new LinuxError("EOPNOTSUPP", "in_data_type is set without IOMMU_HW_INFO_FLAG_INPUT_TYPE");
     const { device } = deviceOf(context, argument.dev_id);
     const { driver, function: requester, capabilities } = device;
     const info = driver.hardwareInfo?.(requester, type);

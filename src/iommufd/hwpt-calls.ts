@@ -13,7 +13,7 @@ import {
 import { hex } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
 import { type DeviceObject, deviceOf } from "./device.ts";
-import { type FaultQueue, faultQueueOf } from "./fault-queue.ts";
+import { faultQueueOf } from "./fault-queue.ts";
 import { type Hwpt, HwptNested, HwptPaging } from "./hwpt.ts";
 import { Ioas } from "./ioas.ts";
 import { request, requireFlags, requireZero } from "./request.ts";
@@ -25,7 +25,6 @@ interface Wanted {
   readonly context: IommufdContext;
   readonly device: DeviceObject;
   readonly flags: number;
-  readonly fault: FaultQueue | undefined;
   readonly data: UserData;
 }
 
@@ -35,7 +34,7 @@ const KNOWN_FLAGS =
   IOMMU_HWPT_FAULT_ID_VALID |
   IOMMU_HWPT_ALLOC_PASID;
 
-const paging = ({ device, flags, fault, data }: Wanted, ioas: Ioas): HwptPaging => {
+const paging = ({ device, flags, data }: Wanted, ioas: Ioas): HwptPaging => {
   requireFlags(flags, KNOWN_FLAGS);
   const nestParent = (flags & IOMMU_HWPT_ALLOC_NEST_PARENT) !== 0;
   return device.allocatePaging(
@@ -44,7 +43,7 @@ const paging = ({ device, flags, fault, data }: Wanted, ioas: Ioas): HwptPaging 
       nestParent,
       dirtyTracking: (flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING) !== 0,
       pasid: (flags & IOMMU_HWPT_ALLOC_PASID) !== 0,
-      fault,
+      faults: (flags & IOMMU_HWPT_FAULT_ID_VALID) !== 0,
     },
     data.length > 0 ? data : undefined,
   );
@@ -54,9 +53,9 @@ const paging = ({ device, flags, fault, data }: Wanted, ioas: Ioas): HwptPaging 
 const NESTED_FLAGS = IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
 
 const addNested = (wanted: Wanted, parent: HwptPaging, above: HwptPaging | Viommu, domain: NestedDomain) => {
-  const { context, fault, flags } = wanted;
+  const { context, flags } = wanted;
   const pasid = (flags & IOMMU_HWPT_ALLOC_PASID) !== 0;
-  const hwpt = new HwptNested(context, parent, domain, { above, fault, pasid });
+  const hwpt = new HwptNested(context, parent, domain, { above, pasid });
   try {
     return context.add(hwpt);
   } catch (error) {
@@ -65,37 +64,40 @@ const addNested = (wanted: Wanted, parent: HwptPaging, above: HwptPaging | Viomm
   }
 };
 
-const nestedOptions = ({ flags, fault }: Wanted) => ({
-  faults: fault !== undefined,
+const nestedOptions = ({ flags }: Wanted) => ({
+  faults: (flags & IOMMU_HWPT_FAULT_ID_VALID) !== 0,
   pasid: (flags & IOMMU_HWPT_ALLOC_PASID) !== 0,
 });
 
-const nestedOnParent = (wanted: Wanted, parent: HwptPaging): HwptNested => {
-  const { context, device, flags, data } = wanted;
-  const { driver, function: requester } = device.device;
-  if (parent.automatic || !parent.nestParent)
-    throw new LinuxError("EINVAL", `${parent.name} was not made as a nest parent`, parent.name);
-  requireFlags(flags, NESTED_FLAGS);
-  if (data.length === 0 || !driver.allocateNested)
+const requireVendorData = ({ data, device }: Wanted, allocate: unknown): void => {
+  if (data.length === 0 || !allocate)
     throw new LinuxError(
       "EOPNOTSUPP",
       "a nested HWPT needs the vendor's data, and an IOMMU that nests",
       device.name,
     );
+};
+
+const nestedOnParent = (wanted: Wanted, parent: HwptPaging): HwptNested => {
+  const { context, device, flags, data } = wanted;
+  const { driver, function: requester } = device.device;
+  requireVendorData(wanted, driver.allocateNested);
+  if (!parent.nestParent)
+    throw new LinuxError("EINVAL", `${parent.name} was not made as a nest parent`, parent.name);
+  requireFlags(flags, NESTED_FLAGS);
   context.allocate("a nested domain");
-  const domain = driver.allocateNested(requester, parent.domain, data, nestedOptions(wanted));
+  const domain = driver.allocateNested!(requester, parent.domain, data, nestedOptions(wanted));
   return addNested(wanted, parent, parent, domain);
 };
 
 const nestedOnViommu = (wanted: Wanted, viommu: Viommu): HwptNested => {
   const { context, device, flags, data } = wanted;
+  requireVendorData(wanted, viommu.virtual.allocateNested);
   requireFlags(flags, NESTED_FLAGS);
-  if (data.length === 0 || !viommu.virtual.allocateNested)
-    throw new LinuxError("EOPNOTSUPP", "a nested HWPT needs the vendor's data", viommu.name);
   if (device.device.driver !== viommu.driver)
     throw new LinuxError("EINVAL", `the device is not behind the IOMMU of ${viommu.name}`, device.name);
   context.allocate("a nested domain");
-  const domain = viommu.virtual.allocateNested(device.device.function, data, nestedOptions(wanted));
+  const domain = viommu.virtual.allocateNested!(device.device.function, data, nestedOptions(wanted));
   return addNested(wanted, viommu.parent, viommu, domain);
 };
 
@@ -117,16 +119,14 @@ export const hwptAlloc = request(
   "__reserved",
   ({ context, call, argument, respond }) => {
     const { flags, data_type: type, data_len: length, data_uptr } = argument;
-    requireFlags(flags, KNOWN_FLAGS);
     requireZero("__reserved", argument.__reserved);
     if ((type === IOMMU_HWPT_DATA_NONE) !== (length === 0))
       throw new LinuxError("EINVAL", `data_type ${hex(type)} and data_len ${length} do not go together`);
     const device = deviceOf(context, argument.dev_id);
-    const fault =
-      (flags & IOMMU_HWPT_FAULT_ID_VALID) === 0 ? undefined : faultQueueOf(context, argument.fault_id);
     const data = userData(call, type, data_uptr, length);
-    const hwpt = allocate({ context, device, flags, fault, data }, argument.pt_id);
+    const hwpt = allocate({ context, device, flags, data }, argument.pt_id);
     try {
+      if (flags & IOMMU_HWPT_FAULT_ID_VALID) hwpt.useFault(faultQueueOf(context, argument.fault_id));
       respond({ out_hwpt_id: hwpt.id });
     } catch (error) {
       context.objects.remove(hwpt);

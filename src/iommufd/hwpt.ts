@@ -19,29 +19,34 @@ export abstract class Hwpt extends IommufdObject {
   abstract readonly pasid: boolean;
 
   /** Where page faults under it are reported. */
-  readonly fault: FaultQueue | undefined;
+  #fault: FaultQueue | undefined;
 
-  constructor(context: IommufdContext, fault: FaultQueue | undefined) {
+  constructor(context: IommufdContext) {
     super();
     this.context = context;
-    this.fault = fault;
   }
   /** The IOAS at the bottom: reserved ranges of the devices are kept out of it. */
   abstract get ioas(): Ioas;
 
-  /** The queue cannot go before it. */
-  protected keepFault(): void {
-    if (this.fault) this.fault.users += 1;
+  get fault(): FaultQueue | undefined {
+    return this.#fault;
   }
+
+  /** Before any device has it: page faults go to the queue, which cannot go before it. */
+  useFault(queue: FaultQueue): void {
+    this.#fault = queue;
+    queue.users += 1;
+  }
+
+  /** The part of `destroy` that every HWPT has. */
   protected leaveFault(): void {
-    if (this.fault) this.fault.users -= 1;
+    if (this.#fault) this.#fault.users -= 1;
   }
 }
 
-export interface HwptOptions extends Omit<PagingOptions, "data" | "faults"> {
+export interface HwptOptions extends Omit<PagingOptions, "data"> {
   /** Made by an attach. */
   readonly automatic?: boolean;
-  readonly fault?: FaultQueue | undefined;
   /** Every access of its devices is coherent with the caches. */
   readonly coherent?: boolean;
 }
@@ -63,7 +68,7 @@ export class HwptPaging extends Hwpt {
    * domain is still the caller's.
    */
   constructor(context: IommufdContext, ioas: Ioas, domain: PagingDomain, options: HwptOptions = {}) {
-    super(context, options.fault);
+    super(context);
     this.ioas = ioas;
     this.domain = domain;
     this.automatic = options.automatic ?? false;
@@ -74,7 +79,6 @@ export class HwptPaging extends Hwpt {
     ioas.pagetable.attachDomain(domain);
     ioas.hwpts.add(this);
     ioas.users += 1;
-    this.keepFault();
   }
 
   destroy(): void {
@@ -102,16 +106,14 @@ export class HwptNested extends Hwpt {
     options: {
       readonly above?: IommufdObject;
       readonly pasid?: boolean;
-      readonly fault?: FaultQueue | undefined;
     } = {},
   ) {
-    super(context, options.fault);
+    super(context);
     this.parent = parent;
     this.domain = domain;
     this.pasid = options.pasid ?? false;
     this.above = options.above ?? parent;
     this.above.users += 1;
-    this.keepFault();
   }
 
   get ioas(): Ioas {

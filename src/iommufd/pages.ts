@@ -147,6 +147,16 @@ export class Pages {
     return sum;
   }
 
+  /** How often the frame is pinned by these pages. */
+  pinsOf(pfn: number): number {
+    let pins = 0;
+    for (const { first, last, run } of this.#segments)
+      run.frames(first, last - first + 1, (start, count) => {
+        if (pfn >= start && pfn < start + count) pins += 1;
+      });
+    return pins;
+  }
+
   /** An area maps some of it. */
   retain(): void {
     this.#areas += 1;

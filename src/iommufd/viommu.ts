@@ -42,7 +42,11 @@ export class Viommu extends IommufdObject {
     this.virtual = virtual;
     this.#shared = shared;
     parent.users += 1;
-    virtual.onEvent = (type, data) => this.listeners.get(type)?.event(data);
+    virtual.onEvent = (type, data) => {
+      const listener = this.listeners.get(type);
+      listener?.event(data);
+      return listener !== undefined;
+    };
   }
 
   get ioas(): Ioas {

@@ -58,6 +58,18 @@ export class ModelMemory implements UserMemory {
     }
   }
 
+  /** Pages of host memory that belong to somebody else: a kernel file's. */
+  mapPhysical(va: number, length: number, pa: number, writable: boolean): void {
+    this.#checkWhole(va, length);
+    this.unmap(va, length);
+    for (let done = 0; done < length; done += FRAME_BYTES)
+      this.#pages.set((va + done) / FRAME_BYTES, {
+        frame: { pa: pa + done, references: Number.POSITIVE_INFINITY },
+        writable,
+        adopted: true,
+      });
+  }
+
   unmap(va: number, length: number): void {
     this.#checkWhole(va, length);
     for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {

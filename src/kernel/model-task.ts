@@ -14,6 +14,7 @@ import {
   type EventFd,
   type FileBacking,
   type KernelFile,
+  type MapSegment,
   Restart,
   SUSPENDED,
   type Suspended,
@@ -22,6 +23,7 @@ import {
 import { ModelMemory } from "./model-memory.ts";
 
 const O_RDWR = 2;
+const PROT_WRITE = 2;
 /** Where arguments of calls are put. */
 const SCRATCH_VA = 0x7fff_0000_0000;
 const SCRATCH_PAGES = 64;
@@ -93,6 +95,13 @@ export class PendingCall {
     this.value = value;
     this.error = error;
   }
+}
+
+/** As mmap(2) has them. */
+export interface MmapOptions {
+  readonly offset: bigint;
+  readonly protection: number;
+  readonly flags: number;
 }
 
 let nextPid = 1000;
@@ -259,6 +268,25 @@ export class ModelTask implements Task {
       call.memory.read(at, data);
       return file.write(call, data);
     }).result();
+  }
+
+  /** mmap(2) of a file at a fixed address; traps stay unmapped. */
+  mmap(fd: number, at: { readonly va: number; readonly length: number }, options: MmapOptions): void {
+    const { offset, protection, flags } = options;
+    let segments: readonly MapSegment[] = [];
+    this.run(fd, (file, call) => {
+      if (!file.mmap) throw new LinuxError("ENODEV", `${file.name} cannot be mapped`, file.name);
+      segments = file.mmap(call, offset, at.length, protection, flags);
+      return 0;
+    }).result();
+    for (const segment of segments)
+      if (segment.kind === "memory")
+        this.memory.mapPhysical(
+          at.va + segment.offset,
+          segment.length,
+          segment.pa,
+          (protection & PROT_WRITE) !== 0,
+        );
   }
 
   pread(fd: number, offset: bigint, into: Uint8Array): number {

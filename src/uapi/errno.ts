@@ -29,6 +29,7 @@ export const Errno = {
   EDEADLK: 35,
   ENAMETOOLONG: 36,
   ENOSYS: 38,
+  EBADE: 52,
   ENODATA: 61,
   ETIME: 62,
   EPROTO: 71,

@@ -2,7 +2,7 @@
  * Replays recorded iommufd and VFIO programs against kernel files inside this process. A program is a list of system
  * calls with what Linux answered to each; the format is that of test/data/transcripts (one program a line). Each is run
  * by a modelled task whose anonymous memory must be adopted before it is pinned, as a real program's.
- * Left out: mapping kernel files and memfds a second time (`mmap` with a descriptor).
+ * Left out: mapping memfds a second time.
  */
 import { readFileSync } from "node:fs";
 import { crc32 } from "node:zlib";
@@ -64,6 +64,9 @@ interface Step {
   readonly len?: Value;
   readonly area?: string;
   readonly prot?: Value;
+  readonly flags?: Value;
+  readonly off?: Value;
+  readonly events?: number;
   readonly seed?: Value;
   readonly expect: JsonObject;
 }
@@ -306,7 +309,7 @@ class Replay {
         this.#apply(step.set);
         return attempt(() => this.#transfer(step));
       case "poll":
-        result["revents"] = task.file(this.#fd(step.fd!))?.poll?.() ?? 0;
+        result["revents"] = (task.file(this.#fd(step.fd!))?.poll?.() ?? 0) & (step.events ?? 0);
         return attempt(() => (result["revents"] ? 1 : 0));
       case "mmap":
         return attempt(() => this.#mmap(step));
@@ -348,20 +351,26 @@ class Replay {
   #transfer(step: Step): number {
     const fd = this.#fd(step.fd!);
     const at = this.#eval(step.at!);
-    const bytes = new Uint8Array(Number(this.#eval(step.len ?? 0)));
-    if (step.op === "write") {
-      this.#task.memory.read(at, bytes);
-      return this.#task.write(fd, bytes);
-    }
-    const count = this.#task.read(fd, bytes);
-    this.#task.memory.write(at, bytes.subarray(0, count));
-    return count;
+    const length = Number(this.#eval(step.len ?? 0));
+    return step.op === "write" ? this.#task.writeFrom(fd, at, length) : this.#task.readTo(fd, at, length);
   }
 
   #mmap(step: Step): number {
     const area = this.#areas.get(step.area!)!;
-    if (step.fd !== undefined) throw new Error("mapping a descriptor is not replayed");
     const length = step.len === undefined ? area.length : Number(this.#eval(step.len));
+    if (step.fd !== undefined) {
+      this.#task.mmap(
+        this.#fd(step.fd),
+        { va: area.va, length },
+        {
+          offset: this.#eval(step.off ?? 0),
+          protection: Number(this.#eval(step.prot ?? 0)),
+          flags: Number(this.#eval(step.flags ?? 0)),
+        },
+      );
+      area.mapped = true;
+      return 0;
+    }
     const writable = step.prot === undefined || (this.#eval(step.prot) & PROT_WRITE) !== 0n;
     this.#task.memory.map(area.va, length, { private: true });
     area.mapped = true;

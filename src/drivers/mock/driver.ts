@@ -204,6 +204,16 @@ export class MockDriver implements IommuDriver {
     this.onPageRequest?.(device, request);
   }
 
+  /** The device has something to tell its guest. Throws ENOENT (no guest has it), EOPNOTSUPP (nobody listens). */
+  reportEvent(device: MockDevice): void {
+    for (const viommu of this.#viommus)
+      if (viommu.virtualIdOf(device) !== undefined) {
+        viommu.report(device);
+        return;
+      }
+    throw new LinuxError("ENOENT", "no guest has the device: it has no vDEVICE", device.name);
+  }
+
   respond(device: Requester, response: PageResponse): void {
     this.onPageResponse?.(device, response);
   }

@@ -43,7 +43,7 @@ export class MockViommu implements VirtualIommu {
   readonly eventTypes = [IOMMU_VEVENTQ_TYPE_SELFTEST];
   readonly queueTypes = [IOMMU_HW_QUEUE_TYPE_SELFTEST];
   readonly queuesArePhysical = true;
-  onEvent: ((type: number, data: Uint8Array) => void) | undefined;
+  onEvent: ((type: number, data: Uint8Array) => boolean) | undefined;
   readonly #host: MockViommuHost;
   readonly #devices = new Map<bigint, MockDevice>();
   /** Physical address of its pages. */
@@ -93,12 +93,13 @@ export class MockViommu implements VirtualIommu {
     this.#devices.delete(virtualId);
   }
 
-  /** Reports an event of the device. False: the guest does not know it. */
-  report(device: MockDevice): boolean {
+  /** Reports an event of the device. Throws ENOENT when the guest does not know it, EOPNOTSUPP when nobody listens. */
+  report(device: MockDevice): void {
     const id = this.virtualIdOf(device);
-    if (id === undefined) return false;
-    this.onEvent?.(IOMMU_VEVENTQ_TYPE_SELFTEST, IommuViommuEventSelftest.bytes({ virt_id: Number(id) }));
-    return true;
+    if (id === undefined) throw new LinuxError("ENOENT", "the guest does not know the device", device.name);
+    const event = IommuViommuEventSelftest.bytes({ virt_id: Number(id & 0xffff_ffffn) });
+    if (!this.onEvent?.(IOMMU_VEVENTQ_TYPE_SELFTEST, event))
+      throw new LinuxError("EOPNOTSUPP", "nobody listens to events of the vIOMMU", device.name);
   }
 
   allocateQueue({ index }: { readonly index: number }): HardwareQueue {

@@ -1,0 +1,444 @@
+/** The content of an IOAS against a list of areas that is searched from end to end. */
+import fc from "fast-check";
+import { afterAll, describe, expect, it } from "vitest";
+import { ModelHost } from "../../test/support/model-host.ts";
+import { type PagingDomain, Protection } from "../iommu/driver.ts";
+import { ModelTask } from "../kernel/model-task.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import { type AccessPin, createAccess } from "./access.ts";
+import { PAGE_BYTES } from "./address.ts";
+import { IommufdContext } from "./context.ts";
+import { IommufdSubsystem } from "./file.ts";
+import { Ioas } from "./ioas.ts";
+import { Pages, UserSource } from "./pages.ts";
+
+const USER = 0x10_0000;
+const USER_PAGES = 24;
+/** IOVAs lie below this. */
+const WINDOW = 48 * PAGE_BYTES;
+const GRAIN = 2048;
+const BOTH = Protection.read | Protection.write;
+
+/** A domain that remembers every half page. */
+class GrainDomain implements PagingDomain {
+  readonly kind = "paging";
+  readonly id = 1;
+  readonly name = "grains";
+  readonly apertures = [{ start: 0, end: 2 ** 40 }];
+  readonly pageSizes: bigint;
+  readonly grains = new Map<number, number>();
+  /** Fails after so many half pages. */
+  room = Number.POSITIVE_INFINITY;
+
+  constructor(pageSizes: bigint) {
+    this.pageSizes = pageSizes;
+  }
+  map(iova: number, pa: number, length: number): void {
+    const smallest = Number(this.pageSizes & -this.pageSizes);
+    if ((iova | length) % smallest !== 0 || pa % smallest !== 0) throw new Error("not aligned");
+    if (this.grains.size + length / GRAIN > this.room) throw new LinuxError("ENOMEM", "no table left");
+    for (let at = 0; at < length; at += GRAIN) {
+      if (this.grains.has(iova + at)) throw new Error("mapped twice");
+      this.grains.set(iova + at, pa + at);
+    }
+  }
+  unmap(iova: number, length: number): number {
+    let bytes = 0;
+    for (const at of [...this.grains.keys()])
+      if (at >= iova && at < iova + length && this.grains.delete(at)) bytes += GRAIN;
+    return bytes;
+  }
+  physical(iova: number): number {
+    const at = iova - (iova % GRAIN);
+    const pa = this.grains.get(at);
+    return pa === undefined ? -1 : pa + (iova - at);
+  }
+  free(): void {}
+}
+
+/** An area as the model has it: user address, and which pages object. */
+interface ModelArea {
+  iova: number;
+  length: number;
+  va: number;
+  /** First byte within the pages, which is what alignment is asked of. */
+  start: number;
+  pages: Pages;
+}
+
+interface ModelPin {
+  readonly pin: AccessPin;
+  readonly ioas: number;
+  readonly iova: number;
+  readonly length: number;
+  readonly parts: readonly { readonly pages: Pages; readonly first: number; readonly last: number }[];
+}
+
+class Rig {
+  readonly host = new ModelHost();
+  readonly iommufd = new IommufdSubsystem(this.host);
+  readonly context = new IommufdContext(this.iommufd.system, "iommufd");
+  readonly task = new ModelTask(this.host.memory, { uid: 7 });
+  readonly ioas = [
+    this.context.add(new Ioas(this.context)),
+    this.context.add(new Ioas(this.context)),
+  ] as const;
+  readonly domains: { readonly ioas: number; readonly domain: GrainDomain }[] = [];
+  readonly areas: [ModelArea[], ModelArea[]] = [[], []];
+  pins: ModelPin[] = [];
+  readonly accesses = [0, 1].map((index) => {
+    const access = createAccess(this.context, {
+      pins: false,
+      unmap: (iova, length) => this.#unpin(index, Number(iova), Number(length)),
+    });
+    access.attach(this.ioas[index]!.id);
+    return access;
+  });
+
+  constructor() {
+    this.task.memory.map(USER, USER_PAGES * PAGE_BYTES);
+  }
+
+  alignment(ioas: number): number {
+    return this.domains
+      .filter((one) => one.ioas === ioas)
+      .reduce((most, { domain }) => Math.max(most, Number(domain.pageSizes & -domain.pageSizes)), 1);
+  }
+
+  #unpin(ioas: number, iova: number, length: number): void {
+    const touched = this.pins.filter(
+      (one) => one.ioas === ioas && one.iova < iova + length && iova < one.iova + one.length,
+    );
+    for (const { pin } of touched) pin.release();
+    this.pins = this.pins.filter((one) => !touched.includes(one));
+  }
+
+  /** Errno, or undefined. */
+  attempt(work: () => void): string | undefined {
+    try {
+      work();
+      return undefined;
+    } catch (error) {
+      if (error instanceof LinuxError) return error.code;
+      throw error;
+    }
+  }
+
+  /** What the domains and the pins should be, from the model alone. */
+  check(): void {
+    for (const { ioas, domain } of this.domains) {
+      let grains = 0;
+      for (const { iova, length, va } of this.areas[ioas]!)
+        for (let at = 0; at < length; at += GRAIN) {
+          grains += 1;
+          expect(domain.physical(iova + at)).toBe(this.task.memory.physical(va + at));
+        }
+      expect(domain.grains.size).toBe(grains);
+    }
+    const used = new Map<Pages, Set<number>>();
+    const use = (pages: Pages, first: number, last: number) => {
+      const set = used.get(pages) ?? new Set();
+      used.set(pages, set);
+      for (let page = first; page <= last; page += 1) set.add(page);
+    };
+    for (const ioas of [0, 1])
+      if (this.domains.some((one) => one.ioas === ioas))
+        for (const { pages, start, length } of this.areas[ioas]!)
+          use(pages, Math.floor(start / PAGE_BYTES), Math.floor((start + length - 1) / PAGE_BYTES));
+    for (const { parts } of this.pins) for (const { pages, first, last } of parts) use(pages, first, last);
+    const expected = [...used.values()].reduce((sum, set) => sum + set.size, 0);
+    expect(this.task.memory.pinnedPages).toBe(expected);
+    expect(this.iommufd.live().areas).toBe(this.areas[0].length + this.areas[1].length);
+  }
+
+  /** Everything goes, in an order that a closed file would have. */
+  close(): void {
+    for (const access of this.accesses) access.release();
+    for (const { ioas, domain } of this.domains) {
+      this.ioas[ioas]!.pagetable.detachDomain(domain);
+      expect(domain.grains.size).toBe(0);
+    }
+    this.context.release();
+    expect(this.iommufd.live()).toEqual({ files: 0, objects: 0, areas: 0, pinnedPages: 0 });
+    this.task.exit();
+    expect(this.host.memory.allocated).toBe(0);
+    this.host.memory.close();
+  }
+}
+
+const overlaps = (areas: readonly ModelArea[], iova: number, length: number): ModelArea[] =>
+  areas
+    .filter((one) => one.iova < iova + length && iova < one.iova + one.length)
+    .sort((a, b) => a.iova - b.iova);
+
+const aligned = (alignment: number, ...values: readonly number[]): boolean =>
+  values.every((value) => value % alignment === 0);
+
+type Step = (rig: Rig) => void;
+
+const grain = (limit: number) => fc.nat(limit / GRAIN - 1).map((n) => n * GRAIN);
+const whole = (limit: number) => fc.nat(limit / PAGE_BYTES - 1).map((n) => n * PAGE_BYTES);
+const place = (limit: number) =>
+  fc.oneof({ weight: 6, arbitrary: whole(limit) }, { weight: 3, arbitrary: grain(limit) }, fc.nat(limit - 1));
+const size = fc.oneof(
+  { weight: 6, arbitrary: fc.integer({ min: 1, max: 6 }).map((n) => n * PAGE_BYTES) },
+  { weight: 3, arbitrary: fc.integer({ min: 1, max: 9 }).map((n) => n * GRAIN) },
+  fc.integer({ min: 1, max: 9000 }),
+);
+const index = fc.constantFrom(0, 1);
+
+const map = fc
+  .record({ ioas: index, iova: place(WINDOW), va: place(USER_PAGES * PAGE_BYTES), length: size })
+  .map(
+    ({ ioas, iova, va: offset, length }): Step =>
+      (rig) => {
+        const va = USER + offset;
+        const start = va % PAGE_BYTES;
+        const source = new UserSource(rig.task.memory, BigInt(va - start));
+        const pages = new Pages(source, true, rig.context.payer(rig.task));
+        const areas = rig.areas[ioas]!;
+        const mapped = rig.domains.some((one) => one.ioas === ioas);
+        const beyond = offset + length > USER_PAGES * PAGE_BYTES;
+        let expected: string | undefined;
+        if (!aligned(rig.alignment(ioas), iova, start, length)) expected = "EINVAL";
+        else if (overlaps(areas, iova, length).length > 0) expected = "EEXIST";
+        else if (mapped && beyond) expected = "EFAULT";
+        const piece = { pages, start: BigInt(start), length: BigInt(length) };
+        const got = rig.attempt(() => rig.ioas[ioas]!.pagetable.map([piece], BOTH, BigInt(iova)));
+        expect(got).toBe(expected);
+        if (!got) areas.push({ iova, length, va, start, pages });
+      },
+  );
+
+const unmap = fc.record({ ioas: index, iova: place(WINDOW), length: size, all: fc.boolean() }).map(
+  ({ ioas, iova, length, all }): Step =>
+    (rig) => {
+      const areas = rig.areas[ioas]!;
+      const chosen = all ? areas[Math.floor((iova / WINDOW) * areas.length)] : undefined;
+      const [from, bytes] = chosen ? [chosen.iova, chosen.length] : [iova, length];
+      const touched = overlaps(areas, from, bytes);
+      const cut = touched.findIndex((one) => one.iova < from || one.iova + one.length > from + bytes);
+      const gone = cut < 0 ? touched : touched.slice(0, cut);
+      const got = rig.ioas[ioas]!.pagetable.unmap(BigInt(from), BigInt(from + bytes - 1));
+      expect(got.done).toBe(true);
+      expect(got.error?.code).toBe(touched.length === 0 || cut >= 0 ? "ENOENT" : undefined);
+      expect(Number(got.bytes)).toBe(gone.reduce((sum, one) => sum + one.length, 0));
+      rig.areas[ioas] = areas.filter((one) => !gone.includes(one));
+    },
+);
+
+/** The model's areas behind a range, or undefined when something is not mapped. */
+const behind = (areas: readonly ModelArea[], iova: number, length: number): ModelArea[] | undefined => {
+  const touched = overlaps(areas, iova, length);
+  let at = iova;
+  const parts: ModelArea[] = [];
+  for (const area of touched) {
+    if (area.iova > at) return undefined;
+    const end = Math.min(area.iova + area.length, iova + length);
+    const skip = at - area.iova;
+    parts.push({ ...area, iova: at, length: end - at, va: area.va + skip, start: area.start + skip });
+    at = end;
+  }
+  return at === iova + length ? parts : undefined;
+};
+
+const copy = fc
+  .record({ from: index, to: index, source: place(WINDOW), target: place(WINDOW), length: size })
+  .map(
+    ({ from, to, source, target, length }): Step =>
+      (rig) => {
+        const parts = behind(rig.areas[from]!, source, length);
+        const mapped = rig.domains.some((one) => one.ioas === to);
+        const shift = target - source;
+        let expected: string | undefined;
+        if (!parts) expected = "ENOENT";
+        else if (!parts.every((one) => aligned(rig.alignment(to), one.iova + shift, one.length, one.start)))
+          expected = "EINVAL";
+        else if (overlaps(rig.areas[to]!, target, length).length > 0) expected = "EEXIST";
+        else if (mapped && parts.some((one) => one.va + one.length > USER + USER_PAGES * PAGE_BYTES))
+          expected = "EFAULT";
+        const got = rig.attempt(() => {
+          const pieces = rig.ioas[from]!.pagetable.pieces(BigInt(source), BigInt(length));
+          rig.ioas[to]!.pagetable.map(pieces, BOTH, BigInt(target));
+        });
+        expect(got).toBe(expected);
+        if (!got) for (const one of parts!) rig.areas[to]!.push({ ...one, iova: one.iova + shift });
+      },
+  );
+
+const attach = fc.record({ ioas: index, smallest: fc.constantFrom(2048n, 4096n), room: fc.nat(40) }).map(
+  ({ ioas, smallest, room }): Step =>
+    (rig) => {
+      if (rig.domains.length >= 3) return;
+      const domain = new GrainDomain(smallest | 0x20_0000n);
+      const areas = rig.areas[ioas]!;
+      const others = rig.domains.some((one) => one.ioas === ioas);
+      const fits = areas.every((one) => aligned(Number(smallest), one.iova, one.start, one.length));
+      const grains = areas.reduce((sum, one) => sum + one.length / GRAIN, 0);
+      if (room < 4) domain.room = room;
+      let expected: string | undefined;
+      if (!fits) expected = "EADDRINUSE";
+      else if (!others && areas.some((one) => one.va + one.length > USER + USER_PAGES * PAGE_BYTES))
+        expected = "EFAULT";
+      else if (grains > domain.room) expected = "ENOMEM";
+      const got = rig.attempt(() => rig.ioas[ioas]!.pagetable.attachDomain(domain));
+      expect(got).toBe(expected);
+      domain.room = Number.POSITIVE_INFINITY;
+      if (got) expect(domain.grains.size).toBe(0);
+      else rig.domains.push({ ioas, domain });
+    },
+);
+
+const detach = fc.nat(2).map(
+  (at): Step =>
+    (rig) => {
+      const one = rig.domains[at];
+      if (!one) return;
+      rig.domains.splice(at, 1);
+      rig.ioas[one.ioas]!.pagetable.detachDomain(one.domain);
+      expect(one.domain.grains.size).toBe(0);
+    },
+);
+
+const pin = fc.record({ ioas: index, iova: place(WINDOW), length: size }).map(
+  ({ ioas, iova, length }): Step =>
+    (rig) => {
+      const parts = behind(rig.areas[ioas]!, iova, length);
+      let expected: string | undefined;
+      const skewed = overlaps(rig.areas[ioas]!, iova, length).some(
+        (one) => (one.start - one.iova) % PAGE_BYTES !== 0,
+      );
+      if (!parts) expected = "ENOENT";
+      else if (skewed) expected = "EINVAL";
+      else if (parts.some((one) => one.va + one.length > USER + USER_PAGES * PAGE_BYTES)) expected = "EFAULT";
+      let made: AccessPin | undefined;
+      const got = rig.attempt(() => {
+        made = rig.accesses[ioas]!.pin(BigInt(iova), BigInt(length), true);
+      });
+      if (expected === "ENOENT" && skewed) expect(["ENOENT", "EINVAL"]).toContain(got);
+      else expect(got).toBe(expected);
+      if (!made) return;
+      let at = 0;
+      made.physical((pa, bytes) => {
+        const part = parts!.find((one) => one.iova <= iova + at && iova + at < one.iova + one.length)!;
+        expect(pa).toBe(rig.task.memory.physical(part.va + (iova + at - part.iova)));
+        at += bytes;
+      });
+      expect(at).toBe(length);
+      const pinned = parts!.map(({ pages, start, length: bytes }) => ({
+        pages,
+        first: Math.floor(start / PAGE_BYTES),
+        last: Math.floor((start + bytes - 1) / PAGE_BYTES),
+      }));
+      rig.pins.push({ pin: made, ioas, iova, length, parts: pinned });
+    },
+);
+
+const unpin = fc.nat(9).map(
+  (at): Step =>
+    (rig) => {
+      rig.pins[at]?.pin.release();
+      rig.pins.splice(at, 1);
+    },
+);
+
+describe("an IOAS", () => {
+  it("gives domains, copies and accesses exactly what a list of areas says, and pins each page once", () => {
+    const step = fc.oneof(
+      { weight: 6, arbitrary: map },
+      { weight: 4, arbitrary: unmap },
+      { weight: 3, arbitrary: copy },
+      { weight: 2, arbitrary: attach },
+      { weight: 1, arbitrary: detach },
+      { weight: 2, arbitrary: pin },
+      { weight: 1, arbitrary: unpin },
+    );
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 40 }), (steps) => {
+        const rig = new Rig();
+        for (const run of steps) {
+          run(rig);
+          rig.check();
+        }
+        rig.close();
+      }),
+      { numRuns: 250 },
+    );
+  });
+});
+
+describe("automatic IOVAs", () => {
+  const host = new ModelHost();
+  const iommufd = new IommufdSubsystem(host);
+  afterAll(() => host.memory.close());
+
+  it("are the first that fit, whatever was mapped and unmapped before", () => {
+    const request = fc.record({
+      what: fc.constantFrom("map", "map", "unmap", "reserve", "allow"),
+      at: fc.nat(400),
+      length: fc.constantFrom(16, 1000, 4096, 8192, 12288, 20000, 65536),
+      offset: fc.constantFrom(0, 0, 0, 2048, 16, 0x3000),
+    });
+    fc.assert(
+      fc.property(fc.array(request, { maxLength: 60 }), (requests) => {
+        const context = new IommufdContext(iommufd.system, "iommufd");
+        const task = new ModelTask(host.memory);
+        const { pagetable } = context.add(new Ioas(context));
+        let areas: { start: number; last: number }[] = [];
+        let reserved: { start: number; last: number }[] = [];
+        let allowed: { start: number; last: number }[] = [];
+        const isFree = (start: number, last: number) =>
+          [...areas, ...reserved].every((one) => one.last < start || last < one.start) &&
+          (allowed.length === 0 || allowed.some((one) => one.start <= start && last <= one.last));
+        for (const { what, at, length, offset } of requests) {
+          const range = { start: at * 1000, last: at * 1000 + length * 4 };
+          if (what === "map") {
+            const va = 0x10_0000_0000 + offset;
+            const alignment = Math.min(2 ** Math.ceil(Math.log2(length)), lowestBit(va), 2 ** 21);
+            let expected: number | undefined;
+            for (let iova = PAGE_BYTES; iova < 2_000_000 && expected === undefined; iova += 1) {
+              const page = iova - ((va % PAGE_BYTES) & (alignment - 1 ? 0 : 0));
+              if (
+                page % alignment === 0 &&
+                isFree(iova | (va % PAGE_BYTES), (iova | (va % PAGE_BYTES)) + length - 1)
+              )
+                expected = iova | (va % PAGE_BYTES);
+            }
+            const source = new UserSource(task.memory, BigInt(va - (va % PAGE_BYTES)));
+            const pages = new Pages(source, true, context.payer(task));
+            const piece = { pages, start: BigInt(va % PAGE_BYTES), length: BigInt(length) };
+            let got: number | undefined;
+            try {
+              got = Number(pagetable.map([piece], BOTH, undefined));
+            } catch (error) {
+              expect((error as LinuxError).code).toBe("ENOSPC");
+            }
+            expect(got).toBe(expected);
+            if (got !== undefined) areas.push({ start: got, last: got + length - 1 });
+          } else if (what === "unmap") {
+            const area = areas[at % Math.max(areas.length, 1)];
+            if (!area) continue;
+            expect(pagetable.unmap(BigInt(area.start), BigInt(area.last)).done).toBe(true);
+            areas = areas.filter((one) => one !== area);
+          } else if (what === "reserve" && isFree(range.start, range.last) && allowed.length === 0) {
+            pagetable.reserve({}, { start: BigInt(range.start), last: BigInt(range.last) });
+            reserved = [...reserved, range];
+          } else if (
+            what === "allow" &&
+            reserved.every((one) => one.last < range.start || range.last < one.start)
+          ) {
+            allowed = at % 3 === 0 ? [] : [range];
+            pagetable.space.allow(
+              allowed.map(({ start, last }) => ({ start: BigInt(start), last: BigInt(last) })),
+            );
+          }
+        }
+        context.release();
+        task.exit();
+      }),
+      { numRuns: 60 },
+    );
+  });
+});
+
+const lowestBit = (value: number): number => Number(BigInt(value) & -BigInt(value));
