@@ -12,7 +12,7 @@ export interface NvmeOptions {
   readonly serial?: string;
   /** I/O queue pairs, 1 … 1023. Default 16. There is one more MSI-X vector. */
   readonly queues?: number;
-  /** Largest transfer is 4096 · 2^mdts bytes; 1 … 12. Default 7: 512 KiB. */
+  /** Largest transfer is 4096 · 2^mdts bytes; 1 … 12. Default 5: 128 KiB. */
   readonly mdts?: number;
   /** Doorbells are 2^(2 + dstrd) bytes apart; 0 … 10. Default 0. */
   readonly dstrd?: number;
@@ -51,7 +51,7 @@ export const checkOptions = (options: NvmeOptions): CheckedOptions => {
     blockSize,
     serial,
     queues: integer("queues", options.queues ?? 16, 1, 1023),
-    mdts: integer("mdts", options.mdts ?? 7, 1, 12),
+    mdts: integer("mdts", options.mdts ?? 5, 1, 12),
     dstrd: integer("dstrd", options.dstrd ?? 0, 0, 10),
     queueEntries: integer("queueEntries", options.queueEntries ?? 1024, 2, 65536),
   };
