@@ -362,10 +362,13 @@ describe("an IOAS", () => {
         }
         rig.close();
       }),
-      { numRuns: 250 },
+      { numRuns: 120 },
     );
   });
 });
+
+/** No IOVA of the test below lies beyond. */
+const LIMIT = 4_000_000;
 
 describe("automatic IOVAs", () => {
   const host = new ModelHost();
@@ -375,7 +378,7 @@ describe("automatic IOVAs", () => {
   it("are the first that fit, whatever was mapped and unmapped before", () => {
     const request = fc.record({
       what: fc.constantFrom("map", "map", "unmap", "reserve", "allow"),
-      at: fc.nat(400),
+      at: fc.nat(100),
       length: fc.constantFrom(16, 1000, 4096, 8192, 12288, 20000, 65536),
       offset: fc.constantFrom(0, 0, 0, 2048, 16, 0x3000),
     });
@@ -396,13 +399,11 @@ describe("automatic IOVAs", () => {
             const va = 0x10_0000_0000 + offset;
             const alignment = Math.min(2 ** Math.ceil(Math.log2(length)), lowestBit(va), 2 ** 21);
             let expected: number | undefined;
-            for (let iova = PAGE_BYTES; iova < 2_000_000 && expected === undefined; iova += 1) {
-              const page = iova - ((va % PAGE_BYTES) & (alignment - 1 ? 0 : 0));
-              if (
-                page % alignment === 0 &&
-                isFree(iova | (va % PAGE_BYTES), (iova | (va % PAGE_BYTES)) + length - 1)
-              )
-                expected = iova | (va % PAGE_BYTES);
+            const offsetInPage = va % PAGE_BYTES;
+            const first = Math.ceil(PAGE_BYTES / alignment) * alignment;
+            for (let at = first; at < LIMIT && expected === undefined; at += alignment) {
+              const iova = at | offsetInPage;
+              if (isFree(at, iova + length - 1)) expected = iova;
             }
             const source = new UserSource(task.memory, BigInt(va - (va % PAGE_BYTES)));
             const pages = new Pages(source, true, context.payer(task));
