@@ -114,7 +114,8 @@ export class Access extends IommufdObject {
   pin(iova: bigint, length: bigint, write: boolean): AccessPin {
     requireLength(iova, length);
     const parts: HeldPart[] = [];
-    this.#pagetable().walk(iova, length, (area, from, bytes) => {
+    const pagetable = this.#pagetable();
+    const collect = (area: Area, from: bigint, bytes: bigint): void => {
       this.#require(area, write);
       if (area.leaving)
         throw new LinuxError("ENOENT", `the area at ${hex(area.iova)} is being unmapped`, this.name);
@@ -127,7 +128,15 @@ export class Access extends IommufdObject {
       const start = area.start + (from - area.iova);
       const last = pageOf(start + bytes - 1n);
       parts.push({ area, pages: area.pages, first: pageOf(start), last, start, length: bytes });
-    });
+    };
+    try {
+      pagetable.walk(iova, length, collect);
+    } catch (error) {
+      // Areas are pinned one after the other: what cannot be pinned before the hole is the answer.
+      holdAll(parts);
+      for (const { pages, first, last } of parts) pages.release(first, last);
+      throw error;
+    }
     this.#context.allocate("a list of pages");
     holdAll(parts);
     for (const { area } of parts) area.accesses += 1;

@@ -91,12 +91,12 @@ export class DeviceObject extends IommufdObject {
    * EADDRINUSE, and what mapping throws; then nothing has changed.
    */
   attach(ptId: number, pasid?: number): number {
-    return this.#change(ptId, pasid, (hwpt) => this.#attachTo(hwpt, pasid));
+    return this.#change(ptId, (hwpt) => this.#attachTo(hwpt, pasid));
   }
 
   /** Attaches to something else, without a moment of nothing. Throws EINVAL when it is not attached. */
   replace(ptId: number, pasid?: number): number {
-    return this.#change(ptId, pasid, (hwpt) => this.#replaceWith(hwpt, pasid));
+    return this.#change(ptId, (hwpt) => this.#replaceWith(hwpt, pasid));
   }
 
   /** Nothing happens when it is not attached. */
@@ -131,7 +131,7 @@ export class DeviceObject extends IommufdObject {
     groupsOf.get(this.context)?.delete(this.device.group);
   }
 
-  #change(ptId: number, pasid: number | undefined, to: (hwpt: Hwpt) => void): number {
+  #change(ptId: number, to: (hwpt: Hwpt) => void): number {
     const object = this.context.objects.find(ptId);
     if (!object)
       throw new LinuxError(
@@ -143,7 +143,7 @@ export class DeviceObject extends IommufdObject {
       to(object);
       return object.id;
     }
-    if (object instanceof Ioas) return this.#automatic(object, pasid, to).id;
+    if (object instanceof Ioas) return this.#automatic(object, to).id;
     throw new LinuxError(
       "EINVAL",
       `object ${ptId} is ${object.type}; a HWPT or an IOAS is attached to`,
@@ -152,7 +152,7 @@ export class DeviceObject extends IommufdObject {
   }
 
   /** An automatic HWPT of the IOAS that takes the device, or a new one. */
-  #automatic(ioas: Ioas, pasid: number | undefined, to: (hwpt: Hwpt) => void): Hwpt {
+  #automatic(ioas: Ioas, to: (hwpt: Hwpt) => void): Hwpt {
     for (const hwpt of ioas.hwpts) {
       if (!hwpt.automatic) continue;
       try {
@@ -162,7 +162,7 @@ export class DeviceObject extends IommufdObject {
         if (!(error instanceof LinuxError && error.code === "EINVAL")) throw error;
       }
     }
-    const hwpt = this.allocatePaging(ioas, { automatic: true, pasid: pasid !== undefined });
+    const hwpt = this.allocatePaging(ioas, { automatic: true });
     try {
       to(hwpt);
     } catch (error) {
@@ -203,16 +203,18 @@ export class DeviceObject extends IommufdObject {
   #attachTo(hwpt: Hwpt, pasid: number | undefined): void {
     const { attachments } = this.#state;
     const now = attachments.get(keyOf(pasid));
-    if (now && pasid !== undefined && now.devices.has(this))
-      throw new LinuxError("EBUSY", `PASID ${pasid} is attached to ${now.hwpt.name} already`, this.name);
+    if (now?.devices.has(this))
+      throw new LinuxError(
+        "EBUSY",
+        `${pasid === undefined ? "it" : `PASID ${pasid}`} is attached to ${now.hwpt.name} already`,
+        this.name,
+      );
     if (now && now.hwpt !== hwpt)
       throw new LinuxError(
         "EINVAL",
         `its group is attached to ${now.hwpt.name}, and all devices of a group have the same`,
         this.name,
       );
-    if (now?.devices.has(this))
-      throw new LinuxError("EINVAL", `it is attached to ${hwpt.name} already`, this.name);
     this.#requirePasid(hwpt, pasid);
     this.context.allocate("an attachment");
     if (pasid === undefined) this.#reserve(hwpt.ioas);
@@ -263,15 +265,29 @@ export class DeviceObject extends IommufdObject {
 
   /** A PASID needs a HWPT that was made for PASIDs, and so does the device itself while it has PASIDs attached. */
   #requirePasid(hwpt: Hwpt, pasid: number | undefined): void {
-    if (hwpt.pasid) return;
     const { attachments } = this.#state;
-    const others = pasid === undefined && [...attachments.keys()].some((key) => key !== NO_PASID);
-    if (pasid === undefined && !others) return;
-    throw new LinuxError(
-      "EINVAL",
-      `${hwpt.name} was not made for PASIDs (IOMMU_HWPT_ALLOC_PASID)${others ? ", and PASIDs of the device are attached" : ""}`,
-      this.name,
-    );
+    if (pasid === undefined) {
+      if (hwpt.pasid || ![...attachments.keys()].some((key) => key !== NO_PASID)) return;
+      throw new LinuxError(
+        "EINVAL",
+        `${hwpt.name} was not made for PASIDs (IOMMU_HWPT_ALLOC_PASID), and PASIDs of the device are attached`,
+        this.name,
+      );
+    }
+    const { pasidBits } = this.device.capabilities;
+    if (pasid >= 2 ** pasidBits || pasidBits === 0)
+      throw new LinuxError(
+        "EINVAL",
+        `PASID ${pasid} has more than the ${pasidBits} bits of the device`,
+        this.name,
+      );
+    for (const one of [hwpt, attachments.get(NO_PASID)?.hwpt])
+      if (one && !one.pasid)
+        throw new LinuxError(
+          "EINVAL",
+          `${one.name} was not made for PASIDs (IOMMU_HWPT_ALLOC_PASID), as what a device with PASIDs has must be`,
+          this.name,
+        );
   }
 
   /** Page faults under the HWPT go to its queue. */

@@ -82,9 +82,9 @@ const nestedOnParent = (wanted: Wanted, parent: HwptPaging): HwptNested => {
   const { context, device, flags, data } = wanted;
   const { driver, function: requester } = device.device;
   requireVendorData(wanted, driver.allocateNested);
+  requireFlags(flags, NESTED_FLAGS);
   if (!parent.nestParent)
     throw new LinuxError("EINVAL", `${parent.name} was not made as a nest parent`, parent.name);
-  requireFlags(flags, NESTED_FLAGS);
   context.allocate("a nested domain");
   const domain = driver.allocateNested!(requester, parent.domain, data, nestedOptions(wanted));
   return addNested(wanted, parent, parent, domain);

@@ -23,6 +23,8 @@ export abstract class IommufdObject {
   abstract readonly type: ObjectType;
   /** Its number; 0 until it is in a table. */
   id = 0;
+  /** False while it is being made: its number is taken, and nobody finds it. */
+  ready = true;
   /** Who needs it: objects, and holders in the kernel. */
   users = 0;
 
@@ -42,6 +44,8 @@ type ObjectClass<T extends IommufdObject> = abstract new (...args: never[]) => T
 export class ObjectTable {
   readonly #ids = new Ids(1);
   readonly #objects = new Map<number, IommufdObject | typeof TOMBSTONE>();
+  /** Have a number, and cannot be named yet. */
+  readonly #unfinished = new Set<IommufdObject>();
   readonly #live: { objects: number };
 
   /** `live.objects` follows what exists. */
@@ -64,17 +68,27 @@ export class ObjectTable {
     return object;
   }
 
+  /** Gives a number to an object that is still being made: nobody can name it before `publish`. Throws ENOMEM. */
+  reserve<T extends IommufdObject>(object: T): T {
+    this.#unfinished.add(this.add(object));
+    return object;
+  }
+
+  publish(object: IommufdObject): void {
+    this.#unfinished.delete(object);
+  }
+
   /** The object of this number and class. Throws ENOENT: no such number, or another type. */
   get<T extends IommufdObject>(id: number, type: ObjectClass<T>, what: string): T {
     const object = this.#objects.get(id);
-    if (object instanceof type) return object;
+    if (object instanceof type && object.ready) return object;
     throw new LinuxError("ENOENT", this.#missing(id, what));
   }
 
   /** Any object, or undefined. */
   find(id: number): IommufdObject | undefined {
     const object = this.#objects.get(id);
-    return object instanceof IommufdObject ? object : undefined;
+    return object instanceof IommufdObject && object.ready ? object : undefined;
   }
 
   /** What DESTROY does. Throws ENOENT; EBUSY while somebody uses it. */
@@ -94,6 +108,7 @@ export class ObjectTable {
   remove(object: IommufdObject): void {
     this.#objects.delete(object.id);
     this.#ids.give(object.id);
+    this.#unfinished.delete(object);
     this.#live.objects -= 1;
     object.destroy();
   }
@@ -137,6 +152,7 @@ export class ObjectTable {
     const object = this.#objects.get(id);
     if (object === undefined) return `there is no object ${id}; ${what} must name one that exists`;
     if (object === TOMBSTONE) return `object ${id} was destroyed when its device went`;
+    if (this.#unfinished.has(object)) return `object ${id} is still being made`;
     return `object ${id} is ${object.type}, and ${what} must be of another type`;
   }
 }

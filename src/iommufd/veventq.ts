@@ -46,7 +46,7 @@ export class VeventQueue extends IommufdObject implements EventListener {
     viommu.users += 1;
   }
 
-  get ready(): boolean {
+  get readable(): boolean {
     return this.#events.length > 0 || this.#lost !== undefined;
   }
 
@@ -126,7 +126,7 @@ export class VeventFile implements KernelFile {
   }
 
   poll(): number {
-    return this.#queue.ready ? POLLIN : 0;
+    return this.#queue.readable ? POLLIN : 0;
   }
 
   close(): void {

@@ -29,6 +29,10 @@ const MOCK_PAGE = BigInt(mock.MOCK_PAGE_SIZE);
 /** Bytes of one access. */
 const MOST_BYTES = 16n * 2n ** 20n;
 
+/** IOMMU_NO_PASID: what a device does without PASID. */
+const NO_PASID = 0;
+const pasidOf = (pasid: number): number | undefined => (pasid === NO_PASID ? undefined : pasid);
+
 const invalid = (why: string): LinuxError => new LinuxError("EINVAL", why);
 
 /** The frame behind a page of the caller. Throws EFAULT, Restart. */
@@ -52,10 +56,10 @@ const addReserved = ({ context, argument }: TestRequest): void => {
 
 const checkMap = ({ context, call, argument }: TestRequest): void => {
   const { iova, length, uptr } = argument.check_map;
+  const { domain } = context.objects.get(argument.id, HwptPaging, "id");
   if ((iova | length | uptr) % MOCK_PAGE !== 0n)
     throw invalid(`addresses must be multiples of ${hex(MOCK_PAGE)}`);
   if (iova + length > MAX_ADDRESS) throw new LinuxError("EOVERFLOW", `${hex(iova)} + ${hex(length)} wraps`);
-  const { domain } = context.objects.get(argument.id, HwptPaging, "id");
   for (let done = 0n; done < length; done += MOCK_PAGE) {
     const expected = frameOf(call, uptr + done) + Number((uptr + done) % PAGE);
     if (domain.physical(Number(iova + done)) !== expected)
@@ -127,12 +131,12 @@ const requireKnown = (flags: number, known: number): void => {
     throw new LinuxError("EOPNOTSUPP", `flags ${hex(flags >>> 0)}: only ${hex(known)} are known`);
 };
 
-const createAccessFile = ({ context, call, argument }: TestRequest): number => {
+const createAccessFile = ({ context, call, at, argument }: TestRequest): void => {
   const { flags } = argument.create_access;
   requireKnown(flags, mock.MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES);
   context.allocate("a file");
   const file = new AccessFile(context, argument.id, flags !== 0);
-  return call.install(file, { closeOnExec: true });
+  call.install(file, { at: at + BigInt(mock.IommuTestCmd.offsets.create_access), closeOnExec: true });
 };
 
 const accessPages = ({ call, argument, respond }: TestRequest): void => {
@@ -146,7 +150,7 @@ const accessPages = ({ call, argument, respond }: TestRequest): void => {
   const write = (flags & mock.MOCK_FLAGS_ACCESS_WRITE) !== 0;
   const pin = file.access.pin(iova, length, write);
   try {
-    if ((flags & mock.MOCK_FLAGS_ACCESS_SYZ) === 0) comparePages(call, pin, uptr);
+    if (uptr !== 0n && (flags & mock.MOCK_FLAGS_ACCESS_SYZ) === 0) comparePages(call, pin, uptr);
     const id = file.add(pin);
     try {
       respond({ access_pages: { ...argument.access_pages, out_access_pages_id: id } });
@@ -216,14 +220,13 @@ const markDirty = ({ context, call, argument, respond }: TestRequest): void => {
 const pasidCheck = ({ context, argument }: TestRequest): void => {
   const { pasid, hwpt_id } = argument.pasid_check;
   const { bound } = context.objects.get(argument.id, MockDeviceObject, "id");
-  const attached = bound.hwpt(pasid);
+  const attached = bound.hwpt(pasidOf(pasid));
   if (hwpt_id === 0) {
     if (attached) throw invalid(`PASID ${pasid} is attached to ${attached.name}`);
     return;
   }
   const expected = context.objects.find(hwpt_id);
-  if (!(expected instanceof HwptPaging || expected instanceof HwptNested))
-    throw new LinuxError("ENOENT", `there is no HWPT ${hwpt_id}`);
+  if (!expected) throw new LinuxError("ENOENT", `there is no HWPT ${hwpt_id}`);
   if (attached !== expected)
     throw invalid(`PASID ${pasid} is attached to ${attached?.name ?? "nothing"}, not to ${expected.name}`);
 };
@@ -241,6 +244,7 @@ const deviceOperations = (bus: MockBus): ReadonlyMap<number, (request: TestReque
       hasPasids: (flags & mock.MOCK_FLAGS_DEVICE_PASID) !== 0,
     });
     const object = new MockDeviceObject(bus, device);
+    object.ready = false;
     try {
       context.add(object);
     } catch (error) {
@@ -250,6 +254,7 @@ const deviceOperations = (bus: MockBus): ReadonlyMap<number, (request: TestReque
     try {
       const bound = object.bind(context);
       const out = { out_stdev_id: object.id, out_idev_id: bound.id, out_hwpt_id: bound.attach(argument.id) };
+      object.ready = true;
       if (argument.op === mock.IOMMU_TEST_OP_MOCK_DOMAIN) respond({ mock_domain: out });
       else respond({ mock_domain_flags: { ...out, dev_flags: flags } });
     } catch (error) {
@@ -272,7 +277,7 @@ const deviceOperations = (bus: MockBus): ReadonlyMap<number, (request: TestReque
       ({ context, argument }) => {
         const { dev_id, pasid, grpid, perm, addr } = argument.trigger_iopf;
         bus.driver.requestPage(deviceOf(context, dev_id).device.function, {
-          ...(pasid !== 0 && { pasid }),
+          ...(pasid !== NO_PASID && { pasid }),
           group: grpid,
           last: true,
           address: addr,
@@ -292,7 +297,7 @@ const deviceOperations = (bus: MockBus): ReadonlyMap<number, (request: TestReque
       ({ context, argument, respond }) => {
         const { pasid, pt_id } = argument.pasid_attach;
         const { bound } = stdev(context, argument.id);
-        respond({ pasid_attach: { pasid, pt_id: bound.attach(pt_id, pasid) } });
+        respond({ pasid_attach: { pasid, pt_id: bound.attach(pt_id, pasidOf(pasid)) } });
       },
     ],
     [
@@ -300,12 +305,13 @@ const deviceOperations = (bus: MockBus): ReadonlyMap<number, (request: TestReque
       ({ context, argument, respond }) => {
         const { pasid, pt_id } = argument.pasid_replace;
         const { bound } = stdev(context, argument.id);
-        respond({ pasid_replace: { pasid, pt_id: bound.replace(pt_id, pasid) } });
+        respond({ pasid_replace: { pasid, pt_id: bound.replace(pt_id, pasidOf(pasid)) } });
       },
     ],
     [
       mock.IOMMU_TEST_OP_PASID_DETACH,
-      ({ context, argument }) => stdev(context, argument.id).bound.detach(argument.pasid_detach.pasid),
+      ({ context, argument }) =>
+        stdev(context, argument.id).bound.detach(pasidOf(argument.pasid_detach.pasid)),
     ],
   ]);
 };
