@@ -78,11 +78,11 @@ const roundTrips = (place: Place): BenchRow[] => {
   });
 };
 
-/** The MiB/s or operations/s that qemu-io prints, summed over its commands by their times. */
+/** Seconds that qemu-io's commands took together, from the rate it prints for each: its times have two digits only. */
 const qemuSeconds = (output: string): number => {
-  const times = [...output.matchAll(/ops; (?:(\d+):)?(\d+)[:.](\d+(?:\.\d+)?) sec/g)];
-  if (times.length === 0) throw new Error(`qemu-io did not say how long it took:\n${output}`);
-  return times.reduce((sum, [text]) => sum + Number(/ops; ([\d.]+) sec/.exec(text)?.[1] ?? Number.NaN), 0);
+  const commands = [...output.matchAll(/(\d+) ops; .* and ([\d.]+) ops\/sec/g)];
+  if (commands.length === 0) throw new Error(`qemu-io did not say how long it took:\n${output}`);
+  return commands.reduce((sum, [, count, rate]) => sum + Number(count) / Number(rate), 0);
 };
 
 const qemu = (place: Place): BenchRow[] => {

@@ -18,7 +18,14 @@ const circumstances: [string, string[]][] = [
   ["with 8 MiB of lockable memory", ["prlimit", "--memlock=8388608:8388608"]],
   ["without any capability and with no_new_privs", []],
 ];
-if (process.getuid?.() === 0)
+if (process.getuid?.() === 0) {
+  // Root is not held to the limit while it has CAP_IPC_LOCK.
+  circumstances[0]![1] = [
+    "setpriv",
+    "--bounding-set=-ipc_lock",
+    "--inh-caps=-ipc_lock",
+    ...circumstances[0]![1],
+  ];
   circumstances[1]![1] = [
     "setpriv",
     ..."--reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs".split(
@@ -27,7 +34,7 @@ if (process.getuid?.() === 0)
     "prlimit",
     "--memlock=8388608",
   ];
-else circumstances[1]![1] = ["setpriv", "--no-new-privs"];
+} else circumstances[1]![1] = ["setpriv", "--no-new-privs"];
 if (spawnSync("prlimit", ["--memlock=unlimited:unlimited", "true"]).status === 0)
   circumstances.push(["with unlimited lockable memory", ["prlimit", "--memlock=unlimited:unlimited"]]);
 else console.log("skipping unlimited lockable memory: raising the limit needs CAP_SYS_RESOURCE");

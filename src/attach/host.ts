@@ -49,10 +49,15 @@ export class Host {
       socketDir: join(this.folder, "attach"),
       ...(onBug && { onBug }),
     });
-    const shadowRoot = join(this.folder, "tree");
-    writeTree(this.machine.tree(), shadowRoot);
-    this.server.addTree({ shadowRoot, routed: ROUTED });
-    this.server.start();
+    try {
+      const shadowRoot = join(this.folder, "tree");
+      writeTree(this.machine.tree(), shadowRoot);
+      this.server.addTree({ shadowRoot, routed: ROUTED });
+      this.server.start();
+    } catch (error) {
+      this.stop();
+      throw error;
+    }
   }
 
   environment(base: NodeJS.ProcessEnv = process.env): Record<string, string> {

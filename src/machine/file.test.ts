@@ -126,6 +126,15 @@ describe("--device", () => {
     (option) => expect(complaintsOf(() => parseDevice(option))).toContain(`--device ${option}: `),
   );
 
+  it("given twice at one address, is what was said last", () => {
+    const twice = [parseDevice("test@0000:05:00.0"), parseDevice("bare@0000:05:00.0")];
+    const { devices } = withDevices(parseMachine(machine, "m.yaml"), twice);
+    expect(devices.map(({ model, at }) => `${model} ${at}`)).toEqual([
+      "nvme 0000:01:00.0",
+      "bare 0000:05:00.0",
+    ]);
+  });
+
   it("replaces what stood at its address and is added elsewhere", () => {
     const parsed = parseMachine(machine, "m.yaml");
     const changed = withDevices(parsed, [parseDevice("test@0000:01:00.0"), parseDevice("bare@0000:05:00.0")]);

@@ -79,18 +79,12 @@ export const parseDevice = (option: string): DeviceDescription => {
   );
 };
 
-/** The machine with these devices: one at an address that is taken replaces what was there. */
+/** The machine with these devices: one at an address that is taken replaces what was there, the last one stays. */
 export const withDevices = (
   machine: MachineDescription,
   devices: readonly DeviceDescription[],
 ): MachineDescription => {
-  const result = {
-    ...machine,
-    devices: [
-      ...machine.devices.filter((old) => !devices.some((device) => device.at === old.at)),
-      ...devices,
-    ],
-  };
+  const result = { ...machine, devices: devices.reduce(plugged, machine.devices) };
   const complaints = crossChecks(result);
   if (complaints.length > 0)
     throw new MachineFileError(
@@ -98,6 +92,11 @@ export const withDevices = (
     );
   return result;
 };
+
+const plugged = (before: readonly DeviceDescription[], device: DeviceDescription): DeviceDescription[] => [
+  ...before.filter((old) => old.at !== device.at),
+  device,
+];
 
 type Path = readonly (string | number)[];
 interface Complaint {
