@@ -69,12 +69,12 @@ describe("the objects of a file", () => {
   });
 
   it("cannot be named while they are being made", () => {
-    const object = table.reserve(new Thing());
+    const object = table.add(new Thing());
+    object.ready = false;
     expect(table.find(object.id)).toBeUndefined();
     expect(() => table.destroy(object.id)).toThrow("is still being made");
-    table.publish(object);
+    object.ready = true;
     expect(table.find(object.id)).toBe(object);
-    table.remove(table.reserve(new Thing()));
     table.clear();
     expect([live.objects, table.size]).toEqual([0, 0]);
   });

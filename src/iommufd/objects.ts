@@ -44,8 +44,6 @@ type ObjectClass<T extends IommufdObject> = abstract new (...args: never[]) => T
 export class ObjectTable {
   readonly #ids = new Ids(1);
   readonly #objects = new Map<number, IommufdObject | typeof TOMBSTONE>();
-  /** Have a number, and cannot be named yet. */
-  readonly #unfinished = new Set<IommufdObject>();
   readonly #live: { objects: number };
 
   /** `live.objects` follows what exists. */
@@ -66,16 +64,6 @@ export class ObjectTable {
     this.#objects.set(id, object);
     this.#live.objects += 1;
     return object;
-  }
-
-  /** Gives a number to an object that is still being made: nobody can name it before `publish`. Throws ENOMEM. */
-  reserve<T extends IommufdObject>(object: T): T {
-    this.#unfinished.add(this.add(object));
-    return object;
-  }
-
-  publish(object: IommufdObject): void {
-    this.#unfinished.delete(object);
   }
 
   /** The object of this number and class. Throws ENOENT: no such number, or another type. */
@@ -108,7 +96,6 @@ export class ObjectTable {
   remove(object: IommufdObject): void {
     this.#objects.delete(object.id);
     this.#ids.give(object.id);
-    this.#unfinished.delete(object);
     this.#live.objects -= 1;
     object.destroy();
   }
@@ -152,7 +139,7 @@ export class ObjectTable {
     const object = this.#objects.get(id);
     if (object === undefined) return `there is no object ${id}; ${what} must name one that exists`;
     if (object === TOMBSTONE) return `object ${id} was destroyed when its device went`;
-    if (this.#unfinished.has(object)) return `object ${id} is still being made`;
+    if (!object.ready) return `object ${id} is still being made`;
     return `object ${id} is ${object.type}, and ${what} must be of another type`;
   }
 }
