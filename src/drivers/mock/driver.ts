@@ -79,7 +79,7 @@ export class MockDriver implements IommuDriver {
     const mock = this.#mock(device);
     this.#devices.set(mock, { domains: new Map(), armed: false });
     return {
-      cacheCoherent: true,
+      cacheCoherent: false,
       dirtyTracking: !mock.noDirty,
       pasidBits: mock.hasPasids ? MOCK_PASID_WIDTH : 0,
       nesting: true,
