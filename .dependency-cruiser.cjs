@@ -44,7 +44,13 @@ module.exports = {
       from: { path: "^src/(hardware|pci)/", pathNot: "\\.test\\.ts$" },
       to: { path: "^src/uapi/", pathNot: "^src/uapi/layout" },
     },
-    { name: "no-cycles", severity: "error", from: {}, to: { circular: true } },
+    {
+      name: "no-cycles",
+      comment: "files of a room may name each other's types, but none may need the other to be loaded first",
+      severity: "error",
+      from: {},
+      to: { circular: true, viaOnly: { dependencyTypesNot: ["type-only"] } },
+    },
     {
       name: "no-tests-in-product",
       severity: "error",
