@@ -51,7 +51,10 @@ export interface UserArray {
   /** Bytes of one, as the caller has them. */
   readonly entryLength: number;
   readonly count: number;
-  /** One of them, by the rules of `UserData.read`. */
+  /**
+   * One of them; what the caller left out is zero. Throws EINVAL when an entry has fewer than `minSize` bytes, E2BIG
+   * when it has more than `size` that are not zero, EFAULT.
+   */
   read(index: number, size: number, minSize?: number): Uint8Array;
 }
 

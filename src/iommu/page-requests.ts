@@ -1,6 +1,6 @@
 /**
  * Page requests from a unit to whoever owns the device's domain: requests of a group are collected until the last one
- * has come, then the group goes to the handler of the device's PASID. A group nobody handles is answered `invalid`.
+ * has come, then the group goes to the handler of the device's PASID, or else to that of the device. A group nobody handles is answered `invalid`.
  */
 import type { IommuDriver, PageRequest, PageResponse, Requester } from "./driver.ts";
 
@@ -62,7 +62,7 @@ export class PageRequests {
       else known.partial.set(request.group, [request]);
       return;
     }
-    const handler = known?.handlers.get(request.pasid ?? NO_PASID);
+    const handler = known?.handlers.get(request.pasid ?? NO_PASID) ?? known?.handlers.get(NO_PASID);
     const respond = (code: PageResponse["code"]): void =>
       this.#driver.respond?.(device, {
         group: request.group,

@@ -295,7 +295,7 @@ export class DeviceObject extends IommufdObject {
     const { fault } = hwpt;
     if (!fault) return;
     const { driver, function: requester } = this.device;
-    pageRequestsOf(driver).handle(requester, pasid, (group) => fault.report({ device: this, hwpt, group }));
+    pageRequestsOf(driver).handle(requester, pasid, (group) => fault.report({ device: this, pasid, group }));
   }
 
   /** What waits for an answer is answered. */
@@ -303,7 +303,7 @@ export class DeviceObject extends IommufdObject {
     if (!hwpt.fault) return;
     const { driver, function: requester } = this.device;
     pageRequestsOf(driver).unhandle(requester, pasid);
-    hwpt.fault.answer(({ device, group }) => device === this && group.pasid === pasid);
+    hwpt.fault.answer((waiting) => waiting.device === this && waiting.pasid === pasid);
   }
 
   #reserve({ pagetable }: Ioas): void {

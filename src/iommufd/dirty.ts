@@ -17,9 +17,11 @@ import type { IommufdContext } from "./context.ts";
 import { HwptPaging } from "./hwpt.ts";
 import { request, requireFlags, requireZero } from "./request.ts";
 
-/** The HWPT and its dirty bits. Throws ENOENT, EOPNOTSUPP. */
-const trackingOf = (context: IommufdContext, id: number) => {
-  const hwpt = context.objects.get(id, HwptPaging, "hwpt_id");
+const hwptOf = (context: IommufdContext, id: number): HwptPaging =>
+  context.objects.get(id, HwptPaging, "hwpt_id");
+
+/** The HWPT's dirty bits. Throws EOPNOTSUPP. */
+const trackingOf = (hwpt: HwptPaging) => {
   const { dirty } = hwpt.domain;
   if (!dirty)
     throw new LinuxError(
@@ -36,10 +38,9 @@ export const setDirtyTracking = request(
   "__reserved",
   ({ context, argument }) => {
     requireFlags(argument.flags, IOMMU_HWPT_DIRTY_TRACKING_ENABLE);
-    requireZero("__reserved", argument.__reserved);
-    const { hwpt, dirty } = trackingOf(context, argument.hwpt_id);
+    const { hwpt, dirty } = trackingOf(hwptOf(context, argument.hwpt_id));
     const enable = (argument.flags & IOMMU_HWPT_DIRTY_TRACKING_ENABLE) !== 0;
-    if (enable && !hwpt.tracking) clearAll(hwpt);
+    if (enable) clearAll(hwpt);
     dirty.set(enable);
     hwpt.tracking = enable;
   },
@@ -58,33 +59,43 @@ export const getDirtyBitmap = request(
   ({ context, call, argument }) => {
     requireFlags(argument.flags, IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR);
     requireZero("__reserved", argument.__reserved);
-    const { hwpt, dirty } = trackingOf(context, argument.hwpt_id);
-    const { iova, length, page_size } = argument;
-    const granule = page_size & -page_size;
-    if (length === 0n || iova + length - 1n > MAX_ADDRESS)
-      throw new LinuxError("EOVERFLOW", `iova ${hex(iova)} + length ${hex(length)} is no range of addresses`);
-    if (granule === 0n) throw new LinuxError("EINVAL", "page_size is 0; bits must stand for some bytes");
-    const { alignment } = hwpt.ioas.pagetable;
-    for (const [name, value] of [
-      ["page_size", page_size],
-      ["iova", iova],
-      ["length", length],
-    ] as const)
-      if (value % (name === "page_size" ? alignment : granule) !== 0n)
-        throw new LinuxError("EINVAL", `${name} ${hex(value)} is not a multiple of ${hex(granule)}`);
-    const bitmap = new Bitmap(call, argument.data, iova, granule);
+    const { iova, length } = argument;
+    const hwpt = hwptOf(context, argument.hwpt_id);
+    const granule = requireRange(argument, hwpt.ioas.pagetable.alignment);
+    const { dirty } = trackingOf(hwpt);
     const clear = (argument.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) === 0;
-    hwpt.ioas.pagetable.walk(iova, length, (_area, from, bytes) => {
-      if (hwpt.tracking || !clear)
-        dirty.read(Number(from), Number(bytes), clear, (at, size) => {
-          const start = Math.max(at, Number(from));
-          const end = Math.min(at + size, Number(from + bytes));
-          bitmap.set(start, end);
+    const bitmap = new Bitmap(call, argument.data, iova, granule);
+    const [first, end] = [Number(iova), Number(iova + length)];
+    if (hwpt.tracking || !clear)
+      for (const aperture of hwpt.domain.apertures) {
+        const from = Math.max(first, aperture.start);
+        const to = Math.min(end, aperture.end);
+        if (from >= to) continue;
+        dirty.read(from, to - from, clear, (at, bytes) => {
+          bitmap.set(Math.max(at, first), Math.min(at + bytes, end));
         });
-    });
+      }
     bitmap.flush();
   },
 );
+
+/** Bytes of a bit: the lowest bit of page_size. Throws EOVERFLOW, EINVAL. */
+const requireRange = (
+  { iova, length, page_size }: { readonly iova: bigint; readonly length: bigint; readonly page_size: bigint },
+  alignment: bigint,
+): bigint => {
+  const granule = page_size & -page_size;
+  if (length === 0n || iova + length - 1n > MAX_ADDRESS)
+    throw new LinuxError("EOVERFLOW", `iova ${hex(iova)} + length ${hex(length)} is no range of addresses`);
+  if (granule === 0n) throw new LinuxError("EINVAL", "page_size is 0; bits must stand for some bytes");
+  const unit = granule > alignment ? granule : alignment;
+  if ((iova | length) % unit !== 0n)
+    throw new LinuxError(
+      "EINVAL",
+      `iova ${hex(iova)} and length ${hex(length)} must be multiples of ${hex(unit)}`,
+    );
+  return granule;
+};
 
 /** Bits in the caller's memory. A word is fetched when a bit of it is set, and stored when another is wanted. */
 class Bitmap {
@@ -103,6 +114,7 @@ class Bitmap {
   }
 
   set(start: number, end: number): void {
+    if (start >= end) return;
     const first = Math.floor((start - this.#base) / this.#granule);
     const last = Math.floor((end - 1 - this.#base) / this.#granule);
     for (let bit = first; bit <= last; bit += 1) {
@@ -113,13 +125,27 @@ class Bitmap {
   }
 
   flush(): void {
-    if (this.#index >= 0) this.#call.memory.write(this.#at + BigInt(this.#index * 8), this.#word);
+    if (this.#index >= 0) this.#reach(() => this.#call.memory.write(this.#wordAt, this.#word));
+  }
+
+  get #wordAt(): bigint {
+    return this.#at + BigInt(this.#index * 8);
+  }
+
+  /** Bits that fall where no memory is are dropped, and no error is told. */
+  #reach(access: () => void): void {
+    try {
+      access();
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+    }
   }
 
   #seek(index: number): void {
     if (index === this.#index) return;
     this.flush();
-    this.#call.memory.read(this.#at + BigInt(index * 8), this.#word);
     this.#index = index;
+    this.#word.fill(0);
+    this.#reach(() => this.#call.memory.read(this.#wordAt, this.#word));
   }
 }

@@ -3,6 +3,7 @@
  * whole or not at all, gets a cookie then, and is answered by writing the cookie. What waits when its device leaves the
  * HWPT, or when the file or the queue goes, is answered `invalid`.
  */
+import { Ids } from "../base/ids.ts";
 import type { PageResponse } from "../iommu/driver.ts";
 import type { PageRequestGroup } from "../iommu/page-requests.ts";
 import type { Call, KernelFile } from "../kernel/call.ts";
@@ -29,7 +30,8 @@ const MOST_WAITING = 65_536;
 /** Page requests of a device under a HWPT that want an answer. */
 export interface FaultGroup {
   readonly device: IommufdObject;
-  readonly hwpt: IommufdObject;
+  /** With which PASID the device has the HWPT. */
+  readonly pasid: number | undefined;
   readonly group: PageRequestGroup;
 }
 
@@ -41,7 +43,9 @@ export class FaultQueue extends IommufdObject {
   #pending: FaultGroup[] = [];
   /** Read and not answered, by cookie. */
   readonly #outstanding = new Map<number, FaultGroup>();
-  #nextCookie = 1;
+  readonly #cookies = new Ids(1, 2 ** 32);
+  /** Cookie 0 can be given out: see `#respond`. */
+  #zeroFree = false;
 
   constructor(context: IommufdContext) {
     super();
@@ -66,7 +70,7 @@ export class FaultQueue extends IommufdObject {
   answer(which: (group: FaultGroup) => boolean): void {
     for (const [cookie, waiting] of [...this.#outstanding]) {
       if (!which(waiting)) continue;
-      this.#outstanding.delete(cookie);
+      this.#forget(cookie);
       waiting.group.respond("invalid");
     }
     const gone = this.#pending.filter(which);
@@ -95,12 +99,12 @@ export class FaultQueue extends IommufdObject {
       try {
         call.memory.write(at + BigInt(done), faultBytes(first, cookie));
       } catch (error) {
+        this.#giveCookie(cookie);
         if (done === 0) throw error;
         break;
       }
       this.#pending.shift();
       this.#outstanding.set(cookie, first);
-      this.#nextCookie = cookie + 1;
       done += bytes;
     }
     return done;
@@ -124,12 +128,22 @@ export class FaultQueue extends IommufdObject {
     this.answer(() => true);
   }
 
-  /** The lowest number from the last one on that is free; like the kernel, which goes round. */
+  /** The lowest that is free, from 1. */
   #takeCookie(): number {
-    let cookie = this.#nextCookie;
-    while (this.#outstanding.has(cookie) || cookie > 0xffff_ffff || cookie === 0)
-      cookie = cookie >= 0xffff_ffff ? 1 : cookie + 1;
-    return cookie;
+    if (!this.#zeroFree) return this.#cookies.take();
+    this.#zeroFree = false;
+    return 0;
+  }
+
+  #giveCookie(cookie: number): void {
+    if (cookie === 0) this.#zeroFree = true;
+    else this.#cookies.give(cookie);
+  }
+
+  #forget(cookie: number): void {
+    this.#outstanding.delete(cookie);
+    this.#giveCookie(cookie);
+    if (this.#outstanding.size === 0) this.#zeroFree = false;
   }
 
   #respond(call: Call, at: bigint): void {
@@ -140,9 +154,11 @@ export class FaultQueue extends IommufdObject {
     if (!answer)
       throw new LinuxError("EINVAL", `response code ${code} is neither SUCCESS nor INVALID`, this.name);
     const waiting = this.#outstanding.get(cookie);
+    // Linux looks cookies up by taking them out; taking out number 0, which was never given, frees it.
+    if (!waiting && cookie === 0 && this.#outstanding.size > 0) this.#zeroFree = true;
     if (!waiting)
       throw new LinuxError("EINVAL", `no page fault with cookie ${cookie} waits for an answer`, this.name);
-    this.#outstanding.delete(cookie);
+    this.#forget(cookie);
     waiting.group.respond(answer);
   }
 }

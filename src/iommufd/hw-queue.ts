@@ -106,7 +106,6 @@ const make = (viommu: Viommu, { type, index, address, length }: WantedQueue): Hw
     throw new LinuxError("ERANGE", `length ${hex(length)} is beyond ${hex(MOST_PAGES)} pages`, viommu.name);
   const memory = virtual.queuesArePhysical ? new HeldMemory(viommu, address, length) : undefined;
   try {
-    if (viommu.queues.has(key)) throw new LinuxError("EEXIST", `queue ${index} exists already`, viommu.name);
     const queue = virtual.allocateQueue({
       type,
       index,

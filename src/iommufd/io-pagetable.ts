@@ -451,10 +451,11 @@ export class IoPagetable {
     throw new LinuxError("ENOSPC", `no ${hex(length)} free IOVAs in a row are left`, this.#name());
   }
 
+  /** Hole by hole: the address is aligned from where a hole begins. */
   #placeIn({ start: from, last }: AddressRange, how: Placement): bigint | undefined {
     for (let start = from; start <= last; ) {
       const iova = firstIn({ start, last }, how);
-      if (iova === undefined || !this.areaIn({ start: iova, last: iova + how.length - 1n })) return iova;
+      if (iova === undefined || !this.areaIn({ start, last: iova + how.length - 1n })) return iova;
       this.#areas.nextHole(Number(how.length));
       this.#areas.previous();
       start = maxOf(start, lastOf(this.#areas.value) + 1n);

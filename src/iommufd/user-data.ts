@@ -4,6 +4,7 @@
  */
 import type { UserArray, UserData } from "../iommu/driver.ts";
 import type { Call } from "../kernel/call.ts";
+import { copyStruct } from "../uapi/copy.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { hex } from "./address.ts";
 
@@ -32,14 +33,11 @@ export const userArray = (
   type,
   entryLength,
   count,
-  read(index, size, minSize = size) {
-    if (entryLength < minSize || entryLength > size)
-      throw new LinuxError(
-        "EINVAL",
-        `entry_len is ${entryLength}; an entry of type ${hex(type)} has ${size} bytes`,
-      );
-    const bytes = new Uint8Array(size);
-    call.memory.read(at + BigInt(index * entryLength), bytes.subarray(0, entryLength));
-    return bytes;
-  },
+  read: (index, size, minSize = size) =>
+    copyStruct(
+      (offset, into) => call.memory.read(at + BigInt(index * entryLength + offset), into),
+      { name: `of entry ${index}`, size },
+      entryLength,
+      minSize,
+    ),
 });

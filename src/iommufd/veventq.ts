@@ -20,6 +20,9 @@ const POLLIN = 1;
 /** Sequence numbers go to 2^31 - 1 and begin again. */
 const SEQUENCES = 2 ** 31;
 
+/** The greatest depth. */
+const MOST_EVENTS = 2 ** 19;
+
 interface QueuedEvent {
   readonly sequence: number;
   readonly data: Uint8Array;
@@ -75,7 +78,14 @@ export class VeventQueue extends IommufdObject implements EventListener {
       const next = this.#events[0];
       if (!next && this.#lost === undefined) break;
       const bytes = next ? eventBytes(next) : lostBytes(this.#lost!);
-      if (bytes.length > length - done) break;
+      if (bytes.length > length - done) {
+        if (done > 0) break;
+        throw new LinuxError(
+          "EINVAL",
+          `the next event has ${bytes.length} bytes, and is read whole`,
+          this.name,
+        );
+      }
       try {
         call.memory.write(at + BigInt(done), bytes);
       } catch (error) {
@@ -140,14 +150,15 @@ export class VeventFile implements KernelFile {
 export const veventqAlloc = request(
   IOMMU_VEVENTQ_ALLOC,
   IommuVeventqAlloc,
-  "__reserved",
+  "out_veventq_fd",
   ({ context, call, at, argument, respond }) => {
     const { type, veventq_depth: depth } = argument;
     requireFlags(argument.flags, 0);
     requireZero("__reserved", argument.__reserved);
     if (type === IOMMU_VEVENTQ_TYPE_DEFAULT)
       throw new LinuxError("EOPNOTSUPP", "type 0 is no type of event queue");
-    if (depth === 0) throw new LinuxError("EINVAL", "veventq_depth is 0; a queue holds at least one event");
+    if (depth === 0 || depth > MOST_EVENTS)
+      throw new LinuxError("EINVAL", `veventq_depth is ${depth}; a queue holds 1 to ${MOST_EVENTS} events`);
     const viommu = viommuOf(context, argument.viommu_id);
     if (!viommu.virtual.eventTypes?.includes(type))
       throw new LinuxError("EOPNOTSUPP", `it has no events of type ${hex(type)}`, viommu.name);

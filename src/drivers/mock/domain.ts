@@ -33,7 +33,7 @@ const formats = [mockFormat(false), mockFormat(true)] as const;
 const walkers: readonly [Walker, Walker] = [compileWalker(formats[0]), compileWalker(formats[1])];
 
 export interface MockDomainOptions {
-  /** Pages of 1 MiB too. */
+  /** Pages of 4 KiB and 1 MiB instead of 2 KiB. */
   readonly huge: boolean;
   readonly nestParent: boolean;
   readonly dirtyTracking: boolean;
@@ -66,7 +66,7 @@ export class MockDomain implements PagingDomain {
   ) {
     this.id = id;
     this.name = `mock domain ${id}`;
-    this.pageSizes = BigInt(huge ? MOCK_HUGE_PAGE_SIZE | MOCK_PAGE_SIZE : MOCK_PAGE_SIZE);
+    this.pageSizes = BigInt(huge ? MOCK_HUGE_PAGE_SIZE | (2 * MOCK_PAGE_SIZE) : 2 ** 37 - MOCK_PAGE_SIZE);
     this.nestParent = nestParent;
     this.#memory = memory;
     this.#mapper = new Mapper(memory, formats[huge ? 1 : 0]);
@@ -102,8 +102,10 @@ export class MockDomain implements PagingDomain {
   /** A device wrote here: false when nothing writable is mapped, or nobody wants to know. */
   written(iova: number): boolean {
     if (!this.#tracking) return false;
-    const fault = this.#walk(this.#memory, this.#mapper.root, iova, 0, Permission.write, this.#found);
-    return fault === 0;
+    const walk = (at: number, need: number): boolean =>
+      this.#walk(this.#memory, this.#mapper.root, at, 0, need, this.#found) === 0;
+    // The dirty bit is that of the page's first entry.
+    return walk(iova, Permission.read) && walk(iova - (iova % 2 ** this.#found.lg2), Permission.write);
   }
 
   get tracking(): boolean {
@@ -127,7 +129,8 @@ export class MockDomain implements PagingDomain {
     clear: boolean,
     visit: (iova: number, bytes: number) => void,
   ): void {
-    this.#mapper.scanDirty(iova, length, clear, visit);
+    // One bit an entry, told as the first of the small pages it stands for.
+    this.#mapper.scanDirty(iova, length, clear, (at) => visit(at, MOCK_PAGE_SIZE));
     this.#mapper.release();
   }
 }
@@ -170,6 +173,8 @@ export class MockNestedDomain implements NestedDomain {
 
   #invalidateOne(requests: UserArray, index: number): void {
     const { size } = IommuHwptInvalidateSelftest;
+    if (requests.entryLength !== size)
+      throw new LinuxError("EINVAL", `entry_len is ${requests.entryLength}; an entry has ${size} bytes`);
     const { flags, iotlb_id } = IommuHwptInvalidateSelftest.read(requests.read(index, size, size));
     requireInvalidateFlags(flags);
     if (iotlb_id > MOCK_NESTED_DOMAIN_IOTLB_ID_MAX)

@@ -41,6 +41,8 @@ interface Attachments {
   readonly domains: Map<number, Domain>;
   /** The next attaching of the reserved PASID fails. */
   armed: boolean;
+  /** Which guest has it, and by which number that knew it when it was attached. */
+  guest: { readonly viommu: MockViommu; readonly virtualId: bigint } | undefined;
 }
 
 const NO_PASID = -1;
@@ -77,7 +79,7 @@ export class MockDriver implements IommuDriver {
 
   probe(device: Requester): DeviceCapabilities {
     const mock = this.#mock(device);
-    this.#devices.set(mock, { domains: new Map(), armed: false });
+    this.#devices.set(mock, { domains: new Map(), armed: false, guest: undefined });
     return {
       cacheCoherent: false,
       dirtyTracking: !mock.noDirty,
@@ -192,6 +194,7 @@ export class MockDriver implements IommuDriver {
       count(domain, 1);
     }
     if (before) count(before, -1);
+    if (pasid === NO_PASID) attachments.guest = this.#guestOf(mock, domain);
   }
 
   /** What the device, or its PASID, has now. */
@@ -206,12 +209,16 @@ export class MockDriver implements IommuDriver {
 
   /** The device has something to tell its guest. Throws ENOENT (no guest has it), EOPNOTSUPP (nobody listens). */
   reportEvent(device: MockDevice): void {
-    for (const viommu of this.#viommus)
-      if (viommu.virtualIdOf(device) !== undefined) {
-        viommu.report(device);
-        return;
-      }
-    throw new LinuxError("ENOENT", "no guest has the device: it has no vDEVICE", device.name);
+    const guest = this.#devices.get(device)?.guest;
+    if (guest) {
+      guest.viommu.report(guest.virtualId);
+      return;
+    }
+    throw new LinuxError(
+      "ENOENT",
+      "no guest has the device: it is not attached to a nested domain of a vIOMMU",
+      device.name,
+    );
   }
 
   respond(device: Requester, response: PageResponse): void {
@@ -219,6 +226,12 @@ export class MockDriver implements IommuDriver {
   }
 
   close(): void {}
+
+  #guestOf(device: MockDevice, domain: Domain): Attachments["guest"] {
+    const viommu = domain instanceof MockNestedDomain ? this.#nestedOf.get(domain) : undefined;
+    const virtualId = viommu?.virtualIdOf(device);
+    return viommu && virtualId !== undefined ? { viommu, virtualId } : undefined;
+  }
 
   #mock(device: Requester): MockDevice {
     if (!(device instanceof MockDevice))

@@ -1,6 +1,6 @@
 /**
  * The page table of the mock IOMMU, a format of our own: two levels of little-endian entries of 64 bits over 31 address
- * bits, pages of 2 KiB and, where a domain is allocated for them, of 1 MiB. Nothing documents what the kernel's mock
+ * bits, pages of 2 KiB, of which two that lie together are one of 4 KiB with one dirty bit; or, where a domain is allocated for large pages, of 4 KiB and 1 MiB. Nothing documents what the kernel's mock
  * keeps; only what a test can see of it is the same.
  */
 import {
@@ -15,16 +15,18 @@ import {
 import { address, bit, layout } from "../../uapi/layout.ts";
 
 const PAGE_LG2 = 11;
+const HUGE_BASE_LG2 = 12;
 const HUGE_LG2 = 20;
 /** The aperture ends at 2^31. */
 const ADDRESS_BITS = 31;
 
 const leafFields = (lg2: number) =>
-  layout(lg2 === PAGE_LG2 ? "mock PTE" : "mock large PTE", 8, {
+  layout(lg2 === HUGE_LG2 ? "mock large PTE" : "mock PTE", 8, {
     R: bit(0, "read"),
     W: bit(1, "write"),
     LARGE: bit(2, "the entry of the upper level is a page"),
     D: bit(3, "dirty"),
+    PAIR: bit(4, "this entry and its neighbour are one page of 4 KiB"),
     ADDR: address(lg2, 51, "page"),
   });
 const table = layout("mock PDE", 8, {
@@ -38,6 +40,7 @@ const R = 1n << 0n;
 const W = 1n << 1n;
 const LARGE = 1n << 2n;
 const D = 1n << 3n;
+const PAIR = 1n << 4n;
 const upTo51From = (bitNumber: number): bigint => (1n << 52n) - (1n << BigInt(bitNumber));
 
 const denials: readonly Denial[] = [
@@ -48,30 +51,31 @@ const checks = (reserved: bigint): readonly EntryCheck[] => [
   { mask: reserved, value: 0n, fault: WalkFault.reserved, why: "reserved bits are set" },
 ];
 
-const leaf = (lg2: number) => {
+const leaf = (lg2: number, bits: bigint, mask: bigint) => {
   const fields = leafFields(lg2);
   return {
     layout: fields,
-    test: lg2 === PAGE_LG2 ? always : { mask: LARGE, value: LARGE },
+    test: mask === 0n ? always : { mask, value: bits },
     address: upTo51From(lg2),
     checks: checks(fields.reserved),
     denials,
-    bits: lg2 === PAGE_LG2 ? 0n : LARGE,
+    bits,
     lg2,
     dirty: D,
   };
 };
+const smallLeaves = [leaf(PAGE_LG2, 0n, PAIR), leaf(HUGE_BASE_LG2, PAIR, PAIR)];
 
-/** `huge`: with pages of 1 MiB too. */
+/** `huge`: pages of 4 KiB and 1 MiB instead of 2 KiB. */
 export const mockFormat = (huge: boolean): PageTableFormat => ({
-  name: huge ? "mock IOMMU, 2 KiB and 1 MiB" : "mock IOMMU, 2 KiB",
+  name: huge ? "mock IOMMU, 4 KiB and 1 MiB" : "mock IOMMU, 2 KiB",
   levels: [
     {
       name: "PTE",
       number: 1,
-      shift: PAGE_LG2,
-      bits: HUGE_LG2 - PAGE_LG2,
-      leaves: [leaf(PAGE_LG2)],
+      shift: huge ? HUGE_BASE_LG2 : PAGE_LG2,
+      bits: HUGE_LG2 - (huge ? HUGE_BASE_LG2 : PAGE_LG2),
+      leaves: huge ? [leaf(HUGE_BASE_LG2, 0n, 0n)] : smallLeaves,
       tables: [],
     },
     {
@@ -79,7 +83,7 @@ export const mockFormat = (huge: boolean): PageTableFormat => ({
       number: 2,
       shift: HUGE_LG2,
       bits: ADDRESS_BITS - HUGE_LG2,
-      leaves: huge ? [leaf(HUGE_LG2)] : [],
+      leaves: huge ? [leaf(HUGE_LG2, LARGE, LARGE)] : [],
       tables: [
         {
           layout: table,
@@ -103,6 +107,3 @@ export const mockFormat = (huge: boolean): PageTableFormat => ({
     return allowed === 0n ? -1n : allowed;
   },
 });
-
-/** What the unit sets when a page is written through its entry: a mask of the low word. */
-export const DIRTY = Number(D);

@@ -93,23 +93,22 @@ export class MockViommu implements VirtualIommu {
     this.#devices.delete(virtualId);
   }
 
-  /** Reports an event of the device. Throws ENOENT when the guest does not know it, EOPNOTSUPP when nobody listens. */
-  report(device: MockDevice): void {
-    const id = this.virtualIdOf(device);
-    if (id === undefined) throw new LinuxError("ENOENT", "the guest does not know the device", device.name);
-    const event = IommuViommuEventSelftest.bytes({ virt_id: Number(id & 0xffff_ffffn) });
+  /** Reports an event of the device with this number. Throws EOPNOTSUPP when nobody listens. */
+  report(virtualId: bigint): void {
+    const event = IommuViommuEventSelftest.bytes({ virt_id: Number(virtualId & 0xffff_ffffn) });
     if (!this.onEvent?.(IOMMU_VEVENTQ_TYPE_SELFTEST, event))
-      throw new LinuxError("EOPNOTSUPP", "nobody listens to events of the vIOMMU", device.name);
+      throw new LinuxError("EOPNOTSUPP", "nobody listens to events of the vIOMMU");
   }
 
   allocateQueue({ index }: { readonly index: number }): HardwareQueue {
     if (index >= IOMMU_TEST_HW_QUEUE_MAX)
       throw new LinuxError("EINVAL", `index ${index}: there are ${IOMMU_TEST_HW_QUEUE_MAX} queues`);
+    if (this.#queues[index]) throw new LinuxError("EEXIST", `queue ${index} exists already`);
     if (index > 0 && !this.#queues[index - 1])
       throw new LinuxError("EIO", `queue ${index - 1} must be made before queue ${index}`);
     const queue = {
       free: () => {
-        this.#queues[index] = undefined;
+        this.#queues[0] = undefined;
       },
     };
     this.#queues[index] = queue;
