@@ -153,6 +153,7 @@ class Rig {
 
   /** Everything goes, in an order that a closed file would have. */
   close(): void {
+    for (const one of this.pins) one.pin.release();
     for (const access of this.accesses) access.release();
     for (const { ioas, domain } of this.domains) {
       this.ioas[ioas]!.pagetable.detachDomain(domain);
@@ -315,7 +316,8 @@ const pin = fc.record({ ioas: index, iova: place(WINDOW), length: size }).map(
       const got = rig.attempt(() => {
         made = rig.accesses[ioas]!.pin(BigInt(iova), BigInt(length), true);
       });
-      if (expected === "ENOENT" && skewed) expect(["ENOENT", "EINVAL"]).toContain(got);
+      // What comes before a hole may fail first.
+      if (expected === "ENOENT") expect(["ENOENT", "EINVAL", "EFAULT"]).toContain(got);
       else expect(got).toBe(expected);
       if (!made) return;
       let at = 0;
@@ -368,7 +370,7 @@ describe("an IOAS", () => {
 });
 
 /** No IOVA of the test below lies beyond. */
-const LIMIT = 4_000_000;
+const LIMIT = 400_000;
 
 describe("automatic IOVAs", () => {
   const host = new ModelHost();
@@ -400,10 +402,14 @@ describe("automatic IOVAs", () => {
             const alignment = Math.min(2 ** Math.ceil(Math.log2(length)), lowestBit(va), 2 ** 21);
             let expected: number | undefined;
             const offsetInPage = va % PAGE_BYTES;
-            const first = Math.ceil(PAGE_BYTES / alignment) * alignment;
-            for (let at = first; at < LIMIT && expected === undefined; at += alignment) {
-              const iova = at | offsetInPage;
-              if (isFree(at, iova + length - 1)) expected = iova;
+            let hole: number | undefined;
+            for (let at = PAGE_BYTES; at < LIMIT && expected === undefined; at += 1) {
+              if (!isFree(at, at)) hole = undefined;
+              else if (hole === undefined) {
+                hole = at;
+                const iova = (Math.ceil(at / alignment) * alignment) | offsetInPage;
+                if (isFree(at, iova + length - 1)) expected = iova;
+              }
             }
             const source = new UserSource(task.memory, BigInt(va - (va % PAGE_BYTES)));
             const pages = new Pages(source, true, context.payer(task));

@@ -8,7 +8,7 @@ import { IommufdSubsystem } from "./file.ts";
 
 const NOTHING = { files: 0, objects: 0, areas: 0, pinnedPages: 0 };
 
-for (const file of ["ioas", "ioas_long", "vfio_compat", "ioas_reserved"])
+for (const file of ["ioas", "ioas_long"])
   describe(`Linux 7.2's answers: ${file}`, () => {
     const host = new ModelHost();
     const iommufd = new IommufdSubsystem(host);
