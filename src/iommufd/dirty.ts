@@ -87,7 +87,8 @@ const requireRange = (
   const granule = page_size & -page_size;
   if (length === 0n || iova + length - 1n > MAX_ADDRESS)
     throw new LinuxError("EOVERFLOW", `iova ${hex(iova)} + length ${hex(length)} is no range of addresses`);
-  if (granule === 0n) throw new LinuxError("EINVAL", "page_size is 0; bits must stand for some bytes");
+  if (granule === 0n || page_size === MAX_ADDRESS)
+    throw new LinuxError("EINVAL", `page_size is ${hex(page_size)}; bits must stand for some bytes`);
   const unit = granule > alignment ? granule : alignment;
   if ((iova | length) % unit !== 0n)
     throw new LinuxError(

@@ -1,6 +1,6 @@
 /**
  * The page table of the mock IOMMU, a format of our own: two levels of little-endian entries of 64 bits over 31 address
- * bits, pages of 2 KiB, of which two that lie together are one of 4 KiB with one dirty bit; or, where a domain is allocated for large pages, of 4 KiB and 1 MiB. Nothing documents what the kernel's mock
+ * bits, pages of 2 KiB; or, where a domain is allocated for large pages, of 4 KiB and 1 MiB. Nothing documents what the kernel's mock
  * keeps; only what a test can see of it is the same.
  */
 import {
@@ -26,7 +26,6 @@ const leafFields = (lg2: number) =>
     W: bit(1, "write"),
     LARGE: bit(2, "the entry of the upper level is a page"),
     D: bit(3, "dirty"),
-    PAIR: bit(4, "this entry and its neighbour are one page of 4 KiB"),
     ADDR: address(lg2, 51, "page"),
   });
 const table = layout("mock PDE", 8, {
@@ -40,7 +39,6 @@ const R = 1n << 0n;
 const W = 1n << 1n;
 const LARGE = 1n << 2n;
 const D = 1n << 3n;
-const PAIR = 1n << 4n;
 const upTo51From = (bitNumber: number): bigint => (1n << 52n) - (1n << BigInt(bitNumber));
 
 const denials: readonly Denial[] = [
@@ -51,11 +49,11 @@ const checks = (reserved: bigint): readonly EntryCheck[] => [
   { mask: reserved, value: 0n, fault: WalkFault.reserved, why: "reserved bits are set" },
 ];
 
-const leaf = (lg2: number, bits: bigint, mask: bigint) => {
+const leaf = (lg2: number, bits: bigint) => {
   const fields = leafFields(lg2);
   return {
     layout: fields,
-    test: mask === 0n ? always : { mask, value: bits },
+    test: bits === 0n ? always : { mask: bits, value: bits },
     address: upTo51From(lg2),
     checks: checks(fields.reserved),
     denials,
@@ -64,8 +62,6 @@ const leaf = (lg2: number, bits: bigint, mask: bigint) => {
     dirty: D,
   };
 };
-const smallLeaves = [leaf(PAGE_LG2, 0n, PAIR), leaf(HUGE_BASE_LG2, PAIR, PAIR)];
-
 /** `huge`: pages of 4 KiB and 1 MiB instead of 2 KiB. */
 export const mockFormat = (huge: boolean): PageTableFormat => ({
   name: huge ? "mock IOMMU, 4 KiB and 1 MiB" : "mock IOMMU, 2 KiB",
@@ -75,7 +71,7 @@ export const mockFormat = (huge: boolean): PageTableFormat => ({
       number: 1,
       shift: huge ? HUGE_BASE_LG2 : PAGE_LG2,
       bits: HUGE_LG2 - (huge ? HUGE_BASE_LG2 : PAGE_LG2),
-      leaves: huge ? [leaf(HUGE_BASE_LG2, 0n, 0n)] : smallLeaves,
+      leaves: [leaf(huge ? HUGE_BASE_LG2 : PAGE_LG2, 0n)],
       tables: [],
     },
     {
@@ -83,7 +79,7 @@ export const mockFormat = (huge: boolean): PageTableFormat => ({
       number: 2,
       shift: HUGE_LG2,
       bits: ADDRESS_BITS - HUGE_LG2,
-      leaves: huge ? [leaf(HUGE_LG2, LARGE, LARGE)] : [],
+      leaves: huge ? [leaf(HUGE_LG2, LARGE)] : [],
       tables: [
         {
           layout: table,

@@ -11,7 +11,7 @@ import { testCommand } from "./test-command.ts";
 
 const NOTHING = { files: 0, objects: 0, areas: 0, pinnedPages: 0 };
 
-const FILES = ["ioas_reserved", "hwpt", "mixed", "access", "pasid", "dirty", "fault", "viommu"];
+const FILES = ["ioas_reserved", "hwpt", "mixed", "access", "pasid", "dirty", "fault", "viommu", "malformed"];
 
 for (const file of FILES)
   describe(`Linux 7.2's answers: ${file}`, () => {
