@@ -1,13 +1,15 @@
 /**
  * A machine put together from its description: host memory, IOMMU units with their drivers, PCI functions behind
- * them, the IOMMU core, VFIO, and the files that programs see. Whoever serves it to programs (attach/), or calls it
+ * them, the IOMMU core, iommufd, VFIO, and the files that programs see. Whoever serves it to programs (attach/), or calls it
  * directly, goes through `nodes`.
  */
 import type { Clock } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
+import { MockDriver } from "../drivers/mock/driver.ts";
 import { Access, Transaction } from "../hardware/unit.ts";
 import { type Group, IommuCore } from "../iommu/core.ts";
+import { IommufdSubsystem } from "../iommufd/file.ts";
 import type { DeviceNode } from "../kernel/call.ts";
 import { MSI_BASE, MsiController } from "../kernel/msi.ts";
 import { Banks } from "../memory/banks.ts";
@@ -21,6 +23,7 @@ import type { Endpoint, FunctionContext } from "../pci/pci-function.ts";
 import { placement } from "../pci/placement.ts";
 import { VfioSubsystem } from "../vfio/subsystem.ts";
 import type { Break } from "./breaks.ts";
+import { testCommand } from "./mock/test-command.ts";
 import type { DeviceDescription, MachineDescription } from "./schema.ts";
 import { sysfsTree, type TreeEntry } from "./sysfs.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
@@ -54,8 +57,11 @@ export class Machine {
   readonly memory: Banks;
   readonly msi: MsiController;
   readonly core: IommuCore;
+  readonly iommufd: IommufdSubsystem;
   readonly vfio: VfioSubsystem;
   readonly #context: MachineContext;
+  /** Whose devices the test command makes. */
+  readonly #mock: MockDriver | undefined;
   readonly #units = new Map<string, UnitAssembly>();
   readonly #functions: Endpoint[] = [];
   readonly #framesAtRest: number;
@@ -83,6 +89,14 @@ export class Machine {
       this.#units.set(unit.name, { ...powered, bridge });
     }
     this.#plug(description.devices);
+    const { events, scheduler } = context;
+    this.#mock = description.mock ? new MockDriver(this.memory) : undefined;
+    this.iommufd = new IommufdSubsystem({
+      memory: this.memory,
+      scheduler,
+      events,
+      ...(this.#mock && { extra: [testCommand(this.#mock, events)] }),
+    });
     this.vfio = new VfioSubsystem({ core: this.core, msi: this.msi, events: context.events });
     this.#framesAtRest = this.memory.allocated;
   }
@@ -96,7 +110,7 @@ export class Machine {
 
   /** The device nodes of the machine. */
   nodes(): readonly DeviceNode[] {
-    return this.vfio.nodes;
+    return [...this.vfio.nodes, this.iommufd.node];
   }
 
   /** The files programs look at. */
@@ -105,7 +119,7 @@ export class Machine {
   }
 
   live(): LiveCounts {
-    let domains = 0;
+    let domains = this.#mock?.domains ?? 0;
     let parked = 0;
     for (const { driver, bridge } of this.#units.values()) {
       domains += driver.domains;
@@ -113,6 +127,7 @@ export class Machine {
     }
     return {
       ...this.vfio.live(),
+      ...this.iommufd.live(),
       domains,
       parked,
       interrupts: this.msi.allocated - this.#units.size,
