@@ -66,6 +66,11 @@ describe("a machine file", () => {
       /^m\.yaml:12: devices\.1\.bars: they take 8 places/m,
     ],
     [
+      "a device without any unit",
+      machine.replace("  - model: vtd", "  []"),
+      /^m\.yaml:6: devices\.0: the machine has no unit; a device needs one in front of it$/m,
+    ],
+    [
       "a unit that is not there",
       `${machine}    unit: dmar7\n`,
       /^m\.yaml:9: devices\.0\.unit: no unit is named dmar7; there is dmar0$/m,

@@ -132,7 +132,12 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
       complaints.push({ path: ["devices", index, "at"], text: `there is another device at ${device.at}` });
     taken.add(device.at);
     if (device.model === "bare") complaints.push(...checkBars(device.bars, ["devices", index, "bars"]));
-    if (device.unit !== undefined && !units.has(device.unit))
+    if (units.size === 0)
+      complaints.push({
+        path: ["devices", index],
+        text: "the machine has no unit; a device needs one in front of it",
+      });
+    else if (device.unit !== undefined && !units.has(device.unit))
       complaints.push({
         path: ["devices", index, "unit"],
         text: `no unit is named ${device.unit}; there is ${[...units].join(", ")}`,

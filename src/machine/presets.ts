@@ -27,4 +27,15 @@ devices:
         size: 16K
 `;
 
-export const PRESETS: ReadonlyMap<string, string> = new Map([["vtd", vtd]]);
+const mock = `# What a kernel built for testing iommufd has: /dev/iommu answers the test command, which makes mock devices with
+# 2 KiB pages, nested domains and virtual IOMMUs. There is no real unit and no device.
+name: mock
+mock: true
+units: []
+devices: []
+`;
+
+export const PRESETS: ReadonlyMap<string, string> = new Map([
+  ["vtd", vtd],
+  ["mock", mock],
+]);
