@@ -4,7 +4,7 @@
  * test/data/transcripts.
  */
 import { Protection } from "../iommu/driver.ts";
-import type { Call, Suspended } from "../kernel/call.ts";
+import type { Call, FileBacking, Suspended } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import {
   IOMMU_DESTROY,
@@ -192,27 +192,33 @@ const mapFile = request(
     const ioas = ioasOf(context, argument.ioas_id);
     const fixed = (flags & IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
     if (length === 0n) throw new LinuxError("EINVAL", "length is 0; at least a byte is mapped");
-    if (start + length > MAX_ADDRESS) throw overflow(`start ${hex(start)} + length`, length);
-    const backing = call.backing(argument.fd);
+    requireRange("start", start, length);
+    if (start + length > MAX_ADDRESS)
+      throw new LinuxError("EINVAL", `start ${hex(start)} + length ${hex(length)} is beyond any file`);
+    const source = new FileSource(backingOf(call, argument.fd), start & ~(PAGE - 1n));
     try {
-      if (start + length > BigInt(backing.size))
-        throw new LinuxError(
-          "EINVAL",
-          `bytes ${hex(start)} + ${hex(length)} are beyond the file's ${hex(backing.size)}`,
-        );
       context.allocate("pages");
-      const source = new FileSource(backing, start & ~(PAGE - 1n));
       const writable = (protection & Protection.write) !== 0;
       const pages = new Pages(source, writable, context.payer(call.task));
       const piece = { pages, start: start & (PAGE - 1n), length };
-      const chosen = ioas.pagetable.map([piece], protection, fixed ? iova : undefined);
-      respond({ iova: chosen });
+      argument.iova = ioas.pagetable.map([piece], protection, fixed ? iova : undefined);
     } catch (error) {
-      backing.close();
+      source.close();
       throw error;
     }
+    respond({ iova: argument.iova });
   },
 );
+
+/** Any open file may be named; one without pages fails when it is pinned. Throws EBADF. */
+const backingOf = (call: Call, fd: number): FileBacking | undefined => {
+  try {
+    return call.backing(fd);
+  } catch (error) {
+    if (error instanceof LinuxError && error.code === "EINVAL") return undefined;
+    throw error;
+  }
+};
 
 const copy = request(IOMMU_IOAS_COPY, IommuIoasCopy, "src_iova", ({ context, argument, respond }) => {
   const { flags, length, dst_iova: to, src_iova: from } = argument;

@@ -55,20 +55,29 @@ export class UserSource implements PageSource {
   }
 }
 
-/** The pages of a file from an offset on. */
+/** The pages of a file from an offset on. A file without pages, or a range beyond its end, is found out by pinning. */
 export class FileSource implements PageSource {
   readonly base: bigint;
-  readonly #backing: FileBacking;
+  readonly #backing: FileBacking | undefined;
 
-  constructor(backing: FileBacking, base: bigint) {
+  constructor(backing: FileBacking | undefined, base: bigint) {
     this.#backing = backing;
     this.base = base;
   }
   pin(first: number, count: number, writable: boolean): Pin {
-    return this.#backing.pin(Number(this.base) + first * PAGE_BYTES, count * PAGE_BYTES, writable);
+    const offset = Number(this.base) + first * PAGE_BYTES;
+    const length = count * PAGE_BYTES;
+    if (!this.#backing)
+      throw new LinuxError("EINVAL", "the file has no pages that can be pinned; a memfd has");
+    if (offset + length > this.#backing.size)
+      throw new LinuxError(
+        "EINVAL",
+        `bytes ${hex(offset)} + ${hex(length)} are beyond the file's ${hex(this.#backing.size)}`,
+      );
+    return this.#backing.pin(offset, length, writable);
   }
   close(): void {
-    this.#backing.close();
+    this.#backing?.close();
   }
 }
 
