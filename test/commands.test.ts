@@ -55,7 +55,7 @@ describe("softiommu demo", () => {
 
 describe("softiommu machine", () => {
   it("lists presets; a preset shown is a file that checks", async () => {
-    expect((await softiommu("machine", "show")).stdout).toMatch(/^vtd {2}An Intel host/m);
+    expect((await softiommu("machine", "show")).stdout).toMatch(/^vtd +An Intel host/m);
     const { stdout } = await softiommu("machine", "show", "vtd");
     const copy = file("copy.yaml", stdout);
     expect(await softiommu("machine", "check", copy)).toMatchObject({

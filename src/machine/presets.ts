@@ -27,8 +27,8 @@ devices:
         size: 16K
 `;
 
-const mock = `# What a kernel built for testing iommufd has: /dev/iommu answers the test command, which makes mock devices with
-# 2 KiB pages, nested domains and virtual IOMMUs. There is no real unit and no device.
+const mock = `# A kernel built for testing iommufd: /dev/iommu answers the test command, which makes mock devices.
+# They have 2 KiB pages, nested domains and virtual IOMMUs. There is no real unit and no PCI function.
 name: mock
 mock: true
 units: []

@@ -11,7 +11,18 @@ import { testCommand } from "./test-command.ts";
 
 const NOTHING = { files: 0, objects: 0, areas: 0, pinnedPages: 0 };
 
-const FILES = ["ioas_reserved", "hwpt", "mixed", "access", "pasid", "dirty", "fault", "viommu", "malformed"];
+const FILES = [
+  "ioas_reserved",
+  "hwpt",
+  "mixed",
+  "access",
+  "pasid",
+  "dirty",
+  "fault",
+  "viommu",
+  "malformed",
+  "vfio_compat",
+];
 
 for (const file of FILES)
   describe(`Linux 7.2's answers: ${file}`, () => {
