@@ -55,7 +55,9 @@ describe("softiommu demo", () => {
 
 describe("softiommu machine", () => {
   it("lists presets; a preset shown is a file that checks", async () => {
-    expect((await softiommu("machine", "show")).stdout).toMatch(/^vtd +An Intel host/m);
+    const { stdout: list } = await softiommu("machine", "show");
+    expect(list).toMatch(/^vtd {3}An Intel host/m);
+    expect(list).toMatch(/^mock {2}A kernel built for testing iommufd/m);
     const { stdout } = await softiommu("machine", "show", "vtd");
     const copy = file("copy.yaml", stdout);
     expect(await softiommu("machine", "check", copy)).toMatchObject({
