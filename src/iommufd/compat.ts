@@ -35,7 +35,7 @@ import {
 } from "../uapi/vfio.ts";
 import { hex, MAX_ADDRESS, PAGE_BYTES } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
-import type { Ioas } from "./ioas.ts";
+import { compatIoasOf, type Ioas } from "./ioas.ts";
 import { mapUser } from "./ioas-calls.ts";
 import { unknown } from "./request.ts";
 import { unmapWaiting } from "./unmap.ts";
@@ -68,9 +68,10 @@ export const compatCall = (
   }
 };
 
-const ioasOf = ({ compatIoas, name }: IommufdContext): Ioas => {
-  if (compatIoas) return compatIoas;
-  throw new LinuxError("ENODEV", "VFIO's requests have no IOAS here; IOMMU_VFIO_IOAS sets one", name);
+const ioasOf = (context: IommufdContext): Ioas => {
+  const ioas = compatIoasOf(context);
+  if (ioas) return ioas;
+  throw new LinuxError("ENODEV", "VFIO's requests have no IOAS here; IOMMU_VFIO_IOAS sets one", context.name);
 };
 
 const argumentOf = <F extends Members>(

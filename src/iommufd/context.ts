@@ -5,9 +5,7 @@ import type { Allocations } from "../kernel/allocations.ts";
 import type { Task } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { type AccountMode, Payer, type UserPins } from "./accounting.ts";
-import type { Ioas } from "./ioas.ts";
 import { type IommufdObject, ObjectTable } from "./objects.ts";
-import type { RequestTable } from "./request.ts";
 
 /** Counts of what exists now; all zero when every client is gone. */
 export interface IommufdLive {
@@ -27,8 +25,6 @@ export interface IommufdSystem {
   readonly live: IommufdLive;
   /** Files that have objects. */
   readonly contexts: Set<IommufdContext>;
-  /** Requests of iommufd's own numbers. */
-  readonly requests: RequestTable;
 }
 
 /** One /dev/iommu file: its objects, and what is set for all of them. Bound devices keep it when the file is closed. */
@@ -38,8 +34,8 @@ export class IommufdContext {
   readonly objects: ObjectTable;
   /** How pins of memory mapped from now on are paid for. */
   accountMode: AccountMode = "user";
-  /** The address space of the VFIO compatibility requests. */
-  compatIoas: Ioas | undefined;
+  /** The IOAS of the VFIO compatibility requests; see `compatIoasOf`. */
+  compatIoas: IommufdObject | undefined;
   #references = 1;
 
   constructor(system: IommufdSystem, name: string) {

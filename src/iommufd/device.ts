@@ -154,7 +154,7 @@ export class DeviceObject extends IommufdObject {
   /** An automatic HWPT of the IOAS that takes the device, or a new one. */
   #automatic(ioas: Ioas, to: (hwpt: Hwpt) => void): Hwpt {
     for (const hwpt of ioas.hwpts) {
-      if (!hwpt.automatic) continue;
+      if (!(hwpt instanceof HwptPaging && hwpt.automatic)) continue;
       try {
         to(hwpt);
         return hwpt;

@@ -11,7 +11,7 @@ import { IommufdContext, type IommufdLive, type IommufdSystem } from "./context.
 import { hwptRequests, viommuRequests } from "./hardware-calls.ts";
 import { ioasRequests } from "./ioas-calls.ts";
 import { optionRequests } from "./option.ts";
-import { dispatch, FIRST_COMMAND, type RequestKind, requestTable } from "./request.ts";
+import { dispatch, FIRST_COMMAND, type RequestKind, type RequestTable, requestTable } from "./request.ts";
 
 /** MISC_MAJOR; the minor is given when the driver registers. */
 const MISC_MAJOR = 10;
@@ -33,9 +33,12 @@ export class IommufdFile implements KernelFile {
   readonly kind = "iommufd";
   readonly name: string;
   readonly context: IommufdContext;
+  readonly #requests: RequestTable;
 
-  constructor(system: IommufdSystem, name: string) {
+  /** `requests` are those of iommufd's own numbers. */
+  constructor(system: IommufdSystem, requests: RequestTable, name: string) {
     this.name = name;
+    this.#requests = requests;
     this.context = new IommufdContext(system, name);
   }
 
@@ -45,7 +48,7 @@ export class IommufdFile implements KernelFile {
     return context.system.allocations.run(call.task.tid, () =>
       (number & 0xff) < FIRST_COMMAND
         ? compatCall(context, call, number, argument)
-        : dispatch(context.system.requests, context, call, number, argument),
+        : dispatch(this.#requests, context, call, number, argument),
     );
   }
 
@@ -98,14 +101,14 @@ export class IommufdSubsystem {
       users: new UserPins(),
       live: { files: 0, objects: 0, areas: 0 },
       contexts: new Set(),
-      requests: requestTable([
-        ...ioasRequests,
-        ...optionRequests,
-        ...hwptRequests,
-        ...viommuRequests,
-        ...extra,
-      ]),
     };
+    const requests = requestTable([
+      ...ioasRequests,
+      ...optionRequests,
+      ...hwptRequests,
+      ...viommuRequests,
+      ...extra,
+    ]);
     this.node = {
       path: "/dev/iommu",
       major: MISC_MAJOR,
@@ -113,7 +116,7 @@ export class IommufdSubsystem {
       mode: 0o600,
       open: () => {
         this.#opened += 1;
-        return new IommufdFile(this.system, `iommufd ${this.#opened}`);
+        return new IommufdFile(this.system, requests, `iommufd ${this.#opened}`);
       },
     };
   }

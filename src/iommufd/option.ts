@@ -14,6 +14,7 @@ import {
   IommuOption,
   IommuVfioIoas,
 } from "../uapi/iommufd.ts";
+import { compatIoasOf } from "./ioas.ts";
 import { ioasOf } from "./ioas-calls.ts";
 import { type Request, request, requireZero } from "./request.ts";
 
@@ -67,11 +68,12 @@ const option = request(IOMMU_OPTION, IommuOption, "val64", (one) => {
 const vfioIoas = request(IOMMU_VFIO_IOAS, IommuVfioIoas, "__reserved", ({ context, argument, respond }) => {
   requireZero("__reserved", argument.__reserved);
   switch (argument.op) {
-    case IOMMU_VFIO_IOAS_GET:
-      if (!context.compatIoas)
-        throw new LinuxError("ENODEV", "no IOAS was chosen for VFIO's requests", context.name);
-      respond({ ioas_id: context.compatIoas.id });
+    case IOMMU_VFIO_IOAS_GET: {
+      const ioas = compatIoasOf(context);
+      if (!ioas) throw new LinuxError("ENODEV", "no IOAS was chosen for VFIO's requests", context.name);
+      respond({ ioas_id: ioas.id });
       return;
+    }
     case IOMMU_VFIO_IOAS_SET:
       context.compatIoas = ioasOf(context, argument.ioas_id);
       return;
