@@ -449,6 +449,21 @@ static void commotion(void)
     pthread_join(others[1], NULL);
 }
 
+/* An address that one thread gives up is the next one's window at once. */
+static void *take_turns(void *p)
+{
+    for (int i = 0; i < 1500; i++) {
+        volatile uint8_t *window = map_again(4096, 16384);
+        *(volatile uint32_t *)(window + 8) = 1;
+        munmap((void *)window, 4096);
+    }
+    return p;
+}
+static void handed_over(void)
+{
+    in_threads(take_turns, 0);
+}
+
 /* A vfork child that changes its own dispositions does not change its parent's. */
 static void vforked(void)
 {
@@ -535,7 +550,7 @@ static const struct {
     SCENARIO(widths), SCENARIO(avx), SCENARIO(copies), SCENARIO(rep_movs), SCENARIO(atomics), SCENARIO(threads),
     SCENARIO(handlers), SCENARIO(own_handler), SCENARIO(blocked), SCENARIO(deaths), SCENARIO(stack_overflow),
     SCENARIO(forked), SCENARIO(unmapped), SCENARIO(protection), SCENARIO(straddling), SCENARIO(direct_stores),
-    SCENARIO(vectors_kept), SCENARIO(many_windows), SCENARIO(commotion), SCENARIO(vforked), SCENARIO(forever), SCENARIO(latency),
+    SCENARIO(vectors_kept), SCENARIO(many_windows), SCENARIO(commotion), SCENARIO(handed_over), SCENARIO(vforked), SCENARIO(forever), SCENARIO(latency),
 };
 
 int main(int argc, char **argv)

@@ -84,6 +84,10 @@ describe("a mapped BAR", () => {
     expect([0, 4, 8, 12].map((at) => accesses.get(`w4@${4096 + at}`))).toEqual([1000, 1000, 1000, 1000]);
   });
 
+  it("stays a thread's own when its addresses were another's a moment ago", async () => {
+    await succeeds("handed_over");
+  });
+
   it("and the handlers are the parent's own after a vfork child changed its signals", async () => {
     await succeeds("vforked");
   });

@@ -109,7 +109,7 @@ static bool maps_emulated(void *addr, size_t len)
     return found;
 }
 
-/* The addresses are about to be, or were, given up. */
+/* The addresses are about to be given up. */
 static void forget(void *addr, size_t len)
 {
     adopt_munmap(addr, len);
@@ -155,8 +155,8 @@ static long place(void *addr, size_t len, int prot, int flags, int fd, uint64_t 
     for (size_t i = 0; i < count && result >= 0; i++)
         result = place_segment((char *)base, &segments[i], x, prot, flags, cookie, keep_fd);
     if (result < 0 && result > -4096) {
-        raw_munmap((void *)base, len);
         forget((void *)base, len);
+        raw_munmap((void *)base, len);
         return result;
     }
     return base;
@@ -204,11 +204,10 @@ EXPORT void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off
 
 EXPORT int munmap(void *addr, size_t len)
 {
-    bool ours = attached();
-    int result = real.munmap(addr, len);
-    if (result == 0 && ours)
+    /* Forgotten first: as soon as the range is free another thread may be given it, and its windows must stay. */
+    if (attached() && len && !((uintptr_t)addr & (PAGE - 1)))
         forget(addr, len);
-    return result;
+    return real.munmap(addr, len);
 }
 
 EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
