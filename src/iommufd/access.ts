@@ -6,8 +6,9 @@
 import { Protection } from "../iommu/driver.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { hex, MAX_ADDRESS, PAGE_BYTES, pageOf } from "./address.ts";
+import type { Area } from "./areas.ts";
 import type { IommufdContext } from "./context.ts";
-import type { Area, IoPagetable, PinHolder } from "./io-pagetable.ts";
+import type { IoPagetable, PinHolder } from "./io-pagetable.ts";
 import { Ioas } from "./ioas.ts";
 import { IommufdObject } from "./objects.ts";
 import { holdAll, type PageRange } from "./pages.ts";
@@ -130,7 +131,7 @@ export class Access extends IommufdObject {
       parts.push({ area, pages: area.pages, first: pageOf(start), last, start, length: bytes });
     };
     try {
-      pagetable.walk(iova, length, collect);
+      pagetable.areas.walk(iova, length, collect);
     } catch (error) {
       // Areas are pinned one after the other: what cannot be pinned before the hole is the answer.
       holdAll(parts);
@@ -177,7 +178,7 @@ export class Access extends IommufdObject {
   ): void {
     requireLength(iova, length);
     let done = 0;
-    this.#pagetable().walk(iova, length, (area, from, bytes) => {
+    this.#pagetable().areas.walk(iova, length, (area, from, bytes) => {
       this.#require(area, write);
       const start = area.start + (from - area.iova);
       const next = done + Number(bytes);

@@ -185,7 +185,7 @@ const unmapDma = (context: IommufdContext, call: Call, at: bigint): number | Sus
   } catch (error) {
     return report(0n, error);
   }
-  if (!ioas.pagetable.areaIn(range)) return report(0n);
+  if (!ioas.pagetable.areas.in(range)) return report(0n);
   return unmapWaiting(context, call, ioas.pagetable, range, report);
 };
 

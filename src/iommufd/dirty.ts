@@ -48,7 +48,7 @@ export const setDirtyTracking = request(
 
 /** What was written to before is of no interest. */
 const clearAll = ({ ioas, domain }: HwptPaging): void => {
-  for (const { iova, length } of ioas.pagetable.areas())
+  for (const { iova, length } of ioas.pagetable.areas)
     domain.dirty?.read(Number(iova), Number(length), true, () => {});
 };
 

@@ -6,7 +6,7 @@ import type { HardwareQueue } from "../iommu/driver.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { IOMMU_HW_QUEUE_ALLOC, IOMMU_HW_QUEUE_TYPE_DEFAULT, IommuHwQueueAlloc } from "../uapi/iommufd.ts";
 import { hex, MAX_ADDRESS, PAGE_BYTES, pageOf } from "./address.ts";
-import type { Area } from "./io-pagetable.ts";
+import type { Area } from "./areas.ts";
 import { IommufdObject } from "./objects.ts";
 import { holdAll, type PageRange } from "./pages.ts";
 import { request, requireFlags } from "./request.ts";
@@ -26,7 +26,7 @@ class HeldMemory {
   constructor(viommu: Viommu, iova: bigint, length: bigint) {
     const { pagetable } = viommu.ioas;
     const runs: { readonly area: Area; readonly start: number; readonly length: number }[] = [];
-    pagetable.walk(iova, length, (area, from, bytes) => {
+    pagetable.areas.walk(iova, length, (area, from, bytes) => {
       const start = area.start + (from - area.iova);
       this.#areas.push(area);
       this.#ranges.push({ pages: area.pages, first: pageOf(start), last: pageOf(start + bytes - 1n) });

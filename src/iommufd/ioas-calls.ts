@@ -267,7 +267,7 @@ const changeProcess = request(
     const all = new Set<Pages>();
     for (const object of context.objects)
       if (object instanceof Ioas)
-        for (const area of object.pagetable.areas()) {
+        for (const area of object.pagetable.areas) {
           if (!(area.pages.source instanceof FileSource))
             throw new LinuxError(
               "EINVAL",

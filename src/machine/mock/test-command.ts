@@ -72,7 +72,7 @@ const pinsOf = (context: IommufdContext, pfn: number): number => {
   const all = new Set<Pages>();
   for (const { objects } of context.system.contexts)
     for (const object of objects)
-      if (object instanceof Ioas) for (const { pages } of object.pagetable.areas()) all.add(pages);
+      if (object instanceof Ioas) for (const { pages } of object.pagetable.areas) all.add(pages);
   let pins = 0;
   for (const pages of all) pins += pages.pinsOf(pfn);
   return pins;
