@@ -172,10 +172,14 @@ const levelBlock = (format: PageTableFormat, index: number, skipping: boolean): 
     : [title(level, index), ...lines];
 };
 
-/** Ends the walk so when the address has bits above those the root table indexes. */
+/** Ends the walk so when the address has bits above those the root table indexes, or is not canonical. */
 const outsideTest = (format: PageTableFormat, end: string): string[] => {
   const width = inputBits(format);
   if (width >= 64) return [];
+  if (format.canonical) {
+    if (width <= 32) throw new RangeError(`${format.name}: canonical addresses of ${width} bits`);
+    return [`if ((hi << ${64 - width} >> ${64 - width}) !== (hi | 0)) ${end}`];
+  }
   return [
     width >= 32
       ? `if ((hi >>> ${width - 32}) !== 0) ${end}`

@@ -102,11 +102,17 @@ export function* explainWalk(
   const end = (fault: WalkFault, reason: string): WalkOutcome => {
     return { fault, reason, ...at, pa: 0, lg2: 0, span: 0, allowed: 0 };
   };
-  const width = BigInt(inputBits(format));
-  if (address >> width)
+  const width = inputBits(format);
+  if (
+    format.canonical
+      ? BigInt.asUintN(64, BigInt.asIntN(width, address)) !== address
+      : address >> BigInt(width)
+  )
     return end(
       WalkFault.inputWidth,
-      `address ${hex(address)} has more than the ${width} bits of ${format.name}`,
+      format.canonical
+        ? `address ${hex(address)} is not canonical for the ${width} bits of ${format.name}`
+        : `address ${hex(address)} has more than the ${width} bits of ${format.name}`,
     );
 
   let index = format.levels.length - 1;

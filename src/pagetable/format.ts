@@ -33,7 +33,10 @@ export const WalkFault = {
   user: 5,
   /** An entry has a reserved bit set, or is of no kind its level knows. */
   reserved: 6,
-  /** The input address has more bits than the tables translate, or has bits set that a skipped level would index. */
+  /**
+   * The input address has more bits than the tables translate, is not canonical where it has to be, or has bits set
+   * that a skipped level would index.
+   */
   inputWidth: 7,
   /** An entry's address has more bits than the unit puts out. */
   outputWidth: 8,
@@ -112,6 +115,8 @@ export interface PageTableFormat {
   readonly name: string;
   /** From the smallest page upwards; the last one is the root. Neighbours adjoin: shift + bits = shift of the next. */
   readonly levels: readonly FormatLevel[];
+  /** Input addresses are signed: the bits above those the root indexes all equal the highest of these. */
+  readonly canonical?: boolean;
   readonly bigEndian: boolean;
   /** An entry that maps nothing: tested before its kind. */
   readonly absent: EntryTest;
@@ -130,6 +135,10 @@ export const inputBits = ({ levels }: PageTableFormat): number => {
   const root = levels[levels.length - 1]!;
   return root.shift + root.bits;
 };
+
+/** First address the mapper does not map: of canonical addresses it maps the lower half. */
+export const mappedEnd = (format: PageTableFormat): number =>
+  2 ** (inputBits(format) - (format.canonical ? 1 : 0));
 
 /** Bytes a table of the level takes: a table smaller than a frame has a frame to itself. */
 export const tableBytes = ({ bits }: FormatLevel): number => Math.max(4096, 8 * 2 ** bits);

@@ -10,7 +10,7 @@
 import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { Cursor } from "./cursor.ts";
-import { highWord, inputBits, lowWord, type PageTableFormat } from "./format.ts";
+import { highWord, lowWord, mappedEnd, type PageTableFormat } from "./format.ts";
 import { Gather } from "./gather.ts";
 import type { Leaf } from "./rung.ts";
 
@@ -65,7 +65,7 @@ export class Mapper {
     this.#cursor = new Cursor(memory, format);
     this.#leaves = this.#cursor.rungs.flatMap(({ leaves }) => leaves).sort((a, b) => b.size - a.size);
     this.#page = this.#leaves[this.#leaves.length - 1]!.size;
-    this.#inputEnd = 2 ** inputBits(format);
+    this.#inputEnd = mappedEnd(format);
     this.#outputEnd = 2 ** format.outputBits;
     this.root = this.#newTable(this.#cursor.top, 0);
   }
