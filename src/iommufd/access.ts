@@ -109,7 +109,7 @@ export class Access extends IommufdObject {
   }
 
   /**
-   * Pins the pages behind [iova, iova + length). Throws EINVAL (length 0, memory not aligned like its IOVA), EOVERFLOW,
+   * Pins the pages behind [iova, iova + length). Throws EINVAL (length 0, memory of a device, memory not aligned like its IOVA), EOVERFLOW,
    * ENOENT (not mapped, or being unmapped), EPERM (not mapped for that), EFAULT, ENOMEM, Restart.
    */
   pin(iova: bigint, length: bigint, write: boolean): AccessPin {
@@ -188,6 +188,7 @@ export class Access extends IommufdObject {
   }
 
   #require(area: Area, write: boolean): void {
+    area.pages.requireOrdinary();
     if (area.protection & (write ? Protection.write : Protection.read)) return;
     throw new LinuxError(
       "EPERM",

@@ -52,6 +52,11 @@ export class Domains {
     for (const area of areas) release(area);
   }
 
+  /** Nothing is where the area was; it stays pinned. */
+  withdraw(area: Area): void {
+    for (const domain of this.#domains) domain.unmap(Number(area.iova), Number(area.length));
+  }
+
   /** Fills an empty domain with all areas. Throws like `map`; then nothing has changed. */
   add(domain: PagingDomain, areas: Iterable<Area>): void {
     if (!this.any) holdAll(pageRanges(areas));
@@ -76,7 +81,7 @@ export class Domains {
     if (!this.any) for (const area of areas) release(area);
   }
 
-  /** All or nothing. */
+  /** All or nothing; pages that were taken back are left out. */
   #mapIn(domain: PagingDomain, area: Area): void {
     if (area.protection === 0)
       throw new LinuxError(
@@ -84,6 +89,7 @@ export class Domains {
         `the area ${showArea(area)} allows neither reading nor writing, and no table entry says that`,
         this.#name(),
       );
+    if (area.pages.taken) return;
     const first = Number(area.iova);
     let iova = first;
     const piece = this.largePages ? Number.POSITIVE_INFINITY : PAGE_BYTES;

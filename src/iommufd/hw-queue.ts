@@ -22,11 +22,12 @@ class HeldMemory {
   readonly #areas: Area[] = [];
   readonly #ranges: PageRange[] = [];
 
-  /** Throws ENOENT (not all of it is mapped), EINVAL (not contiguous), ENOMEM, EFAULT, Restart. */
+  /** Throws ENOENT (not all of it is mapped), EINVAL (not contiguous, memory of a device), ENOMEM, EFAULT, Restart. */
   constructor(viommu: Viommu, iova: bigint, length: bigint) {
     const { pagetable } = viommu.ioas;
     const runs: { readonly area: Area; readonly start: number; readonly length: number }[] = [];
     pagetable.areas.walk(iova, length, (area, from, bytes) => {
+      area.pages.requireOrdinary();
       const start = area.start + (from - area.iova);
       this.#areas.push(area);
       this.#ranges.push({ pages: area.pages, first: pageOf(start), last: pageOf(start + bytes - 1n) });

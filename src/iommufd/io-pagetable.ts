@@ -21,6 +21,7 @@ import {
 import type { IommufdContext } from "./context.ts";
 import { Domains } from "./domains.ts";
 import { IovaSpace } from "./iova-space.ts";
+import type { PageMapper, Pages } from "./pages.ts";
 import { lowestBit, Placer } from "./placement.ts";
 
 /** How an unmap went. */
@@ -44,7 +45,7 @@ const PAGE = BigInt(PAGE_BYTES);
 /** How often accesses are told to unpin before an unmap gives up. */
 export const UNMAP_NOTIFICATIONS = 100;
 
-export class IoPagetable {
+export class IoPagetable implements PageMapper {
   readonly space = new IovaSpace();
   readonly #context: IommufdContext;
   readonly #name: () => string;
@@ -205,7 +206,7 @@ export class IoPagetable {
     this.#areas.remove(area);
     this.#areas.add(low);
     this.#areas.add(high);
-    area.pages.retain();
+    area.pages.retain(this);
     this.#context.system.live.areas += 1;
   }
 
@@ -243,6 +244,11 @@ export class IoPagetable {
     this.#domains.remove(domain, this.#areas);
     this.space.unreserve(domain);
     this.#alignment = this.#alignmentWith(this.domains);
+  }
+
+  /** The owner of the pages has taken them back: their areas stay, and lead nowhere. */
+  withdraw(pages: Pages): void {
+    for (const area of this.#areas) if (area.pages === pages) this.#domains.withdraw(area);
   }
 
   /** Reserves a range for an owner. Throws EADDRINUSE when an area lies there or it was allowed. */
@@ -360,7 +366,7 @@ export class IoPagetable {
 
   #insert(area: Area): void {
     this.#areas.add(area);
-    area.pages.retain();
+    area.pages.retain(this);
     const { live, events } = this.#context.system;
     live.areas += 1;
     if (events.on)
@@ -375,7 +381,7 @@ export class IoPagetable {
   /** Domains do not map it any more. */
   #remove(area: Area): void {
     this.#areas.remove(area);
-    area.pages.drop();
+    area.pages.drop(this);
     this.#placer.opened(area);
     const { live, events } = this.#context.system;
     live.areas -= 1;

@@ -5,6 +5,7 @@
  */
 import { Protection } from "../iommu/driver.ts";
 import type { Call, FileBacking, Suspended } from "../kernel/call.ts";
+import { DmaBuf } from "../kernel/dma-buf.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import {
   IOMMU_DESTROY,
@@ -32,8 +33,9 @@ import {
 } from "../uapi/iommufd.ts";
 import { type AddressRange, hex, MAX_ADDRESS, PAGE_BYTES, showRange } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
+import { DmaBufSource } from "./dma-buf-source.ts";
 import { Ioas } from "./ioas.ts";
-import { FileSource, Pages, UserSource } from "./pages.ts";
+import { FileSource, Pages, type PageSource, UserSource } from "./pages.ts";
 import { request, requireFlags, requireZero } from "./request.ts";
 import { unmapWaiting } from "./unmap.ts";
 
@@ -195,7 +197,7 @@ const mapFile = request(
     requireRange("start", start, length);
     if (start + length > MAX_ADDRESS)
       throw new LinuxError("EINVAL", `start ${hex(start)} + length ${hex(length)} is beyond any file`);
-    const source = new FileSource(backingOf(call, argument.fd), start & ~(PAGE - 1n));
+    const source = fileSource(call, argument.fd, start, start + length);
     try {
       context.allocate("pages");
       const writable = (protection & Protection.write) !== 0;
@@ -203,12 +205,19 @@ const mapFile = request(
       const piece = { pages, start: start & (PAGE - 1n), length };
       argument.iova = ioas.pagetable.map([piece], protection, fixed ? iova : undefined);
     } catch (error) {
-      source.close();
+      source.close?.();
       throw error;
     }
     respond({ iova: argument.iova });
   },
 );
+
+/** Bytes [start, end) of a dma-buf or of another file. Throws EBADF, and what a `DmaBufSource` throws. */
+const fileSource = (call: Call, fd: number, start: bigint, end: bigint): PageSource => {
+  const file = call.file(fd);
+  if (file instanceof DmaBuf) return new DmaBufSource(file, start, end);
+  return new FileSource(backingOf(call, fd), start & ~(PAGE - 1n));
+};
 
 /** Any open file may be named; one without pages fails when it is pinned. Throws EBADF. */
 const backingOf = (call: Call, fd: number): FileBacking | undefined => {

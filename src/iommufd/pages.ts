@@ -1,7 +1,8 @@
 /**
  * Memory that was mapped once and may be used many times: by the domains of several address spaces, by copies and by
  * accesses. A page is pinned, and paid for, when its first user comes and given back when its last one leaves; pages
- * nobody uses are not pinned at all. Memory is that of a process, by user address, or that of a file, by offset.
+ * nobody uses are not pinned at all. Memory is that of a process, by user address, or that of a file, by offset; a
+ * device's is `dma-buf-source.ts`.
  */
 import { type FileBacking, type Pin, Restart, type UserMemory } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
@@ -18,8 +19,19 @@ export interface PageSource {
   /** Bytes as the owner sees them now, without pinning; undefined when the source cannot do that. */
   read?(page: number, offset: number, into: Uint8Array): void;
   write?(page: number, offset: number, data: Uint8Array): void;
+  /**
+   * Only of a device's memory: nothing is paid for it, accesses cannot have it, and its owner may take it back, which
+   * `taken` is told.
+   */
+  whenTaken?(taken: () => void): void;
   /** Nobody has the pages any more. */
   close?(): void;
+}
+
+/** Where areas of pages are mapped in domains. */
+export interface PageMapper {
+  /** The pages are no more: no domain may map them when this returns. */
+  withdraw(pages: Pages): void;
 }
 
 /** Doubles are exact up to here; no user address is higher. */
@@ -137,6 +149,9 @@ export class Pages {
   #payer: Payer;
   /** Areas that map some of it. */
   #areas = 0;
+  /** Whose areas, when the source may take its memory back. */
+  readonly #mappers = new Map<PageMapper, number>();
+  #taken = false;
   /** By page, disjoint. */
   readonly #segments: Segment[] = [];
 
@@ -144,8 +159,13 @@ export class Pages {
     this.source = source;
     this.writable = writable;
     this.#payer = payer;
+    source.whenTaken?.(() => this.#withdraw());
   }
 
+  /** Whether the source has taken its memory back: for good, and no domain maps it. */
+  get taken(): boolean {
+    return this.#taken;
+  }
   get payer(): Payer {
     return this.#payer;
   }
@@ -166,14 +186,34 @@ export class Pages {
     return pins;
   }
 
+  /** Throws EINVAL when it is a device's memory, which no part of the kernel reaches. */
+  requireOrdinary(): void {
+    if (this.source.whenTaken)
+      throw new LinuxError("EINVAL", "the area maps memory of a device (a dma-buf), which only devices reach");
+  }
+
   /** An area maps some of it. */
-  retain(): void {
+  retain(mapper: PageMapper): void {
     this.#areas += 1;
+    if (this.source.whenTaken) this.#mappers.set(mapper, (this.#mappers.get(mapper) ?? 0) + 1);
   }
   /** An area of it went. */
-  drop(): void {
+  drop(mapper: PageMapper): void {
     this.#areas -= 1;
+    if (this.source.whenTaken) this.#forget(mapper);
     if (this.#areas === 0) this.source.close?.();
+  }
+
+  #forget(mapper: PageMapper): void {
+    const left = this.#mappers.get(mapper)! - 1;
+    if (left > 0) this.#mappers.set(mapper, left);
+    else this.#mappers.delete(mapper);
+  }
+
+  #withdraw(): void {
+    if (this.#taken) return;
+    this.#taken = true;
+    for (const mapper of this.#mappers.keys()) mapper.withdraw(this);
   }
 
   /** From now on somebody else pays. Throws ENOMEM when their limit is reached; then nothing has changed. */
@@ -311,7 +351,7 @@ export class Pages {
     const count = last - first + 1;
     const pin = this.source.pin(first, count, this.writable);
     try {
-      this.#payer.charge(count);
+      if (!this.source.whenTaken) this.#payer.charge(count);
     } catch (error) {
       pin.unpin(0, count);
       throw error;
@@ -322,7 +362,7 @@ export class Pages {
   #unpin({ first, last, run }: Segment): void {
     const count = last - first + 1;
     run.pin.unpin(first - run.base, count);
-    this.#payer.refund(count);
+    if (!this.source.whenTaken) this.#payer.refund(count);
   }
 
   #add(made: readonly Segment[]): void {

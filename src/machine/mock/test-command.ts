@@ -17,6 +17,7 @@ import { ioasOf } from "../../iommufd/ioas-calls.ts";
 import type { Pages } from "../../iommufd/pages.ts";
 import { type Request, type RequestKind, request } from "../../iommufd/request.ts";
 import type { Call, KernelFile } from "../../kernel/call.ts";
+import { DmaBuf } from "../../kernel/dma-buf.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import * as mock from "../../uapi/iommufd-mock.ts";
 import { AccessFile } from "./access-file.ts";
@@ -193,6 +194,38 @@ const accessRw = ({ call, argument }: TestRequest): void => {
   call.memory.write(uptr, bytes);
 };
 
+/** Bytes of a dma-buf, at most. */
+const MOST_DMA_BUF = 512 * PAGE_BYTES;
+const O_CLOEXEC = 0x80000;
+
+const getDmaBuf = ({ context, call, argument }: TestRequest): number => {
+  const { length, open_flags } = argument.dmabuf_get;
+  if (length === 0 || length > MOST_DMA_BUF)
+    throw invalid(`length ${hex(length)}: a dma-buf has at least a byte and at most ${hex(MOST_DMA_BUF)}`);
+  context.allocate("a dma-buf");
+  const { memory } = context.system;
+  const frames = Math.ceil(length / PAGE_BYTES);
+  const pa = memory.allocate(frames);
+  if (pa < 0) throw new LinuxError("ENOMEM", "no host memory for a dma-buf");
+  const file = new DmaBuf({
+    name: `dma-buf at ${hex(pa)}`,
+    ranges: [{ pa, length: frames * PAGE_BYTES }],
+    released: () => memory.free(pa, frames),
+  });
+  return call.install(file, { closeOnExec: (open_flags & O_CLOEXEC) !== 0 });
+};
+
+const revokeDmaBuf = ({ call, argument }: TestRequest): void => {
+  const { dmabuf_fd: fd, revoked } = argument.dmabuf_revoke;
+  const file = call.file(fd);
+  if (!(file instanceof DmaBuf)) {
+    call.backing(fd).close();
+    throw invalid(`descriptor ${fd} is no dma-buf of the test command`);
+  }
+  if (revoked !== 0) file.revoke();
+  else file.restore();
+};
+
 /** Bytes of a bitmap that the command reads at once. */
 const MOST_BITMAP = 2 ** 24;
 
@@ -338,6 +371,8 @@ const otherOperations: ReadonlyMap<number, (request: TestRequest) => unknown> = 
   ],
   [mock.IOMMU_TEST_OP_DIRTY, markDirty],
   [mock.IOMMU_TEST_OP_PASID_CHECK_HWPT, pasidCheck],
+  [mock.IOMMU_TEST_OP_DMABUF_GET, getDmaBuf],
+  [mock.IOMMU_TEST_OP_DMABUF_REVOKE, revokeDmaBuf],
 ]);
 
 /** The command, for the requests of an `IommufdSubsystem`. */

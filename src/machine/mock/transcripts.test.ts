@@ -22,6 +22,7 @@ const FILES = [
   "viommu",
   "malformed",
   "vfio_compat",
+  "map_file",
 ];
 
 for (const file of FILES)
