@@ -35,7 +35,7 @@ import { type AddressRange, hex, MAX_ADDRESS, PAGE_BYTES, showRange } from "./ad
 import type { IommufdContext } from "./context.ts";
 import { DmaBufSource } from "./dma-buf-source.ts";
 import { Ioas } from "./ioas.ts";
-import { FileSource, Pages, type PageSource, UserSource } from "./pages.ts";
+import { FileSource, type PageSource, Pages, UserSource } from "./pages.ts";
 import { request, requireFlags, requireZero } from "./request.ts";
 import { unmapWaiting } from "./unmap.ts";
 

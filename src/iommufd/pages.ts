@@ -189,7 +189,10 @@ export class Pages {
   /** Throws EINVAL when it is a device's memory, which no part of the kernel reaches. */
   requireOrdinary(): void {
     if (this.source.whenTaken)
-      throw new LinuxError("EINVAL", "the area maps memory of a device (a dma-buf), which only devices reach");
+      throw new LinuxError(
+        "EINVAL",
+        "the area maps memory of a device (a dma-buf), which only devices reach",
+      );
   }
 
   /** An area maps some of it. */

@@ -60,7 +60,11 @@ export class DmaBuf implements KernelFile {
   /** Until `detach` the memory stays what it is, revoked or not. Throws ENODEV while it is revoked. */
   attach(importer: DmaBufImporter): void {
     if (this.#revoked)
-      throw new LinuxError("ENODEV", "its memory was revoked by the exporter; map it when it is back", this.name);
+      throw new LinuxError(
+        "ENODEV",
+        "its memory was revoked by the exporter; map it when it is back",
+        this.name,
+      );
     this.#importers.add(importer);
   }
 
