@@ -80,6 +80,7 @@ describe("a call's descriptors are bounded", () => {
     memory: new PlainMemory(1),
     capable: () => false,
     memlockLimit: () => 0,
+    mlockedPages: () => 0,
   };
   // No call here looks at the process.
   const nobody = {} as AttachedProcess;

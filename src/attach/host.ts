@@ -42,6 +42,7 @@ export class Host {
       events,
       clock,
       work,
+      privileges: description.privileges,
       memory: (pid, pidfd) => new ProcessMemory(pid, pidfd, files),
       fileBacking: (fd) => files.backing(fd),
       backing: (pa) => memory.backing(pa)!,

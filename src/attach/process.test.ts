@@ -66,12 +66,13 @@ describe("memory that came along with the request", () => {
 
 describe("a caller", () => {
   const caller = (pid: number): Caller =>
-    new Caller(new AttachedProcess(pid, -1, "", new PlainMemory(pid)), 1000);
+    new Caller(new AttachedProcess(pid, -1, "", new PlainMemory(pid)), 1000, "own");
 
   it("has the name, limits and capabilities that the kernel says", () => {
     const self = caller(process.pid);
     expect(self.name.length).toBeGreaterThan(0);
     expect(self.memlockLimit()).toBeGreaterThan(0);
+    expect(self.mlockedPages()).toBe(0);
     expect(typeof self.capable(Capability.sysAdmin)).toBe("boolean");
   });
 
@@ -79,6 +80,7 @@ describe("a caller", () => {
     const gone = caller(0x3fff_ffff);
     expect(gone.name).toBe("?");
     expect(gone.memlockLimit()).toBe(0);
+    expect(gone.mlockedPages()).toBe(0);
     expect(gone.capable(Capability.ipcLock)).toBe(false);
   });
 });

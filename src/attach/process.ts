@@ -5,9 +5,11 @@
 import { closeSync, readFileSync } from "node:fs";
 import { pidfdGetfd } from "../base/libc.ts";
 import { Capability, type Task, type UserMemory } from "../kernel/call.ts";
+import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { Errno } from "../uapi/errno.ts";
 import type { ClientProcess } from "./connection.ts";
-import { hasCapability, memlockOf, socketCookie } from "./syscalls.ts";
+import { type Credentials, isCapable, type PrivilegeMode } from "./privileges.ts";
+import { effectiveCapabilities, memlockOf, socketCookie } from "./syscalls.ts";
 
 /** The memory of a process as the server is given it (process-memory.ts); `close` when the process is gone. */
 export interface ClientMemory extends UserMemory {
@@ -118,14 +120,18 @@ const capabilityNumber: Readonly<Record<Capability, number>> = {
   [Capability.sysResource]: 24,
 };
 
+const runner: Credentials = { uid: process.geteuid!(), effective: effectiveCapabilities(process.pid) };
+
 export class Caller implements Task {
   readonly process: AttachedProcess;
   readonly uid: number;
+  readonly #privileges: PrivilegeMode;
   tid = 0;
 
-  constructor(process: AttachedProcess, uid: number) {
+  constructor(process: AttachedProcess, uid: number, privileges: PrivilegeMode) {
     this.process = process;
     this.uid = uid;
+    this.#privileges = privileges;
   }
 
   get pid(): number {
@@ -142,9 +148,20 @@ export class Caller implements Task {
     }
   }
   capable(capability: Capability): boolean {
-    return hasCapability(this.process.pid, capabilityNumber[capability]);
+    const client = { uid: this.uid, effective: effectiveCapabilities(this.process.pid) };
+    if (client.effective < 0) return false;
+    return isCapable(this.#privileges, runner, client, capabilityNumber[capability]);
   }
   memlockLimit(): number {
     return memlockOf(this.process.pid);
+  }
+  /** VmLck as the real kernel counts it: no page of ours is in it. */
+  mlockedPages(): number {
+    try {
+      const status = readFileSync(`/proc/${this.process.pid}/status`, "latin1");
+      return (Number(/^VmLck:\s*(\d+) kB$/m.exec(status)?.[1] ?? 0) * 1024) / FRAME_BYTES;
+    } catch {
+      return 0; // it is gone
+    }
   }
 }

@@ -19,6 +19,7 @@ import { Control } from "./control.ts";
 import { type EmulatedFile, FileTable } from "./emulated-file.ts";
 import { builtLibrary } from "./library.ts";
 import { Loop } from "./loop.ts";
+import type { PrivilegeMode } from "./privileges.ts";
 import { AttachedProcess, Caller, type ClientMemory } from "./process.ts";
 import { MAX_BODY, Op, PROTOCOL_VERSION, RequestHeader } from "./protocol.ts";
 import { Request, type RequestHost } from "./request.ts";
@@ -39,6 +40,8 @@ export interface AttachOptions {
   readonly work: WorkQueue;
   /** The memory of a client process. `pidfd` stays open as long as the memory is used. */
   readonly memory: (pid: number, pidfd: number) => ClientMemory;
+  /** Who is root on the machine; `own` when left out. */
+  readonly privileges?: PrivilegeMode;
   /** A client's file for mapping; owns `fd` from then on. Without it `Call.backing` is refused. */
   readonly fileBacking?: (fd: number, process: AttachedProcess) => FileBacking;
   /** The descriptor and offset behind a physical range that a KernelFile maps as memory. */
@@ -296,7 +299,7 @@ export class AttachServer implements RequestHost {
     if (process === undefined) return false;
     control.imageLo = lo;
     control.imageHi = hi;
-    control.caller = new Caller(process, control.peer.uid);
+    control.caller = new Caller(process, control.peer.uid, this.#options.privileges ?? "own");
     return true;
   }
 }

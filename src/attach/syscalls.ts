@@ -263,10 +263,10 @@ const LINUX_CAPABILITY_VERSION_3 = 0x20080522;
 const capabilityHeader = new Uint32Array(2);
 const capabilityData = new Uint32Array(6);
 
-/** Whether a process has capability `number` in its effective set. */
-export const hasCapability = (pid: number, number: number): boolean => {
+/** The effective set of a process, capability n as bit n; -1 when there is no such process. */
+export const effectiveCapabilities = (pid: number): number => {
   capabilityHeader[0] = LINUX_CAPABILITY_VERSION_3;
   capabilityHeader[1] = pid;
-  if (native.capget(capabilityHeader, capabilityData) < 0) return false;
-  return ((capabilityData[3 * (number >>> 5)]! >>> (number & 31)) & 1) === 1;
+  if (native.capget(capabilityHeader, capabilityData) < 0) return -1;
+  return capabilityData[3]! * 2 ** 32 + capabilityData[0]!;
 };

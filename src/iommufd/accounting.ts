@@ -1,17 +1,19 @@
 /**
- * Who pays for pinned pages. Each address space counts what is pinned of it (VmPin). The limit, RLIMIT_MEMLOCK, is
- * held against all pages of the user (the default) or against those of the process (IOMMU_OPTION_RLIMIT_MODE 1);
- * CAP_IPC_LOCK frees from it. The compatibility container counts locked pages of the process (VmLck).
+ * Who pays for pinned pages. Every address space counts what is pinned of it (VmPin). The limit, RLIMIT_MEMLOCK, is
+ * held against all pages of the user (the default), or against the locked pages of the process (VmLck, the mode that
+ * IOMMU_OPTION_RLIMIT_MODE 1 chooses). Whoever has CAP_IPC_LOCK when memory is mapped is charged for none of it.
  */
-import { Capability, type Task } from "../kernel/call.ts";
+import type { Task } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { PAGE_BYTES } from "./address.ts";
 
 export type AccountMode = "user" | "process";
 
-/** Pages pinned by each user of the system, over all files. */
+/** Pages charged to each user of the system, over all files. */
 export class UserPins {
   readonly #pages = new Map<number, number>();
+  /** All pages that are pinned, charged to a user or not; 0 when nothing is. */
+  total = 0;
 
   of(uid: number): number {
     return this.#pages.get(uid) ?? 0;
@@ -21,38 +23,28 @@ export class UserPins {
     if (now > 0) this.#pages.set(uid, now);
     else this.#pages.delete(uid);
   }
-  /** All users'; 0 when nothing is pinned. */
-  get total(): number {
-    let sum = 0;
-    for (const pages of this.#pages.values()) sum += pages;
-    return sum;
-  }
 }
 
 export class Payer {
   readonly task: Task;
-  readonly mode: AccountMode;
+  /** Against what the limit is held; undefined: nothing. */
+  readonly mode: AccountMode | undefined;
   readonly #users: UserPins;
-  readonly #unlimited: boolean;
 
-  constructor(task: Task, mode: AccountMode, users: UserPins) {
+  constructor(task: Task, mode: AccountMode | undefined, users: UserPins) {
     this.task = task;
     this.mode = mode;
     this.#users = users;
-    this.#unlimited = task.capable(Capability.ipcLock);
+  }
+
+  /** Somebody else, who pays in the same way. */
+  successor(task: Task): Payer {
+    return new Payer(task, this.mode, this.#users);
   }
 
   /** Throws ENOMEM when the limit is reached; then nothing is charged. */
   charge(pages: number): void {
-    const { task, mode } = this;
-    const before = this.#held();
-    const limit = Math.floor(task.memlockLimit() / PAGE_BYTES);
-    if (!this.#unlimited && before + pages > limit)
-      throw new LinuxError(
-        "ENOMEM",
-        `${pages} more pages beside ${before} are beyond RLIMIT_MEMLOCK (${limit} pages) of ${mode === "user" ? `user ${task.uid}` : task.name}, ` +
-          "which has no CAP_IPC_LOCK; a higher limit is needed (ulimit -l)",
-      );
+    this.#checkLimit(pages);
     this.#add(pages);
   }
 
@@ -60,14 +52,43 @@ export class Payer {
     this.#add(-pages);
   }
 
-  #held(): number {
-    const { memory, uid } = this.task;
-    return this.mode === "user" ? this.#users.of(uid) : memory.pinnedPages;
+  /** Another one pays for these pages from now on. Throws ENOMEM when its limit is reached; then nothing has changed. */
+  handOver(pages: number, to: Payer): void {
+    this.#add(-pages);
+    try {
+      to.#checkLimit(pages);
+    } catch (error) {
+      this.#add(pages);
+      throw error;
+    }
+    to.#add(pages);
+  }
+
+  /** Takes back what it handed over. */
+  takeBack(pages: number, from: Payer): void {
+    from.#add(-pages);
+    this.#add(pages);
+  }
+
+  #checkLimit(pages: number): void {
+    const { task, mode } = this;
+    if (mode === undefined) return;
+    const ofUser = mode === "user";
+    const held = ofUser ? this.#users.of(task.uid) : task.memory.lockedPages + task.mlockedPages();
+    const limit = Math.floor(task.memlockLimit() / PAGE_BYTES);
+    if (held + pages <= limit) return;
+    throw new LinuxError(
+      "ENOMEM",
+      `${pages} more pages beside ${held} are beyond RLIMIT_MEMLOCK (${limit} pages) of ${ofUser ? `user ${task.uid}` : task.name}, ` +
+        "which had no CAP_IPC_LOCK when they were mapped; a higher limit is needed (ulimit -l)",
+    );
   }
 
   #add(pages: number): void {
     const { memory, uid } = this.task;
     memory.pinnedPages += pages;
+    this.#users.total += pages;
     if (this.mode === "user") this.#users.add(uid, pages);
+    else if (this.mode === "process") memory.lockedPages += pages;
   }
 }

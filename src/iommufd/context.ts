@@ -2,7 +2,7 @@
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import type { Allocations } from "../kernel/allocations.ts";
-import type { Task } from "../kernel/call.ts";
+import { Capability, type Task } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { type AccountMode, Payer, type UserPins } from "./accounting.ts";
 import { type IommufdObject, ObjectTable } from "./objects.ts";
@@ -57,7 +57,9 @@ export class IommufdContext {
     return this.objects.add(object);
   }
 
-  payer(task: Task, mode: AccountMode = this.accountMode): Payer {
+  /** Who pays for what the task maps now. */
+  payer(task: Task): Payer {
+    const mode = task.capable(Capability.ipcLock) ? undefined : this.accountMode;
     return new Payer(task, mode, this.system.users);
   }
 

@@ -288,11 +288,11 @@ const changeProcess = request(
     try {
       for (const pages of all) {
         const before = pages.payer;
-        pages.transfer(context.payer(call.task));
+        pages.transfer(before.successor(call.task));
         done.push([pages, before]);
       }
     } catch (error) {
-      for (const [pages, before] of done) pages.transfer(before);
+      for (const [pages, before] of done) pages.transferBack(before);
       throw error;
     }
   },

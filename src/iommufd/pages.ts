@@ -221,9 +221,12 @@ export class Pages {
 
   /** From now on somebody else pays. Throws ENOMEM when their limit is reached; then nothing has changed. */
   transfer(payer: Payer): void {
-    const pinned = this.pinned;
-    payer.charge(pinned);
-    this.#payer.refund(pinned);
+    this.#payer.handOver(this.pinned, payer);
+    this.#payer = payer;
+  }
+  /** It did not come to that after all. */
+  transferBack(payer: Payer): void {
+    payer.takeBack(this.pinned, this.#payer);
     this.#payer = payer;
   }
 

@@ -77,6 +77,8 @@ export interface Task {
   capable(capability: Capability): boolean;
   /** RLIMIT_MEMLOCK in bytes; Infinity when unlimited. */
   memlockLimit(): number;
+  /** Pages that the program locked itself (mlock); they count against RLIMIT_MEMLOCK too. */
+  mlockedPages(): number;
 }
 
 /** Pages held in memory for DMA, wherever their owner's address goes afterwards. */
@@ -99,9 +101,9 @@ export interface UserMemory {
   write(va: bigint, data: Uint8Array): void;
   /** Pins whole pages: va and length are multiples of 4096. Throws EFAULT, ENOMEM, or Restart. */
   pin(va: number, length: number, writable: boolean): Pin;
-  /** Pages charged against RLIMIT_MEMLOCK of this address space (VmLck-like accounting of type1). */
+  /** Pages charged against RLIMIT_MEMLOCK of this address space by kernel files: its VmLck beside what it locked itself. */
   lockedPages: number;
-  /** Pages accounted as pinned (VmPin). */
+  /** Pages pinned of it for iommufd: its VmPin. */
   pinnedPages: number;
 }
 

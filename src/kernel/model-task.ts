@@ -114,6 +114,8 @@ export class ModelTask implements Task {
   readonly memory: ModelMemory;
   /** RLIMIT_MEMLOCK; may be changed while it runs. */
   memlock: number;
+  /** Pages it locked itself. */
+  mlocked = 0;
   readonly #capabilities: ReadonlySet<Capability>;
   readonly #files: number;
   readonly #table = new Map<number, Description>();
@@ -139,6 +141,10 @@ export class ModelTask implements Task {
 
   memlockLimit(): number {
     return this.memlock;
+  }
+
+  mlockedPages(): number {
+    return this.mlocked;
   }
 
   /** open(2) of a device node; the descriptor. */

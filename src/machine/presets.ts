@@ -31,6 +31,7 @@ const mock = `# A kernel built for testing iommufd: /dev/iommu answers the test 
 # They have 2 KiB pages, nested domains and virtual IOMMUs. There is no real unit and no PCI function.
 name: mock
 mock: true
+privileges: root                # its programs run as root does there, whoever starts them here
 units: []
 devices: []
 `;

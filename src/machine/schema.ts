@@ -112,6 +112,8 @@ export const machineSchema = v.strictObject({
   devices: v.array(deviceSchema),
   /** /dev/iommu answers the test command too, which makes devices behind a mock IOMMU. */
   mock: v.optional(v.boolean(), false),
+  /** Who is root on the machine: `own`, who is root on this computer; `root`, every program of the run. */
+  privileges: v.optional(oneOf(["own", "root"]), "own"),
 });
 
 export type MachineDescription = v.InferOutput<typeof machineSchema>;

@@ -310,7 +310,7 @@ export class Type1 {
 
   #checkMemlock(task: Task, more: number): void {
     const limit = Math.floor(task.memlockLimit() / FRAME_BYTES);
-    const locked = task.memory.lockedPages;
+    const locked = task.memory.lockedPages + task.mlockedPages();
     if (locked + more <= limit || task.capable(Capability.ipcLock)) return;
     throw new LinuxError(
       "ENOMEM",
