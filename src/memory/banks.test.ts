@@ -109,7 +109,7 @@ describe("host memory is a map from address to byte", () => {
   const operation = fc.oneof(
     fc.record({ op: fc.constantFrom("load64", "load64be", "load32"), at: place }),
     fc.record({
-      op: fc.constantFrom("store64", "store64be", "store32", "or64"),
+      op: fc.constantFrom("store64", "store64be", "store32", "or64", "clear64"),
       at: place,
       lo: word,
       hi: word,
@@ -189,14 +189,14 @@ const check = (banks: Banks, model: Literal, one: Operation, pa: number, from: n
     let bytes = littleEndian(lo, hi).slice(0, size);
     if (op === "store64be") bytes.reverse();
     let refusal = model.word(pa, size);
-    if (op === "or64" && refusal === MemoryError.none) {
+    if ((op === "or64" || op === "clear64") && refusal === MemoryError.none) {
       const old: number[] = [];
       refusal = model.read(pa, old, size);
-      bytes = bytes.map((byte, i) => byte | (old[i] ?? 0));
+      bytes = bytes.map((byte, i) => (op === "or64" ? (old[i] ?? 0) | byte : (old[i] ?? 0) & ~byte));
     }
     refusal ||= model.write(pa, bytes);
     if (op === "store32") agree(banks.store32(pa, lo), refusal);
-    else agree(banks[op as "store64" | "store64be" | "or64"](pa, lo, hi), refusal);
+    else agree(banks[op as "store64" | "store64be" | "or64" | "clear64"](pa, lo, hi), refusal);
   }
 };
 
@@ -280,6 +280,7 @@ describe("addresses with nothing", () => {
       banks.load32(pa),
       banks.store64(pa, 1, 1),
       banks.or64(pa, 1, 1),
+      banks.clear64(pa, 1, 1),
       banks.readBytes(pa, new Uint8Array(4)),
       banks.writeBytes(pa, new Uint8Array(4)),
       banks.copy(pa, 0, 8),

@@ -193,6 +193,20 @@ export class Banks implements HostMemory {
     return (state & CLIENT) === 0 || this.#trips[0] === this.#seenTrips || this.#unharmed(pa, 4);
   }
 
+  clear64(pa: number, lo: number, hi: number): boolean {
+    const bank = (pa / BANK_BYTES) | 0;
+    const low = pa >>> 0;
+    const state = bank < this.state.length && (low & 7) === 0 ? this.state[bank]![low >>> 12]! : 0;
+    if ((state & WRITABLE) === 0) {
+      if (!this.load64(pa)) return false;
+      return this.#store(pa, 8, this.lo & ~lo, this.hi & ~hi);
+    }
+    const words = this.words[bank]!;
+    if (lo !== 0) Atomics.and(words, low >>> 2, ~lo);
+    if (hi !== 0) Atomics.and(words, (low >>> 2) + 1, ~hi);
+    return (state & CLIENT) === 0 || this.#trips[0] === this.#seenTrips || this.#unharmed(pa, 8);
+  }
+
   or64(pa: number, lo: number, hi: number): boolean {
     const bank = (pa / BANK_BYTES) | 0;
     const low = pa >>> 0;

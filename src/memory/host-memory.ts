@@ -47,6 +47,8 @@ export interface HostMemory {
   store32(pa: number, value: number): boolean;
   /** Atomically or-s bits into a 64-bit word (accessed and dirty bits). */
   or64(pa: number, lo: number, hi: number): boolean;
+  /** Atomically clears these bits of a 64-bit word (a dirty state that is told by a clear bit). */
+  clear64(pa: number, lo: number, hi: number): boolean;
 
   /** Payload. `from`: requester id of the DMA (for windows); -1 = CPU. Crosses frames; stops at the first bad one. */
   readBytes(pa: number, into: Uint8Array, from?: number): boolean;

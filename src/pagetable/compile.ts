@@ -43,12 +43,25 @@ const field = (shift: number, width: number): string => {
 /** Swaps the bytes of a word: generated into walkers of big-endian formats, and used for their constants. */
 const swap32 = (x: number): number => (x << 24) | ((x & 0xff00) << 8) | ((x >>> 8) & 0xff00) | (x >>> 24);
 
-/** `memory.or64` of constant bits into the entry at `address`. */
-const orBits = (format: PageTableFormat, address: string, bits: bigint): string => {
+/** Sets or clears constant bits in the entry at `address`. */
+const changeBits = (
+  format: PageTableFormat,
+  how: "or64" | "clear64",
+  address: string,
+  bits: bigint,
+): string => {
   const [lo, hi] = [lowWord(bits), highWord(bits)];
   return format.bigEndian
-    ? `memory.or64(${address}, ${hex(swap32(hi))}, ${hex(swap32(lo))})`
-    : `memory.or64(${address}, ${hex(lo)}, ${hex(hi)})`;
+    ? `memory.${how}(${address}, ${hex(swap32(hi))}, ${hex(swap32(lo))})`
+    : `memory.${how}(${address}, ${hex(lo)}, ${hex(hi)})`;
+};
+
+/** The upper word of the address in an entry of the kind: the bank it lies in. */
+const upperWord = ({ address, addressHigh: high }: TableKind | LeafKind): string => {
+  const inPlace = `ehi & ${hex(highWord(address))}`;
+  return high
+    ? `(${inPlace} | ((elo >>> ${high.at}) & ${hex(2 ** high.bits - 1)}) << ${high.to - 32})`
+    : `(${inPlace})`;
 };
 
 const ended = (code: number | string, index: number): string =>
@@ -76,16 +89,18 @@ const note = (format: PageTableFormat, index: number, leaf: LeafKind): string[] 
   for (let above = format.levels.length - 1; above > index; above--) {
     const accessed = format.levels[above]!.tables.find((table) => table.accessed !== undefined)?.accessed;
     if (accessed === undefined) continue;
-    const set = orBits(format, `entry${above}`, accessed);
+    const set = changeBits(format, "or64", `entry${above}`, accessed);
     lines.push(`if (entry${above} !== 0 && !${set}) ${ended(WalkFault.tableUnreadable, index)}`);
   }
-  const mark = (bits: bigint, also: string) => {
-    const missing = `!(${holds({ mask: bits, value: bits })})`;
-    const set = orBits(format, "bank * 4294967296 + at * 4", bits);
-    lines.push(`if (${also}${missing} && !${set}) ${ended(WalkFault.tableUnreadable, index)}`);
+  const mark = (bits: bigint, value: bigint, also: string) => {
+    const missing = `!(${holds({ mask: bits, value })})`;
+    const change = changeBits(format, value ? "or64" : "clear64", "bank * 4294967296 + at * 4", bits);
+    lines.push(`if (${also}${missing} && !${change}) ${ended(WalkFault.tableUnreadable, index)}`);
   };
-  if (leaf.accessed !== undefined) mark(leaf.accessed, "");
-  if (leaf.dirty !== undefined) mark(leaf.dirty, `(need & ${Permission.write}) !== 0 && `);
+  const written = `(need & ${Permission.write}) !== 0 && `;
+  if (leaf.accessed !== undefined) mark(leaf.accessed, leaf.accessed, "");
+  if (leaf.dirty !== undefined) mark(leaf.dirty, leaf.dirty, written);
+  if (leaf.dirtyCleared !== undefined) mark(leaf.dirtyCleared, 0n, written);
   return lines;
 };
 
@@ -93,7 +108,7 @@ const note = (format: PageTableFormat, index: number, leaf: LeafKind): string[] 
 const found = (index: number, leaf: LeafKind): string[] => {
   const offset = (1n << BigInt(leaf.lg2)) - 1n;
   const [offsetLo, offsetHi] = [hex(lowWord(offset)), hex(highWord(offset))];
-  const high = `(ehi & ${hex(highWord(leaf.address))}${leaf.lg2 > 32 ? ` | hi & ${offsetHi}` : ""})`;
+  const high = `(${upperWord(leaf)}${leaf.lg2 > 32 ? ` | hi & ${offsetHi}` : ""})`;
   const low = `((elo & ${hex(lowWord(leaf.address))} | lo & ${offsetLo}) >>> 0)`;
   const into = leaf.lg2 < 32 ? `(lo & ${offsetLo})` : `((hi & ${offsetHi}) * 4294967296 + (lo >>> 0))`;
   return [
@@ -131,7 +146,7 @@ const tableBlock = (
     const missing = `!(${holds({ mask: table.accessed, value: table.accessed })})`;
     lines.push(`if (${missing}) entry${index} = bank * 4294967296 + at * 4;`);
   }
-  lines.push(`base = elo & ${hex(lowWord(table.address))};`, `bank = ehi & ${hex(highWord(table.address))};`);
+  lines.push(`base = elo & ${hex(lowWord(table.address))};`, `bank = ${upperWord(table)};`);
   if (skipping) lines.push(`next = ${table.to};`);
   return lines;
 };
@@ -269,16 +284,23 @@ const wanted = (format: PageTableFormat, kind: TableKind | LeafKind, groups: rea
   const { absent } = format;
   if (singleBit(absent.mask)) tests.push({ mask: absent.mask, value: absent.mask ^ absent.value });
   if (kind.accessed !== undefined) tests.push({ mask: kind.accessed, value: kind.accessed });
+  const { addressHigh: far } = kind;
+  if (far && !("lg2" in kind))
+    tests.push({ mask: ((1n << BigInt(far.bits)) - 1n) << BigInt(far.at), value: 0n });
   const mask = tests.reduce((bits, test) => bits | test.mask, 0n);
   const value = tests.reduce((bits, test) => bits | test.value, 0n);
   const dirty = ("lg2" in kind ? kind.dirty : undefined) ?? 0n;
+  const cleared = ("lg2" in kind ? kind.dirtyCleared : undefined) ?? 0n;
   const half = (name: "elo" | "ehi", word: (bits: bigint) => number) => {
     const mine = groups.filter((group) => group.half === name);
-    const dirtied = word(dirty) ? [`(need & ${Permission.write} ? ${hex(word(dirty))} : 0)`] : [];
+    const ifWritten = (bits: bigint) =>
+      word(bits) ? [`(need & ${Permission.write} ? ${hex(word(bits))} : 0)`] : [];
+    const dirtied = ifWritten(dirty);
     // A table in another bank is too far.
     const bank = name === "ehi" && !("lg2" in kind) ? word(kind.address) : 0;
     const looked = word(mask) | bank;
-    const masks = [...(looked ? [hex(looked)] : []), ...mine.map((group) => group.wanted), ...dirtied];
+    const masks = [...(looked ? [hex(looked)] : []), ...mine.map((group) => group.wanted)];
+    masks.push(...dirtied, ...ifWritten(cleared));
     const values = [
       ...(word(value) ? [signed(word(value))] : []),
       ...mine.filter(({ positive }) => positive).map((group) => group.wanted),
@@ -338,10 +360,18 @@ const nearLevel = (
   ];
 };
 
+/** Bits of a bank in which no table may lie, by the checks of the entries. */
+const forbiddenBanks = ({ levels }: PageTableFormat): number =>
+  levels
+    .flatMap(({ tables }) => tables)
+    .flatMap(({ address, checks }) => checks.map(({ mask, value }) => highWord(address & mask & ~value)))
+    .reduce((all, bits) => (all | bits) >>> 0, 0);
+
 const nearSource = (format: PageTableFormat): string[] => {
   const top = format.levels.length - 1;
   const all = new Map<string, Group>();
   const implied = impliedBy(format);
+  const forbidden = forbiddenBanks(format);
   const blocks = format.levels.flatMap((_, i) => nearLevel(format, top - i, all, implied));
   const groups = [...all.values()];
   const deniedBy = groups.map(({ seen, positive, shift, permissions }) => {
@@ -354,6 +384,7 @@ const nearSource = (format: PageTableFormat): string[] => {
     "let base = root | 0;",
     "const bank = (root / 4294967296) | 0;",
     `if (bank >= memory.words.length) ${giveUp}`,
+    ...(forbidden ? [`if ((bank & ${hex(forbidden)}) !== 0) ${giveUp}`] : []),
     "const view = memory.words[bank], state = memory.state[bank];",
     ...groups.map(({ wanted: want, seen, permissions, shift, positive }) => {
       const bits = moved(`need & ${hex(permissions)}`.replace(/.*/, "($&)"), shift);
@@ -385,7 +416,8 @@ export const walkerSource = (format: PageTableFormat): string => {
 const prelude = `const everything = ${hex(everything)};
 const refusal = (denied) =>
   denied & ${Permission.read} ? ${WalkFault.read} : denied & ${Permission.write} ? ${WalkFault.write}
-  : denied & ${Permission.execute} ? ${WalkFault.execute} : ${WalkFault.user};
+  : denied & ${Permission.execute} ? ${WalkFault.execute} : denied & ${Permission.user} ? ${WalkFault.user}
+  : ${WalkFault.privilegedExecute};
 const ended = (out, fault, level, bank, at, elo, ehi) => {
   out.level = level;
   out.entryAddress = bank * 4294967296 + at * 4;

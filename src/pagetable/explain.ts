@@ -5,6 +5,7 @@
  */
 import type { HostMemory } from "../memory/host-memory.ts";
 import {
+  addressIn,
   type EntryTest,
   type FormatLevel,
   inputBits,
@@ -152,7 +153,7 @@ export function* explainWalk(
       return end(refusal.fault, `the ${what} at ${hex(entryAddress)}: ${refusal.reason}`);
     }
     const also = judgement.remarks.map((remark) => `; ${remark}`).join("");
-    const target = entry & kind.address;
+    const target = addressIn(kind, entry);
 
     if ("lg2" in kind) {
       const size = 1n << BigInt(kind.lg2);

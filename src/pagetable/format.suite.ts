@@ -528,7 +528,9 @@ export const describeFormat = (name: string, make: () => PageTableFormat): void 
         expect(walk(memory, mapper.root, 0, 0, Permission.read, out)).toBe(WalkFault.none);
         expect(entry(0)).toBe(clean | (leaf.accessed ?? 0n));
         expect(walk(memory, mapper.root, 0, 0, Permission.write, out)).toBe(WalkFault.none);
-        expect(entry(0)).toBe(clean | (leaf.accessed ?? 0n) | (leaf.dirty ?? 0n));
+        expect(entry(0)).toBe(
+          (clean | (leaf.accessed ?? 0n) | (leaf.dirty ?? 0n)) & ~(leaf.dirtyCleared ?? 0n),
+        );
         const top = format.levels[format.levels.length - 1]!;
         const accessed = top.tables.find(({ to }) => to === format.levels.length - 2)?.accessed;
         memory[format.bigEndian ? "load64be" : "load64"](mapper.root);
@@ -545,7 +547,7 @@ export const describeFormat = (name: string, make: () => PageTableFormat): void 
           mapper.scanDirty(0, 8 * page, clear, (iova, bytes) => found.push(iova, bytes));
           return found;
         };
-        if (leaf.dirty === undefined) {
+        if (leaf.dirty === undefined && leaf.dirtyCleared === undefined) {
           expect(errorOf(() => scan(false))).toBe("EOPNOTSUPP");
         } else {
           const out = new WalkResult();
@@ -600,7 +602,8 @@ class Scene {
   }
 
   need(): number {
-    return this.#pick([0, 1, 2, 3, Permission.execute, Permission.user | 1, Permission.user | 2]);
+    const { execute, user, privilegedExecute } = Permission;
+    return this.#pick([0, 1, 2, 3, execute, privilegedExecute, user | 1, user | 2, user | execute]);
   }
 
   /** An address made of indices in use; now and then one that is not or a bit too many. */
@@ -636,10 +639,13 @@ class Scene {
     const kind: TableKind | LeafKind = table ? this.#pick(level.tables) : this.#pick(level.leaves);
     let target = BigInt(this.#pick(this.#tables));
     if ("lg2" in kind) target = BigInt(random.next()) << BigInt(random.below(21) + 12);
-    else if (random.below(12) === 0) target = BigInt(this.#pick(this.#nowhere));
+    if (random.below(2)) target &= (1n << BigInt(this.#format.outputBits)) - 1n;
+    if (!("lg2" in kind) && random.below(12) === 0) target = BigInt(this.#pick(this.#nowhere));
     const protection = this.#pick(protectionsOf(this.#format));
     let entry = kind.bits | (target & kind.address);
     if ("lg2" in kind) entry |= this.#format.leafBits(protection);
+    const { addressHigh: far } = kind;
+    if (far && random.below(4) === 0) entry |= BigInt(random.below(2 ** far.bits)) << BigInt(far.at);
     for (let flips = this.#pick([0, 0, 0, 0, 1, 1, 2]); flips > 0; flips--)
       entry ^= 1n << BigInt(random.below(64));
     return entry;

@@ -11,15 +11,19 @@
  * How the formats that differ most are declared: a root of concatenated tables is a root level with more bits; level
  * skipping is one `TableKind` for each level an entry can name; a page size told by the entry's low address bits (or by a
  * contiguous hint) is one `LeafKind` for each size, with `lg2` above the level's shift; a bit that forbids instead of
- * allowing is a `Denial` on the set bit; a table that is not zero when empty declares `empty`.
+ * allowing is a `Denial` on the set bit; a table that is not zero when empty declares `empty`; address bits out of place
+ * are `addressHigh`; a page that is dirty when a bit is clear declares `dirtyCleared`.
  */
 import type { Layout } from "../uapi/layout.ts";
 
 /** What a mapping allows and how: the `protection` of a map. */
 export const Protection = { read: 1, write: 2, execute: 4, noSnoop: 8, mmio: 16 } as const;
 
-/** What a walk needs and what an entry can deny. The first three have the numbers of `Protection`. */
-export const Permission = { read: 1, write: 2, execute: 4, user: 32 } as const;
+/**
+ * What a walk needs and what an entry can deny. The first three have the numbers of `Protection`. A format that grants
+ * instruction fetches by privilege has `execute` for those without it and `privilegedExecute` for those with it.
+ */
+export const Permission = { read: 1, write: 2, execute: 4, user: 32, privilegedExecute: 64 } as const;
 
 /** Why a walk ended without a translation. A unit turns it into its own fault code. */
 export const WalkFault = {
@@ -44,6 +48,8 @@ export const WalkFault = {
   tableUnreadable: 9,
   /** The entry wants software to note the first access. */
   accessFlag: 10,
+  /** As `read` to `user`: what was denied. */
+  privilegedExecute: 11,
 } as const;
 export type WalkFault = (typeof WalkFault)[keyof typeof WalkFault];
 
@@ -67,6 +73,13 @@ export interface Denial extends EntryTest {
   readonly why: string;
 }
 
+/** The `bits` bits of an entry from bit `at` (below 32) on are the address's from bit `to` (32 or above) on. */
+export interface HighBits {
+  readonly at: number;
+  readonly bits: number;
+  readonly to: number;
+}
+
 /** What tables and leaves have in common. */
 interface EntryKind {
   /** The entry's fields, for people. */
@@ -75,6 +88,8 @@ interface EntryKind {
   readonly test: EntryTest;
   /** Bits that hold the address, each at its own place. */
   readonly address: bigint;
+  /** More bits of the address, elsewhere in the lower word. The mapper leaves them zero: `outputBits` ends below. */
+  readonly addressHigh?: HighBits;
   /** Checked in this order. */
   readonly checks: readonly EntryCheck[];
   readonly denials: readonly Denial[];
@@ -96,6 +111,8 @@ export interface LeafKind extends EntryKind {
   readonly lg2: number;
   /** Bit that the unit sets when the page is written through it. */
   readonly dirty?: bigint;
+  /** Instead of `dirty`: the bit that it clears. Every leaf that the mapper makes writable has it set. */
+  readonly dirtyCleared?: bigint;
 }
 
 export interface FormatLevel {
@@ -124,7 +141,7 @@ export interface PageTableFormat {
   readonly empty: bigint;
   /** Whether an access is refused at the first entry that denies it, or only at the leaf, by all together. */
   readonly deniedAt: "entry" | "leaf";
-  /** Width of physical addresses: a leaf or table lies below 2^outputBits. At most 52. */
+  /** Width of physical addresses that the mapper writes: a leaf or table lies below 2^outputBits. At most 52. */
   readonly outputBits: number;
   /** The leaf bits that say this protection, or -1n when the format cannot say it. */
   leafBits(protection: number): bigint;
@@ -142,6 +159,16 @@ export const mappedEnd = (format: PageTableFormat): number =>
 
 /** Bytes a table of the level takes: a table smaller than a frame has a frame to itself. */
 export const tableBytes = ({ bits }: FormatLevel): number => Math.max(4096, 8 * 2 ** bits);
+
+/** The address in an entry of the kind. */
+export const addressIn = (
+  { address, addressHigh: high }: Pick<EntryKind, "address" | "addressHigh">,
+  entry: bigint,
+): bigint => {
+  if (!high) return entry & address;
+  const bits = (entry >> BigInt(high.at)) & ((1n << BigInt(high.bits)) - 1n);
+  return (entry & address) | (bits << BigInt(high.to));
+};
 
 /** Holds for every entry. */
 export const always: EntryTest = { mask: 0n, value: 0n };

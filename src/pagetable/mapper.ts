@@ -153,9 +153,10 @@ export class Mapper {
     if (!this.#leaves.some(({ dirtyLo, dirtyHi }) => dirtyLo || dirtyHi))
       throw new LinuxError("EOPNOTSUPP", `${this.format.name} has no dirty bits, or they are not in use`);
     this.#eachLeaf(iova, iova + length, (leaf, from, lo, hi, rewrite) => {
-      if (!((lo & leaf.dirtyLo) | (hi & leaf.dirtyHi))) return;
+      const { dirtyLo, dirtyHi, cleanLo, cleanHi } = leaf;
+      if (!(((lo & dirtyLo) ^ cleanLo) | ((hi & dirtyHi) ^ cleanHi))) return;
       visit(from, leaf.size);
-      if (clear) rewrite(lo & ~leaf.dirtyLo, hi & ~leaf.dirtyHi);
+      if (clear) rewrite((lo & ~dirtyLo) | cleanLo, (hi & ~dirtyHi) | cleanHi);
     });
   }
 

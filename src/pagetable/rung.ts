@@ -47,16 +47,21 @@ export class Leaf {
   readonly addressHi: number;
   readonly bitsLo: number;
   readonly bitsHi: number;
-  /** Words of the dirty bit; both zero without. */
+  /** Words of the bit that tells dirty from clean, and what it is when clean; all zero without. */
   readonly dirtyLo: number;
   readonly dirtyHi: number;
+  readonly cleanLo: number;
+  readonly cleanHi: number;
   /** What `protect` leaves as it is. */
   readonly keptLo: number;
   readonly keptHi: number;
 
   constructor(kind: LeafKind, level: number, { levels, bigEndian }: PageTableFormat) {
-    const dirty = kind.dirty ?? 0n;
-    const kept = kind.address | kind.test.mask | kind.bits | dirty | (kind.accessed ?? 0n);
+    const clean = kind.dirtyCleared ?? 0n;
+    const dirty = kind.dirty ?? clean;
+    // A dirty bit that grants is part of the protection: the page is clean afterwards.
+    const granting = kind.denials.some(({ mask }) => mask & dirty);
+    const kept = kind.address | kind.test.mask | kind.bits | (granting ? 0n : dirty) | (kind.accessed ?? 0n);
     this.level = level;
     this.size = 2 ** kind.lg2;
     this.alignment = this.size / 4096 - 1;
@@ -69,6 +74,8 @@ export class Leaf {
     this.bitsHi = highWord(kind.bits) | 0;
     this.dirtyLo = lowWord(dirty);
     this.dirtyHi = highWord(dirty);
+    this.cleanLo = lowWord(clean);
+    this.cleanHi = highWord(clean);
     this.keptLo = lowWord(kept);
     this.keptHi = highWord(kept);
   }

@@ -28,6 +28,9 @@ describe("sparse memory", () => {
     memory.or64(0x2008, 1, 0x8000_0000);
     memory.load64(0x2008);
     expect([memory.lo, memory.hi]).toEqual([0xf000_0001, 0x8000_0000]);
+    memory.clear64(0x2008, 0xf000_0000, 1);
+    memory.load64(0x2008);
+    expect([memory.lo, memory.hi]).toEqual([1, 0x8000_0000]);
   });
 
   it("moves bytes over frames up to the first that is absent; windows answer for themselves", () => {

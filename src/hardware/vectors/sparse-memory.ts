@@ -107,6 +107,10 @@ export class SparseMemory implements HostMemory {
     return this.load64(pa) && this.store64(pa, this.lo | lo, this.hi | hi);
   }
 
+  clear64(pa: number, lo: number, hi: number): boolean {
+    return this.load64(pa) && this.store64(pa, this.lo & ~lo, this.hi & ~hi);
+  }
+
   #windowAt(pa: number): Window | undefined {
     for (const found of this.#windows) if (pa >= found.start && pa < found.end) return found;
     return undefined;
