@@ -35,13 +35,25 @@ import {
 } from "../uapi/vfio.ts";
 import { hex, MAX_ADDRESS, PAGE_BYTES } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
-import { compatIoasOf, type Ioas } from "./ioas.ts";
+import { compatIoasOf, Ioas } from "./ioas.ts";
 import { mapUser } from "./ioas-calls.ts";
 import { unknown } from "./request.ts";
 import { unmapWaiting } from "./unmap.ts";
 
 /** Mappings may be made without limit here. */
 const UNLIMITED = 2 ** 32 - 1;
+
+/**
+ * What VFIO does with a group that is given to the file as its container: its requests need an IOAS from now on, and one
+ * is made when none was named. Throws ENOMEM.
+ */
+export const ensureCompatIoas = (context: IommufdContext): Ioas => {
+  const named = compatIoasOf(context);
+  if (named) return named;
+  const ioas = context.add(new Ioas(context));
+  context.compatIoas = ioas;
+  return ioas;
+};
 
 /** One of VFIO's requests. Throws ENOTTY when it is none, ENODEV without an IOAS. */
 export const compatCall = (

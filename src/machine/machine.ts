@@ -115,7 +115,11 @@ export class Machine {
 
   /** The files programs look at. */
   tree(): TreeEntry[] {
-    return sysfsTree({ core: this.core, units: [...this.#units.values()].map(({ sysfs }) => sysfs) });
+    return sysfsTree({
+      core: this.core,
+      units: [...this.#units.values()].map(({ sysfs }) => sysfs),
+      deviceNodes: this.vfio.deviceNodes,
+    });
   }
 
   live(): LiveCounts {

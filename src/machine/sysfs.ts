@@ -6,6 +6,7 @@
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, posix } from "node:path";
 import type { Device, Group, IommuCore } from "../iommu/core.ts";
+import type { DeviceNode } from "../kernel/call.ts";
 import type { PciFunction } from "../pci/function.ts";
 
 export type TreeEntry =
@@ -39,6 +40,8 @@ export interface UnitAttributes {
 export interface SysfsSource {
   readonly core: IommuCore;
   readonly units: readonly UnitAttributes[];
+  /** VFIO's character devices, by the device's name. */
+  readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
 }
 
 const DRIVER = "vfio-pci";
@@ -64,7 +67,7 @@ const folderOf = (device: PciFunction): string => {
 };
 
 /** Every entry of the machine, folders before what is in them. */
-export const sysfsTree = ({ core, units }: SysfsSource): TreeEntry[] => {
+export const sysfsTree = ({ core, units, deviceNodes }: SysfsSource): TreeEntry[] => {
   const devices = [...core.devices.values()];
   const groups = [...core.groups.values()];
   return [
@@ -73,9 +76,12 @@ export const sysfsTree = ({ core, units }: SysfsSource): TreeEntry[] => {
     folder(`/sys/bus/pci/drivers/${DRIVER}`),
     folder("/sys/kernel/iommu_groups"),
     folder("/sys/class/iommu"),
+    folder("/sys/class/vfio-dev"),
+    folder("/sys/module/iommufd"),
     folder("/dev/vfio"),
     ...units.flatMap((unit) => unitEntries(unit, devices)),
     ...devices.flatMap(deviceEntries),
+    ...devices.flatMap((device) => nodeEntries(device, deviceNodes.get(device.name))),
     ...groups.flatMap(groupEntries),
   ];
 };
@@ -152,6 +158,26 @@ const deviceEntries = ({ function: device, driver, group }: Device): TreeEntry[]
     link(`${home}/iommu_group`, `/sys/kernel/iommu_groups/${group.id}`),
     link(`/sys/bus/pci/devices/${device.name}`, home),
     link(`/sys/bus/pci/drivers/${DRIVER}/${device.name}`, home),
+  ];
+};
+
+/** The character device of VFIO: programs list `vfio-dev/` of the device, and find the node's numbers in `dev`. */
+const nodeEntries = ({ function: device }: Device, node: DeviceNode | undefined): TreeEntry[] => {
+  if (!node) return [];
+  const name = posix.basename(node.path);
+  const home = `${folderOf(device)}/vfio-dev/${name}`;
+  const uevent = [
+    `MAJOR=${node.major}`,
+    `MINOR=${node.minor}`,
+    `DEVNAME=${posix.relative("/dev", node.path)}`,
+  ];
+  return [
+    folder(home),
+    file(`${home}/dev`, `${node.major}:${node.minor}`),
+    file(`${home}/uevent`, uevent.join("\n")),
+    link(`${home}/device`, folderOf(device)),
+    link(`${home}/subsystem`, "/sys/class/vfio-dev"),
+    link(`/sys/class/vfio-dev/${name}`, home),
   ];
 };
 

@@ -1,6 +1,7 @@
 /** What the files of VFIO share: the machine's IOMMU core, where interrupts end, who listens, and what is alive. */
 import type { EventSink } from "../base/events.ts";
 import type { Group, IommuCore } from "../iommu/core.ts";
+import type { DeviceObject } from "../iommufd/device.ts";
 import type { KernelFile } from "../kernel/call.ts";
 import type { MsiController } from "../kernel/msi.ts";
 
@@ -9,8 +10,10 @@ export interface LiveObjects {
   containers: number;
   /** Group files that are open. */
   groups: number;
-  /** Device files that are open. */
+  /** Device files that are open and reach their device. */
   devices: number;
+  /** Character devices that are open, bound or not. */
+  cdevs: number;
   mappings: number;
   /** Eventfds of clients that are held. */
   eventfds: number;
@@ -23,6 +26,6 @@ export interface VfioContext {
   readonly live: LiveObjects;
   /** The IOMMU group behind a file, when it is a group's. */
   groupOf(file: KernelFile): Group | undefined;
-  /** What can be reset under this name. */
-  device(name: string): { reset(): void } | undefined;
+  /** What can be reset under this name, and the iommufd's object of it while it is bound to one. */
+  device(name: string): { reset(): void; readonly bound: DeviceObject | undefined } | undefined;
 }

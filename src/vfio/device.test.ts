@@ -62,7 +62,7 @@ let segments: unknown;
 beforeEach(() => start());
 afterEach(() => {
   client.task.exit();
-  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 });
+  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 });
   host.memory.close();
 });
 

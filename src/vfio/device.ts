@@ -1,8 +1,10 @@
 /**
  * The device file of a PCI function (linux/vfio.h, "IOCTLs for DEVICE file descriptors"): information, regions by
- * pread, pwrite and mmap, interrupts, resets. A mapped BAR has no memory behind it: each access is a trap. Left out:
- * ioeventfds, display planes; optional features are all answered as not supported.
+ * pread, pwrite and mmap, interrupts, resets, features. A mapped BAR has no memory behind it: each access is a trap.
+ * How a file comes by its device is elsewhere: through its group (`group.ts`), or as a character device (`cdev.ts`).
+ * Left out: ioeventfds, display planes.
  */
+import type { IommufdContext } from "../iommufd/context.ts";
 import type { Call, KernelFile, MapSegment } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -27,7 +29,6 @@ import {
   VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
   VFIO_REGION_INFO_FLAG_CAPS,
   VFIO_REGION_INFO_FLAG_MMAP,
-  VfioDeviceFeature,
   VfioDeviceInfo,
   VfioInfoCapHeader,
   VfioIrqInfo,
@@ -35,6 +36,7 @@ import {
 } from "../uapi/vfio.ts";
 import { hex, readArgument } from "./argument.ts";
 import type { VfioContext } from "./context.ts";
+import { deviceFeature } from "./feature.ts";
 import { hotReset, hotResetInfo } from "./hot-reset.ts";
 import { readIrqSet } from "./irq-set.ts";
 import type { PciDevice } from "./pci-device.ts";
@@ -54,21 +56,33 @@ import {
 
 const MAP_SHARED = 1;
 
+/** How the device is opened. */
+export interface DeviceOpening {
+  /** Where it is bound, when this is its first file. */
+  readonly iommufd?: IommufdContext;
+  /** As a character device: being bound proves what else its user owns. */
+  readonly cdev?: boolean;
+  /** Called when the last descriptor went, after the device was given back. */
+  readonly onClose?: () => void;
+}
+
 export class DeviceFile implements KernelFile {
   readonly kind = "vfio-device";
   readonly name: string;
   readonly device: PciDevice;
   readonly #context: VfioContext;
-  readonly #onClose: () => void;
+  readonly #cdev: boolean;
+  readonly #onClose: (() => void) | undefined;
   #open = true;
 
-  /** `onClose` is called when the last descriptor went, after the device was given back. */
-  constructor(context: VfioContext, device: PciDevice, onClose: () => void) {
+  /** Throws what binding throws: EBUSY, ENOMEM. */
+  constructor(context: VfioContext, device: PciDevice, { iommufd, cdev = false, onClose }: DeviceOpening) {
     this.#context = context;
     this.device = device;
     this.name = `device ${device.name}`;
+    this.#cdev = cdev;
     this.#onClose = onClose;
-    device.open();
+    device.open(iommufd);
     context.live.devices += 1;
     if (context.events.on) context.events.emit("open", { device: device.name });
   }
@@ -87,11 +101,11 @@ export class DeviceFile implements KernelFile {
       case VFIO_DEVICE_RESET:
         return this.#reset();
       case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO:
-        return hotResetInfo(this.#context, this.device, call, argument);
+        return hotResetInfo(this.#context, this.device, this.#prover, call, argument);
       case VFIO_DEVICE_PCI_HOT_RESET:
-        return hotReset(this.#context, this.device, call, argument);
+        return hotReset(this.#context, this.device, this.#prover, call, argument);
       case VFIO_DEVICE_FEATURE:
-        return this.#feature(call, argument);
+        return deviceFeature(this.device, call, argument);
       case VFIO_DEVICE_BIND_IOMMUFD:
         throw this.#error(
           "EINVAL",
@@ -100,7 +114,7 @@ export class DeviceFile implements KernelFile {
       default:
         throw this.#error(
           "ENOTTY",
-          `request ${hex(request)} means nothing to a PCI device opened through its group`,
+          `request ${hex(request)} means nothing to a PCI device ${this.#cdev ? "opened as a character device" : "opened through its group"}`,
         );
     }
   }
@@ -164,16 +178,16 @@ export class DeviceFile implements KernelFile {
     return [{ kind: "trap", offset: 0, length }];
   }
 
-  /** EIO where nothing decodes: the program gets SIGBUS. */
+  /** EIO where nothing decodes, and while low power is allowed: the program gets SIGBUS. */
   trapRead(offset: bigint, into: Uint8Array): void {
     const index = regionIndex(offset);
-    this.#checkDecoding(index);
+    this.#checkMapped(index);
     this.device.pci.barRead(index, withinRegion(offset), into);
   }
 
   trapWrite(offset: bigint, data: Uint8Array): void {
     const index = regionIndex(offset);
-    this.#checkDecoding(index);
+    this.#checkMapped(index);
     this.device.pci.barWrite(index, withinRegion(offset), data);
   }
 
@@ -183,7 +197,12 @@ export class DeviceFile implements KernelFile {
     this.device.close();
     this.#context.live.devices -= 1;
     if (this.#context.events.on) this.#context.events.emit("close", { device: this.device.name });
-    this.#onClose();
+    this.#onClose?.();
+  }
+
+  /** The iommufd that proves what a reset may hit; undefined: groups do. */
+  get #prover(): IommufdContext | undefined {
+    return this.#cdev ? this.device.bound?.context : undefined;
   }
 
   #getInfo(call: Call, at: bigint): number {
@@ -243,11 +262,6 @@ export class DeviceFile implements KernelFile {
     return 0;
   }
 
-  #feature(call: Call, at: bigint): number {
-    const { flags } = readArgument(call, at, VfioDeviceFeature, VfioDeviceFeature.size);
-    throw this.#error("ENOTTY", `feature ${flags & 0xffff} is not supported by this device`);
-  }
-
   /** The region and the place in it. EINVAL when there is none. */
   #place(offset: bigint): { readonly index: number; readonly at: number } {
     const index = regionIndex(offset);
@@ -266,6 +280,13 @@ export class DeviceFile implements KernelFile {
         `${length} bytes at ${hex(at)} are not within region ${index}, which has ${hex(size)} bytes`,
       );
     return Math.min(length, size - at);
+  }
+
+  /** A mapping of the region answers. */
+  #checkMapped(index: number): void {
+    this.#checkDecoding(index);
+    if (this.device.lowPower.allowed)
+      throw this.#error("EIO", "low power is allowed: mapped regions answer after LOW_POWER_EXIT");
   }
 
   /** The BAR answers: its kind of access is on in the command register. */

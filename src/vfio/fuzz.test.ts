@@ -113,7 +113,7 @@ it("40,000 random calls end in values and errnos", { timeout: 60_000 }, () => {
   for (const errno of ["done", "EINVAL", "EFAULT", "ENOTTY", "EBADF", "EBUSY", "EEXIST", "ENOSPC", "EIO"])
     expect(outcomes.get(errno), errno).toBeGreaterThan(0);
   task.exit();
-  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 });
+  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 });
   expect(host.memory.allocated).toBe(frames);
   expect(host.msi.allocated).toBe(0);
   host.memory.close();

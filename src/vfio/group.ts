@@ -1,8 +1,14 @@
 /**
- * /dev/vfio/N: an IOMMU group, open once at a time (linux/vfio.h, "IOCTLs for GROUP file descriptors"). Its file is
- * held by its descriptors and by every device opened through it; the group leaves its container when it is gone.
+ * /dev/vfio/N: an IOMMU group, open once at a time (linux/vfio.h, "IOCTLs for GROUP file descriptors"), and not while
+ * one of its devices is bound as a character device. In a container its file is held by its descriptors and by every
+ * device opened through it; the group leaves when it is gone. An iommufd in a container's place is not held so: each
+ * device is bound to it by its first file and attached to the IOAS of VFIO's requests, whatever becomes of the group.
  */
 import type { Group } from "../iommu/core.ts";
+import { ensureCompatIoas } from "../iommufd/compat.ts";
+import type { IommufdContext } from "../iommufd/context.ts";
+import { contextOf } from "../iommufd/file.ts";
+import { compatIoasOf } from "../iommufd/ioas.ts";
 import type { Call, KernelFile } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -15,7 +21,7 @@ import {
   VFIO_GROUP_UNSET_CONTAINER,
   VfioGroupStatus,
 } from "../uapi/vfio.ts";
-import { hex, readArgument } from "./argument.ts";
+import { hex, openFile, readArgument } from "./argument.ts";
 import { Container } from "./container.ts";
 import type { VfioContext } from "./context.ts";
 import { DeviceFile } from "./device.ts";
@@ -37,6 +43,10 @@ export class VfioGroup {
   /** Descriptors of the group file are open. */
   #held = false;
   #container: Container | undefined;
+  /** The iommufd that stands for a container. */
+  #iommufd: IommufdContext | undefined;
+  /** Devices of it that are bound as character devices. */
+  #cdevs = 0;
 
   constructor(context: VfioContext, group: Group, devices: ReadonlyMap<string, PciDevice>) {
     this.#context = context;
@@ -45,8 +55,12 @@ export class VfioGroup {
     this.name = `group ${group.id}`;
   }
 
-  get container(): Container | undefined {
-    return this.#container;
+  /** What it is in: a container, or an iommufd. */
+  get home(): { readonly name: string } | undefined {
+    return this.#container ?? this.#iommufd;
+  }
+  get iommufd(): IommufdContext | undefined {
+    return this.#iommufd;
   }
   get devices(): ReadonlyMap<string, PciDevice> {
     return this.#devices;
@@ -62,6 +76,7 @@ export class VfioGroup {
           : "a device opened through it is still open; it must be closed first",
         this.name,
       );
+    this.#requireNoCdev();
     if (this.#devices.size === 0) throw new LinuxError("ENODEV", "it has no device", this.name);
     this.#opened = true;
     this.#held = true;
@@ -73,11 +88,36 @@ export class VfioGroup {
   /** The last descriptor of the group file went. */
   closed(): void {
     this.#held = false;
+    this.#leaveIommufd();
     this.#settle();
   }
 
+  /** A device of it is bound as a character device until `releaseCdev`. Throws EBUSY while the group is open. */
+  holdCdev(): void {
+    if (this.#opened)
+      throw new LinuxError(
+        "EBUSY",
+        "the group is open; its devices can be bound as character devices after it is closed",
+        this.name,
+      );
+    this.#cdevs += 1;
+  }
+
+  releaseCdev(): void {
+    this.#cdevs -= 1;
+  }
+
+  /** Viable: in use by this file, or its DMA has no other owner. */
   get status(): number {
-    return VFIO_GROUP_FLAGS_VIABLE | (this.#container ? VFIO_GROUP_FLAGS_CONTAINER_SET : 0);
+    if (this.home) return VFIO_GROUP_FLAGS_VIABLE | VFIO_GROUP_FLAGS_CONTAINER_SET;
+    return this.group.owned ? 0 : VFIO_GROUP_FLAGS_VIABLE;
+  }
+
+  /** Takes an iommufd for its container. Throws ENOMEM. */
+  joinIommufd(context: IommufdContext): void {
+    ensureCompatIoas(context);
+    context.keep();
+    this.#iommufd = context;
   }
 
   /** Takes the group's DMA and joins; it is in no container. EBUSY when its DMA has another owner. */
@@ -92,8 +132,12 @@ export class VfioGroup {
     this.#container = container;
   }
 
-  /** Leaves its container. EINVAL without one, EBUSY while a device is open. */
+  /** Leaves its container. EINVAL without one, EBUSY while a device is open; an iommufd is left at any time. */
   leave(): void {
+    if (this.#iommufd) {
+      this.#leaveIommufd();
+      return;
+    }
     if (!this.#container) throw new LinuxError("EINVAL", "it is in no container", this.name);
     if (this.#users > 0)
       throw new LinuxError(
@@ -104,7 +148,10 @@ export class VfioGroup {
     this.#depart();
   }
 
-  /** A new file of the device. ENODEV: no such device here; EINVAL: no container, or none with an IOMMU. */
+  /**
+   * A new file of the device. ENODEV: no such device here; EINVAL: no container, or none with an IOMMU. With an iommufd
+   * what binding and attaching throw: ENODEV without an IOAS, EBUSY, EFAULT, ENOMEM.
+   */
   openDevice(name: string): DeviceFile {
     const device = this.#devices.get(name);
     if (!device)
@@ -113,6 +160,7 @@ export class VfioGroup {
         `it has no device "${printable(name)}"; it has ${[...this.#devices.keys()].join(", ")}`,
         this.name,
       );
+    if (this.#iommufd) return this.#openBound(device, this.#iommufd);
     if (!this.#container?.iommu)
       throw new LinuxError(
         "EINVAL",
@@ -121,12 +169,48 @@ export class VfioGroup {
           : "it is in no container; GROUP_SET_CONTAINER comes before GROUP_GET_DEVICE_FD",
         this.name,
       );
-    const file = new DeviceFile(this.#context, device, () => {
-      this.#users -= 1;
-      this.#settle();
+    const file = new DeviceFile(this.#context, device, {
+      onClose: () => {
+        this.#users -= 1;
+        this.#settle();
+      },
     });
     this.#users += 1;
     return file;
+  }
+
+  #openBound(device: PciDevice, iommufd: IommufdContext): DeviceFile {
+    const file = new DeviceFile(this.#context, device, { iommufd });
+    const { bound } = device;
+    if (!bound || bound.hwpt()) return file;
+    try {
+      const ioas = compatIoasOf(iommufd);
+      if (!ioas)
+        throw new LinuxError(
+          "ENODEV",
+          `${iommufd.name} has no IOAS for VFIO's requests any more; IOMMU_VFIO_IOAS sets one`,
+          this.name,
+        );
+      bound.attach(ioas.id);
+      return file;
+    } catch (error) {
+      file.close();
+      throw error;
+    }
+  }
+
+  #requireNoCdev(): void {
+    if (this.#cdevs > 0)
+      throw new LinuxError(
+        "EBUSY",
+        `${this.#cdevs} of its devices are bound as character devices; they must be closed first`,
+        this.name,
+      );
+  }
+
+  #leaveIommufd(): void {
+    this.#iommufd?.release();
+    this.#iommufd = undefined;
   }
 
   #settle(): void {
@@ -166,7 +250,7 @@ export class GroupFile implements KernelFile {
         this.group.leave();
         return 0;
       case VFIO_GROUP_GET_DEVICE_FD:
-        return call.install(this.group.openDevice(readName(call, argument)), { closeOnExec: true });
+        return this.#getDevice(call, argument);
       default:
         throw new LinuxError("ENOTTY", `request ${hex(request)} means nothing to a group`, this.name);
     }
@@ -182,20 +266,28 @@ export class GroupFile implements KernelFile {
     return 0;
   }
 
+  #getDevice(call: Call, at: bigint): number {
+    const name = readName(call, at);
+    const open = () => this.group.openDevice(name);
+    const { iommufd } = this.group;
+    const file = iommufd ? iommufd.system.allocations.run(call.task.tid, open) : open();
+    return call.install(file, { closeOnExec: true });
+  }
+
   #setContainer(call: Call, at: bigint): number {
     const fd = readS32(call, at);
-    if (fd < 0) throw new LinuxError("EBADF", `descriptor ${fd} is no container`, this.name);
-    const file = call.file(fd);
-    if (!file) throw new LinuxError("EBADF", `descriptor ${fd} is not open, or no file of VFIO`, this.name);
-    if (this.group.container)
-      throw new LinuxError("EINVAL", `it is in ${this.group.container.name} already`, this.name);
-    if (!(file instanceof Container))
+    const file = openFile(call, fd);
+    if (this.group.home)
+      throw new LinuxError("EINVAL", `it is in ${this.group.home.name} already`, this.name);
+    const iommufd = contextOf(file);
+    if (file instanceof Container) this.group.join(file);
+    else if (iommufd) iommufd.system.allocations.run(call.task.tid, () => this.group.joinIommufd(iommufd));
+    else
       throw new LinuxError(
         "EINVAL",
-        `descriptor ${fd} is ${file.name}, not a container (/dev/vfio/vfio)`,
+        `descriptor ${fd} is ${file?.name ?? "an ordinary file"}, not a container (/dev/vfio/vfio, or /dev/iommu)`,
         this.name,
       );
-    this.group.join(file);
     return 0;
   }
 }

@@ -54,7 +54,7 @@ const intxOff = (): boolean =>
 beforeEach(() => start());
 afterEach(() => {
   client.task.exit();
-  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 });
+  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 });
   expect(host.msi.allocated).toBe(0);
   host.memory.close();
 });

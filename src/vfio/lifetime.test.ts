@@ -8,7 +8,7 @@ import { VfioSubsystem } from "./subsystem.ts";
 
 const VA = 0x1_0000_0000;
 const PAGE = 4096;
-const NONE = { containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 };
+const NONE = { containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 };
 
 const world = () => {
   const host = new ModelHost();

@@ -6,6 +6,8 @@ const MISC_MAJOR = 10;
 const VFIO_MINOR = 196;
 /** Groups have a major that the kernel gives out dynamically; this is where it begins to look. */
 const GROUP_MAJOR = 511;
+/** The same for devices' own nodes, which register after the groups. */
+const DEVICE_MAJOR = 510;
 
 export const containerNode = (open: () => KernelFile): DeviceNode => ({
   path: "/dev/vfio/vfio",
@@ -19,6 +21,15 @@ export const groupNode = (id: number, open: () => KernelFile): DeviceNode => ({
   path: `/dev/vfio/${id}`,
   major: GROUP_MAJOR,
   minor: id,
+  mode: 0o600,
+  open,
+});
+
+/** The node of a device itself, by the number VFIO gave it. */
+export const deviceNode = (index: number, open: () => KernelFile): DeviceNode => ({
+  path: `/dev/vfio/devices/vfio${index}`,
+  major: DEVICE_MAJOR,
+  minor: index,
   mode: 0o600,
   open,
 });

@@ -1,9 +1,11 @@
 /**
  * A PCI function in the hands of VFIO: what all its open files share. The first one resets the function and sets it up
  * (bus mastering off, memory decoding on), the last one takes the interrupts away, resets it again and puts its
- * config space back as it was.
+ * config space back as it was. Opened on an iommufd, the first one binds it there and the last one takes it back.
  */
 import type { Device } from "../iommu/core.ts";
+import type { IommufdContext } from "../iommufd/context.ts";
+import { bindDevice, type DeviceObject } from "../iommufd/device.ts";
 import type { PciFunction } from "../pci/function.ts";
 import {
   CapabilityId,
@@ -17,6 +19,7 @@ import { findCapability } from "./capability-list.ts";
 import { VirtualConfig } from "./config-space.ts";
 import type { VfioContext } from "./context.ts";
 import { Interrupts } from "./irqs.ts";
+import { LowPower } from "./low-power.ts";
 
 interface SavedRegister {
   readonly offset: number;
@@ -28,6 +31,7 @@ interface SavedRegister {
 interface Enabled {
   readonly config: VirtualConfig;
   readonly irqs: Interrupts;
+  readonly lowPower: LowPower;
   readonly original: readonly SavedRegister[];
 }
 
@@ -38,6 +42,7 @@ export class PciDevice {
   readonly #context: VfioContext;
   #files = 0;
   #enabled: Enabled | undefined;
+  #bound: DeviceObject | undefined;
 
   constructor(context: VfioContext, device: Device) {
     this.#context = context;
@@ -46,6 +51,14 @@ export class PciDevice {
     this.name = device.name;
   }
 
+  /** A file of it is open. */
+  get opened(): boolean {
+    return this.#files > 0;
+  }
+  /** What it is in the iommufd that it is bound to. */
+  get bound(): DeviceObject | undefined {
+    return this.#bound;
+  }
   /** The function can be reset alone. */
   get resettable(): boolean {
     const express = findCapability(this.pci, CapabilityId.EXPRESS);
@@ -60,7 +73,13 @@ export class PciDevice {
     return this.#enabled!.irqs;
   }
 
-  open(): void {
+  get lowPower(): LowPower {
+    return this.#enabled!.lowPower;
+  }
+
+  /** With an iommufd the first file binds it. Throws EBUSY while its group's DMA has another owner, ENOMEM. */
+  open(iommufd?: IommufdContext): void {
+    if (this.#files === 0 && iommufd) this.#bound = bindDevice(iommufd, this.device);
     this.#files += 1;
     if (this.#files > 1) return;
     const original = saveConfig(this.pci);
@@ -78,17 +97,20 @@ export class PciDevice {
       disableIntx: (disabled) => irqs.disableIntx(disabled),
       msiActive: () => irqs.msiActive,
     });
-    this.#enabled = { config, irqs, original };
+    this.#enabled = { config, irqs, lowPower: new LowPower(this.#context), original };
   }
 
   close(): void {
     this.#files -= 1;
     if (this.#files > 0 || !this.#enabled) return;
-    const { irqs, original } = this.#enabled;
+    const { irqs, lowPower, original } = this.#enabled;
     irqs.close();
+    lowPower.exit();
     this.#enabled = undefined;
     this.pci.reset();
     restoreConfig(this.pci, original);
+    this.#bound?.unbind();
+    this.#bound = undefined;
   }
 
   /** Function-level reset; what VFIO and its user have set in config space, and the interrupts, are set again. */

@@ -3,10 +3,11 @@ import { type EventSink, silent } from "../base/events.ts";
 import type { IommuCore } from "../iommu/core.ts";
 import type { DeviceNode, KernelFile } from "../kernel/call.ts";
 import type { MsiController } from "../kernel/msi.ts";
+import { Cdev } from "./cdev.ts";
 import { Container } from "./container.ts";
 import type { LiveObjects, VfioContext } from "./context.ts";
 import { GroupFile, VfioGroup } from "./group.ts";
-import { containerNode, groupNode } from "./nodes.ts";
+import { containerNode, deviceNode, groupNode } from "./nodes.ts";
 import { PciDevice } from "./pci-device.ts";
 
 export interface VfioParts {
@@ -21,8 +22,10 @@ export class VfioSubsystem {
   readonly #groups: readonly VfioGroup[];
   /** Containers that were ever opened. */
   #containers = 0;
-  /** /dev/vfio/vfio and a node for each group that has devices. */
+  /** /dev/vfio/vfio and a node for each group, and for each device. */
   readonly nodes: readonly DeviceNode[];
+  /** The nodes of devices, by the device's name. */
+  readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
 
   /** Takes the devices that the core has at this moment. */
   constructor({ core, msi, events = silent }: VfioParts) {
@@ -30,7 +33,7 @@ export class VfioSubsystem {
       core,
       msi,
       events,
-      live: { containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 },
+      live: { containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 },
       groupOf: (file: KernelFile) => (file instanceof GroupFile ? file.group.group : undefined),
       device: (name) => this.#devices.get(name),
     };
@@ -39,9 +42,16 @@ export class VfioSubsystem {
       for (const [name, device] of own) this.#devices.set(name, device);
       return new VfioGroup(this.#context, group, own);
     });
+    const cdevs = this.#groups.flatMap((group) =>
+      [...group.devices.values()].map((device) => new Cdev(this.#context, group, device)),
+    );
+    this.deviceNodes = new Map(
+      cdevs.map((cdev, index) => [cdev.device.name, deviceNode(index, () => cdev.open())]),
+    );
     this.nodes = [
       containerNode(() => new Container(this.#context, ++this.#containers)),
       ...this.#groups.map((group) => groupNode(group.group.id, () => group.open())),
+      ...this.deviceNodes.values(),
     ];
   }
 

@@ -50,7 +50,7 @@ const locked = () => client.task.memory.lockedPages;
 beforeEach(() => start());
 afterEach(() => {
   client.task.exit();
-  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 });
+  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 });
   host.memory.close();
 });
 

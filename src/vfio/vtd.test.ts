@@ -80,7 +80,7 @@ it("after the program's death its IOVAs fault and every table frame is returned"
     client.map(container, { vaddr: VA + i * PAGE, iova: i * 2 ** 30, size: PAGE });
   expect(host.endpoint.dmaRead(2 ** 30, new Uint8Array(4))).toBe(TranslateStatus.ok);
   client.task.exit();
-  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, mappings: 0, eventfds: 0 });
+  expect(vfio.live()).toEqual({ containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 });
   expect(host.memory.allocated).toBe(before);
   const { client: next } = open();
   expect(host.endpoint.dmaRead(2 ** 30, new Uint8Array(4))).toBe(TranslateStatus.fault);

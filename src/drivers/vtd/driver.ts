@@ -29,6 +29,7 @@ import {
   type DeviceCapabilities,
   type Domain,
   type FixedDomain,
+  type HardwareInfo,
   type IommuDriver,
   type PagingOptions,
   type Requester,
@@ -39,6 +40,11 @@ import type { Message, MsiController } from "../../kernel/msi.ts";
 import { MSI_BASE, MSI_BYTES } from "../../kernel/msi.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import {
+  IOMMU_HW_INFO_TYPE_INTEL_VTD,
+  IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
+  IommuHwInfoVtd,
+} from "../../uapi/vendor/vtd.ts";
 import { VtdDomain, type VtdGeometry } from "./domain.ts";
 import { InvalidationQueue } from "./queue.ts";
 import { type RegisterFile, Registers } from "./registers.ts";
@@ -77,6 +83,8 @@ export interface ReportedFault {
 
 /** Reports kept for whoever asks; older ones are counted only. */
 const REPORTS = 256;
+/** Type of hardware information: IOMMU_HW_INFO_TYPE_DEFAULT, which structures of a vendor do not define. */
+const WHATEVER_IT_IS = 0;
 const PAGE = 4096;
 
 export class VtdDriver implements IommuDriver {
@@ -149,6 +157,17 @@ export class VtdDriver implements IommuDriver {
 
   release(device: Requester): void {
     this.attach(device, this.blocked);
+  }
+
+  /** CAP and ECAP as they are; the erratum is told of every unit, as Linux does. */
+  hardwareInfo(_device: Requester, type: number): HardwareInfo | undefined {
+    if (type !== WHATEVER_IT_IS && type !== IOMMU_HW_INFO_TYPE_INTEL_VTD) return undefined;
+    const bytes = IommuHwInfoVtd.bytes({
+      flags: IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
+      cap_reg: this.#capabilities,
+      ecap_reg: this.#extended,
+    });
+    return { type: IOMMU_HW_INFO_TYPE_INTEL_VTD, bytes };
   }
 
   reserved(device: Requester): readonly ReservedRegion[] {
