@@ -4,13 +4,16 @@ import { AttachedCall, type CallHost } from "./attached-call.ts";
 import { FileTable } from "./emulated-file.ts";
 import type { AttachedProcess } from "./process.ts";
 import { MAX_FDS } from "./protocol.ts";
-import { receive, received, socketCookie } from "./syscalls.ts";
+import { drainSocket, readyNow, receive, received, socketCookie } from "./syscalls.ts";
 import { FakeNode } from "./testing/fake-node.ts";
 import { PlainMemory } from "./testing/harness.ts";
 
 let tables = 0;
 const table = (most = 100): FileTable => new FileTable(`softiommu-test-${process.pid}-${tables++}/`, most);
 const node = new FakeNode("/dev/x");
+const POLLIN = 1;
+const POLLOUT = 4;
+const ready = (fd: number): number => readyNow(fd, POLLIN | POLLOUT);
 
 describe("a file of clients", () => {
   it("is known by the cookie of the client's end, and closes once", () => {
@@ -45,6 +48,41 @@ describe("a file of clients", () => {
     expect(received.view.getUint32(0, true)).toBe(2);
     emulated.ringAgain(); // that message was taken by mistake
     expect(receive(emulated.theirs)).toBe(4);
+    files.remove(emulated);
+  });
+
+  it("loses its doorbell when there is nothing to read any more, and gets another", () => {
+    const files = table();
+    const file = node.make();
+    const emulated = files.add(file);
+    let found = false;
+    emulated.retract = () => found && drainSocket(emulated.theirs) === 1;
+    file.queue.push(new Uint8Array(1));
+    file.onReady?.();
+    file.queue.length = 0;
+    file.onReady?.(); // nobody has the other end at the moment
+    expect(ready(emulated.theirs)).toBe(POLLIN);
+    found = true;
+    file.onReady?.();
+    expect(ready(emulated.theirs)).toBe(0);
+    file.queue.push(new Uint8Array(1));
+    file.onReady?.();
+    expect(ready(emulated.theirs)).toBe(POLLIN);
+    files.remove(emulated);
+  });
+
+  it("is ready for everything when it has no poll operation, and stays so", () => {
+    const files = table();
+    const emulated = files.add({ kind: "x", name: "x", close() {} });
+    expect(ready(emulated.theirs)).toBe(POLLIN | POLLOUT);
+    expect(emulated.quiet()).toBeUndefined();
+    files.remove(emulated);
+  });
+
+  it("can be written where its poll says so, whatever is to be read", () => {
+    const files = table();
+    const emulated = files.add({ kind: "x", name: "x", poll: () => POLLOUT, close() {} });
+    expect(ready(emulated.theirs)).toBe(POLLOUT);
     files.remove(emulated);
   });
 

@@ -1,14 +1,18 @@
 /**
  * A kernel file that clients hold descriptors of. Each descriptor is one end of a socket pair; ours stays here. Its
- * hang-up says that the last duplicate is gone, whoever had it. One doorbell message in the pair makes poll and epoll
- * of the client report POLLIN; the library takes it out when a read finds nothing more.
+ * hang-up says that the last duplicate is gone, whoever had it. The real poll, select and epoll of the client see the
+ * socket, so the socket is kept in the state that the file reports: one doorbell message in it is POLLIN, and a full
+ * send buffer takes POLLOUT away. The library takes the doorbell out when a read finds nothing more; when there is
+ * nothing more for another reason, `retract` does. A file without poll is always ready, as on Linux. Left out: a socket
+ * that can be written also reports POLLWRBAND, and POLLWRNORM where the file has POLLOUT alone.
  */
 import { closeSync } from "node:fs";
 import type { DeviceNode, KernelFile } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import { namedPair, sendBytes, socketCookie } from "./syscalls.ts";
+import { fillSocket, namedPair, sendBytes, socketCookie } from "./syscalls.ts";
 
 const POLLIN = 1;
+const POLLOUT = 4;
 
 export class EmulatedFile {
   readonly file: KernelFile;
@@ -23,6 +27,8 @@ export class EmulatedFile {
   readonly #doorbell = new Uint32Array(1);
   #rung = false;
   #closed = false;
+  /** Takes the doorbell out of the client's end, which only processes have that hold it; false when nobody did. */
+  retract: (() => boolean) | undefined;
 
   constructor(
     file: KernelFile,
@@ -34,7 +40,8 @@ export class EmulatedFile {
     this.fd = ends.ours;
     this.#theirs = ends.theirs;
     this.cookie = socketCookie(ends.theirs);
-    file.onReady = () => this.ring();
+    if (file.poll !== undefined && (file.poll() & POLLOUT) === 0) fillSocket(ends.theirs);
+    file.onReady = () => this.#update();
     this.ring();
   }
 
@@ -49,7 +56,13 @@ export class EmulatedFile {
   }
 
   get readable(): boolean {
-    return this.file.poll !== undefined && (this.file.poll() & POLLIN) !== 0;
+    return this.file.poll === undefined || (this.file.poll() & POLLIN) !== 0;
+  }
+
+  #update(): void {
+    if (this.#closed) return;
+    if (this.readable) this.ring();
+    else if (this.#rung && this.retract?.()) this.#rung = false;
   }
 
   /** Puts the doorbell in when there is something to read and none is due. */

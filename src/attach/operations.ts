@@ -223,12 +223,13 @@ export const mmap = (context: Context): Answer => {
 export const fstat = (context: Context): Answer => {
   const { body } = context;
   expectLength(body, FileBody.size);
-  const { node, cookie } = context.target();
+  const { node, cookie, file } = context.target();
   const payload = new Uint8Array(FstatReply.size);
   const view = new DataView(payload.buffer);
   view.setUint32(FstatReply.mode, node ? S_IFCHR | (node.mode & 0o7777) : ANONYMOUS_INODE_MODE, true);
   view.setUint32(FstatReply.major, node?.major ?? 0, true);
   view.setUint32(FstatReply.minor, node?.minor ?? 0, true);
+  view.setUint32(FstatReply.pollable, file.poll === undefined ? 0 : 1, true);
   view.setBigUint64(FstatReply.inode, BigInt(cookie), true);
   return { value: 0, payload };
 };

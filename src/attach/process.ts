@@ -2,7 +2,7 @@
  * A program image at the other end: its address space, what it may do, and which files it proved to hold. `Caller` is
  * one of its threads as the kernel rooms see it.
  */
-import { closeSync, readFileSync } from "node:fs";
+import { closeSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { pidfdGetfd } from "../base/libc.ts";
 import { Capability, type Task, type UserMemory } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
@@ -71,6 +71,9 @@ export class PrefetchedMemory implements UserMemory {
   }
 }
 
+/** Descriptors of a process that are looked through for one file. */
+const MOST_LOOKED_AT = 4096;
+
 export class AttachedProcess implements ClientProcess {
   readonly pid: number;
   readonly pidfd: number;
@@ -79,7 +82,8 @@ export class AttachedProcess implements ClientProcess {
   readonly memory: ClientMemory;
   /** What handlers see as the memory. */
   readonly user: PrefetchedMemory;
-  readonly #held = new Set<number>();
+  /** Files it has shown to hold, and under which number. */
+  readonly #held = new Map<number, number>();
 
   constructor(pid: number, pidfd: number, image: string, memory: ClientMemory) {
     this.pid = pid;
@@ -99,8 +103,33 @@ export class AttachedProcess implements ClientProcess {
     if (copy < 0) return copy === -Errno.EPERM ? copy : -Errno.EBADF;
     const same = socketCookie(copy) === cookie;
     closeSync(copy);
-    if (same) this.#held.add(cookie);
+    if (same) this.#held.set(cookie, fd);
     return same ? 0 : -Errno.EBADF;
+  }
+
+  /** A descriptor of our own of the socket with this cookie, if the process has one; the caller closes it. */
+  duplicate(cookie: number): number | undefined {
+    const known = this.#held.get(cookie);
+    const numbers = known === undefined ? [] : [known];
+    for (const fd of [...numbers, ...this.#sockets()]) {
+      const copy = pidfdGetfd(this.pidfd, fd);
+      if (copy < 0) continue;
+      if (socketCookie(copy) === cookie) return copy;
+      closeSync(copy);
+    }
+    return undefined;
+  }
+
+  /** Numbers of its sockets, the first ones when it has very many. */
+  #sockets(): number[] {
+    try {
+      return readdirSync(`/proc/${this.pid}/fd`)
+        .slice(0, MOST_LOOKED_AT)
+        .map(Number)
+        .filter((fd) => statSync(`/proc/${this.pid}/fd/${fd}`, { throwIfNoEntry: false })?.isSocket());
+    } catch {
+      return []; // it is gone, or may not be looked into
+    }
   }
 
   forget(cookie: number): void {

@@ -50,4 +50,4 @@ export const TransferBody = {
 } as const;
 export const MmapBody = { length: 16, offset: 24, protection: 32, flags: 36, size: 40 } as const;
 export const MmapSegment = { kind: 0, fd_index: 4, offset: 8, length: 16, fd_offset: 24, size: 32 } as const;
-export const FstatReply = { mode: 0, major: 4, minor: 8, inode: 16, size: 24 } as const;
+export const FstatReply = { mode: 0, major: 4, minor: 8, pollable: 12, inode: 16, size: 24 } as const;

@@ -24,7 +24,16 @@ import { AttachedProcess, Caller, type ClientMemory } from "./process.ts";
 import { MAX_BODY, Op, PROTOCOL_VERSION, RequestHeader } from "./protocol.ts";
 import { Request, type RequestHost } from "./request.ts";
 import { Routes, type ShadowTree } from "./routes.ts";
-import { accept, descriptorLimit, Epoll, listenAt, peerOf, receive, received } from "./syscalls.ts";
+import {
+  accept,
+  descriptorLimit,
+  drainSocket,
+  Epoll,
+  listenAt,
+  peerOf,
+  receive,
+  received,
+} from "./syscalls.ts";
 
 /** Shares of the daemon's descriptors, so that no client makes it run out of them; the rest is Node's and memory's. */
 const SHARE = { files: 0.4, connections: 0.2, eventfds: 0.2 } as const;
@@ -220,7 +229,20 @@ export class AttachServer implements RequestHost {
   }
 
   adoptFile(emulated: EmulatedFile): void {
+    emulated.retract = () => this.#retract(emulated.cookie);
     this.#loop.watch(emulated.fd, 0, () => this.#lastClose(emulated));
+  }
+
+  /** Takes doorbells out of the client's end of a file, through any process that has it. */
+  #retract(cookie: number): boolean {
+    for (const process of this.#processes.values()) {
+      const fd = process.duplicate(cookie);
+      if (fd === undefined) continue;
+      drainSocket(fd);
+      closeSync(fd);
+      return true;
+    }
+    return false;
   }
 
   #lastClose(emulated: EmulatedFile): void {

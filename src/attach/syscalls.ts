@@ -22,6 +22,8 @@ const native = {
   write: c.func("write", "int64_t", ["int", "void *", "size_t"]),
   poll: c.func("poll", "int", ["void *", "ulong", "int"]),
   ppoll: c.func("ppoll", "int", ["void *", "ulong", "void *", "int64_t"]),
+  setsockopt: c.func("setsockopt", "int", ["int", "int", "int", "void *", "uint"]),
+  recv: c.func("recv", "int64_t", ["int", "void *", "size_t", "int"]),
   epollCreate: c.func("epoll_create1", "int", ["int"]),
   epollCtl: c.func("epoll_ctl", "int", ["int", "int", "int", "void *"]),
   epollWait: c.func("epoll_wait", "int", ["int", "int64_t", "int", "int"]),
@@ -36,6 +38,7 @@ const SOCK_SEQPACKET = 5;
 const SOCK_CLOEXEC = 0o2000000;
 const SOCK_NONBLOCK = 0o4000;
 const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
 const SO_PEERCRED = 17;
 const SO_COOKIE = 57;
 const SCM_RIGHTS = 1;
@@ -193,6 +196,20 @@ export const sendOutgoing = (fd: number, length: number, fds: readonly number[])
 export const sendBytes = (fd: number, bytes: Uint8Array): number =>
   result(native.send(fd, bytes, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL));
 
+/** Sends until nothing more goes: the other end must never read, then this one never is writable. */
+export const fillSocket = (fd: number): void => {
+  optionValue[0] = 0; // the kernel makes it the least it allows
+  native.setsockopt(fd, SOL_SOCKET, SO_SNDBUF, optionValue, 4);
+  while (sendBytes(fd, new Uint8Array(1)) > 0);
+};
+
+/** Throws away every message that waits; how many. */
+export const drainSocket = (fd: number): number => {
+  let messages = 0;
+  while (native.recv(fd, new Uint8Array(4), 4, MSG_DONTWAIT) > 0) messages += 1;
+  return messages;
+};
+
 // ---- epoll ------------------------------------------------------------------------------------------------------
 
 export const Epoll = { in: 1, out: 4, err: 8, hup: 0x10, rdhup: 0x2000, edge: 0x80000000 } as const;
@@ -229,16 +246,19 @@ export const readyTag = (i: number): number => arena.view.getUint32(EVENTS + 12 
 
 // ---- eventfds ---------------------------------------------------------------------------------------------------
 
-const pollOut = new DataView(new ArrayBuffer(8));
+const polled = new DataView(new ArrayBuffer(8));
 const one = new BigUint64Array([1n]);
 
-/** Whether adding one to an eventfd would not wait. */
-export const eventfdHasRoom = (fd: number): boolean => {
-  pollOut.setInt32(0, fd, true);
-  pollOut.setUint16(4, Epoll.out, true);
-  pollOut.setUint16(6, 0, true);
-  return native.poll(pollOut, 1, 0) === 1 && (pollOut.getUint16(6, true) & Epoll.out) !== 0;
+/** Which of these events poll(2) reports now. */
+export const readyNow = (fd: number, events: number): number => {
+  polled.setInt32(0, fd, true);
+  polled.setUint16(4, events, true);
+  polled.setUint16(6, 0, true);
+  return native.poll(polled, 1, 0) === 1 ? polled.getUint16(6, true) : 0;
 };
+
+/** Whether adding one to an eventfd would not wait. */
+export const eventfdHasRoom = (fd: number): boolean => (readyNow(fd, Epoll.out) & Epoll.out) !== 0;
 export const writeOne = (fd: number): boolean => native.write(fd, one, 8) === 8;
 
 // ---- another process --------------------------------------------------------------------------------------------

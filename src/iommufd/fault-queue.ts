@@ -76,6 +76,7 @@ export class FaultQueue extends IommufdObject {
     const gone = this.#pending.filter(which);
     this.#pending = this.#pending.filter((waiting) => !which(waiting));
     for (const { group } of gone) group.respond("invalid");
+    if (gone.length > 0) this.file.onReady?.();
   }
 
   /** Whole groups, as many as fit. Throws ESPIPE, EINVAL (not even one fits), EFAULT. */

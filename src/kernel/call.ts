@@ -137,7 +137,10 @@ export interface KernelFile {
   trapWrite?(offset: bigint, data: Uint8Array): void;
   /** A 64-byte non-posted write (ENQCMD) to a mapped range; false: the device asks for a retry. Absent: it always does. */
   trapEnqueue?(offset: bigint, command: Uint8Array): boolean;
-  /** poll(2) mask now; `onReady` is set by whoever polls and called when the mask may have changed. */
+  /**
+   * poll(2) mask now; `onReady` is set by whoever polls and called when POLLIN came, or went without a read. POLLOUT is
+   * there always or never. Absent: always ready for everything, and refused by epoll.
+   */
   poll?(): number;
   onReady?: (() => void) | undefined;
   /** The last descriptor went. Must leave nothing behind, and never throws. */

@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -28,6 +29,7 @@ static struct {
     ssize_t (*pwritev)(int, const struct iovec *, int, off_t);
     ssize_t (*read_chk)(int, void *, size_t, size_t);
     ssize_t (*pread_chk)(int, void *, size_t, off_t, size_t);
+    int (*epoll_ctl)(int, int, int, struct epoll_event *);
 } real;
 
 void calls_init(void)
@@ -43,6 +45,7 @@ void calls_init(void)
     real.pwritev = shim_next("pwritev64");
     real.read_chk = shim_next("__read_chk");
     real.pread_chk = shim_next("__pread64_chk");
+    real.epoll_ctl = shim_next("epoll_ctl");
 }
 
 static struct file_body file_of(int fd, uint64_t cookie)
@@ -306,11 +309,16 @@ long open_node(const char *path, int flags)
     return fd;
 }
 
-int emulated_fstat(int fd, uint64_t cookie, struct stat *out)
+static long ask_fstat(int fd, uint64_t cookie, struct fstat_reply *reply)
 {
     struct file_body body = file_of(fd, cookie);
+    return shim_request(OP_FSTAT, &body, sizeof body, reply, sizeof *reply, NULL, 0, NULL, NULL);
+}
+
+int emulated_fstat(int fd, uint64_t cookie, struct stat *out)
+{
     struct fstat_reply reply = {0};
-    long value = shim_request(OP_FSTAT, &body, sizeof body, &reply, sizeof reply, NULL, 0, NULL, NULL);
+    long value = ask_fstat(fd, cookie, &reply);
     if (value < 0)
         return (int)value;
     if (raw_syscall(SYS_fstat, fd, (long)out, 0, 0, 0, 0) < 0)
@@ -321,4 +329,15 @@ int emulated_fstat(int fd, uint64_t cookie, struct stat *out)
     out->st_nlink = 1;
     out->st_blksize = 4096;
     return 0;
+}
+
+/* Linux refuses files that have no poll operation; the sockets that stand for them have one. */
+EXPORT int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
+{
+    attached();
+    uint64_t cookie = operation == EPOLL_CTL_ADD && maybe_emulated(fd) ? emulated_cookie(fd, false) : 0;
+    struct fstat_reply reply = {0};
+    if (cookie && ask_fstat(fd, cookie, &reply) == 0 && !reply.pollable)
+        return (int)result_of(-EPERM);
+    return real.epoll_ctl(epoll, operation, fd, event);
 }

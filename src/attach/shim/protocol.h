@@ -124,7 +124,7 @@ struct fstat_reply {
     uint32_t mode;  /* S_IFCHR | permissions for a device node; 0600 alone for an anonymous inode */
     uint32_t major;
     uint32_t minor;
-    uint32_t reserved;
+    uint32_t pollable; /* it has a poll operation: epoll takes it */
     uint64_t inode;
 };
 
