@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { Random } from "./clock.ts";
 import { IntervalMap } from "./interval-map.ts";
 
 /** A 64-bit address as the map's two words. */
@@ -132,5 +133,81 @@ describe("IntervalMap", () => {
       const expected = walk(from, need);
       expect(map.nextHole(need * 4096) ? map.startPage : undefined).toBe(expected);
     }
+  });
+
+  it("finds holes among many shelves as a scan does, from anywhere, while intervals come and go", () => {
+    const pages = 60_000;
+    const taken = new Uint8Array(pages).fill(1);
+    const map = new IntervalMap<number>();
+    for (let page = 0; page < pages; page += 1) map.insert(page, 0, page, 4095, page);
+    const random = new Random(7);
+    const below = (count: number) => random.next() % count;
+    const scan = (from: number, need: number): number | undefined => {
+      let free = 0;
+      let at = from;
+      while (at > 0 && !taken[at - 1]) at -= 1;
+      for (; at < pages; at += 1) {
+        if (taken[at] && free >= need && at > from) return at;
+        free = taken[at] ? 0 : free + 1;
+      }
+      return undefined;
+    };
+    let found = 0;
+    for (let step = 0; step < 4000; step += 1) {
+      // Runs, so that whole blocks go, and at times a whole shelf.
+      const start = below(pages);
+      const run = step % 500 === 499 ? 12_000 : 1 + below(3);
+      for (let page = start; page < Math.min(start + run, pages); page += 1) {
+        if (taken[page] && step % 3 > 0) {
+          expect(map.find(page, 0)).toBe(true);
+          map.remove();
+          taken[page] = 0;
+        } else if (!taken[page] && step % 3 === 0) {
+          expect(map.insert(page, 0, page, 4095, page)).toBe(true);
+          taken[page] = 1;
+        }
+      }
+      if (step % 20 > 0 || !map.seek(below(pages), 0)) continue;
+      const [from, need] = [map.startPage, 1 + below(6)];
+      const expected = scan(from, need);
+      expect(map.nextHole(need * 4096) ? map.startPage : undefined).toBe(expected);
+      if (expected !== undefined) found += 1;
+      // The cursor is where it says: the one before ends before it, or it is behind the last one.
+      const next = expected ?? pages;
+      expect(map.previous()).toBe(true);
+      expect(map.lastPage).toBe(taken.lastIndexOf(1, next - 1));
+    }
+    expect(found).toBeGreaterThan(50);
+    expect(map.size).toBe(taken.reduce((sum, one) => sum + one, 0));
+  });
+
+  it("looks at a few hundred places for a hole among a million intervals, wherever it is", () => {
+    const map = new IntervalMap<undefined>();
+    const count = 1_000_000;
+    for (let i = 0; i < count; i += 1) map.insert(2 * i, 0, 2 * i, 4095, undefined);
+    map.first();
+    expect(map.nextHole(2 * 4096)).toBe(false);
+    for (const at of [3, 1000, count / 2, count - 2]) {
+      map.find(2 * at, 0);
+      map.remove();
+      map.first();
+      const before = map.looked;
+      expect(map.nextHole(2 * 4096)).toBe(true);
+      expect(map.startPage).toBe(2 * at + 2);
+      expect(map.looked - before).toBeLessThan(1000);
+      map.insert(2 * at, 0, 2 * at, 4095, undefined);
+    }
+  });
+
+  it("goes back from behind the last interval, however often it was moved on", () => {
+    const map = new IntervalMap<number>();
+    map.insert(1, 0, 1, 4095, 1);
+    map.first();
+    expect([map.next(), map.next(), map.next()]).toEqual([false, false, false]);
+    expect(map.previous()).toBe(true);
+    expect(map.value).toBe(1);
+    map.clear();
+    expect([map.size, map.first(), map.previous(), map.find(1, 0)]).toEqual([0, false, false, false]);
+    expect(map.insert(5, 0, 5, 4095, 5)).toBe(true);
   });
 });

@@ -59,13 +59,14 @@ export class AreaMap {
     return this.#map.size;
   }
 
-  /** In order. The map may be searched meanwhile, and the area that was given last removed. */
+  /** In order. The map may be searched meanwhile. */
   *[Symbol.iterator](): Iterator<Area> {
     const map = this.#map;
     for (let more = map.first(); more; ) {
       const { startPage, startOffset } = map;
       yield map.value;
-      more = map.find(startPage, startOffset) ? map.next() : map.seek(startPage, startOffset);
+      map.seek(startPage, startOffset);
+      more = map.next();
     }
   }
 
@@ -113,8 +114,17 @@ export class AreaMap {
     this.#map.insert(pageOf(area.iova), offsetOf(area.iova), pageOf(last), offsetOf(last), area);
   }
 
-  remove(area: Area): void {
-    if (this.at(area.iova) === area) this.#map.remove();
+  /** Takes areas away that follow each other. */
+  remove(areas: readonly Area[]): void {
+    const [first] = areas;
+    if (!first || this.at(first.iova) !== first) return;
+    for (let left = areas.length; left > 0; left -= 1) this.#map.remove();
+  }
+
+  /** Takes all away, in order. */
+  drain(visit: (area: Area) => void): void {
+    for (let more = this.#map.first(); more; more = this.#map.next()) visit(this.#map.value);
+    this.#map.clear();
   }
 
   /** The address behind the last area that ends before this one; 0: there is none. */
@@ -132,4 +142,4 @@ export class AreaMap {
 }
 
 /** What others than the IOAS may do with its areas. */
-export type Areas = Omit<AreaMap, "add" | "remove">;
+export type Areas = Omit<AreaMap, "add" | "remove" | "drain">;

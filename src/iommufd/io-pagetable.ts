@@ -158,11 +158,13 @@ export class IoPagetable implements PageMapper {
   /** Adjacent areas go. */
   #take(areas: readonly Area[]): bigint {
     this.#domains.unmap(areas);
+    this.#areas.remove(areas);
     let total = 0n;
     for (const area of areas) {
       total += area.length;
-      this.#remove(area);
+      this.#drop(area);
     }
+    if (areas[0]) this.#placer.opened(areas[0]);
     return total;
   }
 
@@ -203,7 +205,7 @@ export class IoPagetable implements PageMapper {
     const low = { ...area, length: iova - area.iova };
     const high = { ...area, iova, start: area.start + low.length, length: area.length - low.length };
     if (this.#domains.any && lastPage(low) === firstPage(high)) area.pages.hold(lastPage(low), lastPage(low));
-    this.#areas.remove(area);
+    this.#areas.remove([area]);
     this.#areas.add(low);
     this.#areas.add(high);
     area.pages.retain(this);
@@ -217,7 +219,7 @@ export class IoPagetable implements PageMapper {
 
   /** Everything goes; no domain and no access is left. */
   clear(): void {
-    for (const area of this.#areas) this.#remove(area);
+    this.#areas.drain((area) => this.#drop(area));
   }
 
   /**
@@ -378,11 +380,9 @@ export class IoPagetable implements PageMapper {
       });
   }
 
-  /** Domains do not map it any more. */
-  #remove(area: Area): void {
-    this.#areas.remove(area);
+  /** It is not in the map any more, and domains do not map it. */
+  #drop(area: Area): void {
     area.pages.drop(this);
-    this.#placer.opened(area);
     const { live, events } = this.#context.system;
     live.areas -= 1;
     if (events.on) events.emit("unmap", { ioas: this.#name(), iova: area.iova, length: area.length });

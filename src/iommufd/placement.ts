@@ -60,7 +60,7 @@ export class Placer {
     throw new LinuxError("ENOSPC", `no ${hex(length)} free IOVAs in a row are left`, this.#name());
   }
 
-  /** An area went: a hole came into being, or became wider. */
+  /** An area went, and perhaps some behind it: holes came into being, or became wider. */
   opened(area: Area): void {
     if (this.#fullBelow.size === 0) return;
     const start = maxOf(this.#areas.endBefore(area.iova), PAGE);
