@@ -153,6 +153,13 @@ export class AttachedCall implements Call {
       file.close();
       throw new LinuxError("EMFILE", `a call makes ${MAX_FDS} files at most`);
     }
+    if (!this.#process.hasRoomFor(this.installed.length + 1)) {
+      file.close();
+      throw new LinuxError(
+        "EMFILE",
+        `process ${this.task.pid} has as many descriptors as it may have (RLIMIT_NOFILE)`,
+      );
+    }
     const emulated = this.#host.files.add(file);
     this.#host.adoptFile(emulated);
     this.installed.push({ emulated, at: options.at ?? 0n, closeOnExec: options.closeOnExec ?? false });

@@ -120,9 +120,19 @@ describe("a call's descriptors are bounded", () => {
     memlockLimit: () => 0,
     mlockedPages: () => 0,
   };
-  // No call here looks at the process.
-  const nobody = {} as AttachedProcess;
-  const call = () => new AttachedCall(host, nobody, task, { finish() {}, fail() {} });
+  const roomy = { hasRoomFor: () => true } as Partial<AttachedProcess> as AttachedProcess;
+  const call = (process = roomy) => new AttachedCall(host, process, task, { finish() {}, fail() {} });
+
+  it("new files to those for which the caller has numbers", () => {
+    const full = { hasRoomFor: (count: number) => count <= 1 } as Partial<AttachedProcess> as AttachedProcess;
+    const making = call(full);
+    making.install(node.make());
+    const extra = node.make();
+    expect(() => making.install(extra)).toThrow(expect.objectContaining({ code: "EMFILE" }));
+    expect(extra.closed).toBe(1);
+    for (const { emulated } of making.installed) host.discardFile(emulated);
+    expect(host.files.size).toBe(0);
+  });
 
   it("new files to those that one message can carry", () => {
     const making = call();

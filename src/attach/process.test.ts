@@ -76,6 +76,12 @@ describe("a caller", () => {
     expect(typeof self.capable(Capability.sysAdmin)).toBe("boolean");
   });
 
+  it("has room for descriptors as far as numbers below its limit are free", () => {
+    const { process: self } = caller(process.pid);
+    expect(self.hasRoomFor(1)).toBe(true);
+    expect(self.hasRoomFor(2 ** 31)).toBe(false);
+  });
+
   it("that is gone has none", () => {
     const gone = caller(0x3fff_ffff);
     expect(gone.name).toBe("?");

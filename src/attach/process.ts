@@ -9,7 +9,7 @@ import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { Errno } from "../uapi/errno.ts";
 import type { ClientProcess } from "./connection.ts";
 import { type Credentials, isCapable, type PrivilegeMode } from "./privileges.ts";
-import { effectiveCapabilities, memlockOf, socketCookie } from "./syscalls.ts";
+import { descriptorLimitOf, effectiveCapabilities, memlockOf, socketCookie } from "./syscalls.ts";
 
 /** The memory of a process as the server is given it (process-memory.ts); `close` when the process is gone. */
 export interface ClientMemory extends UserMemory {
@@ -129,6 +129,18 @@ export class AttachedProcess implements ClientProcess {
         .filter((fd) => statSync(`/proc/${this.pid}/fd/${fd}`, { throwIfNoEntry: false })?.isSocket());
     } catch {
       return []; // it is gone, or may not be looked into
+    }
+  }
+
+  /** Whether it can be given so many descriptors more: there are free numbers below its limit. */
+  hasRoomFor(count: number): boolean {
+    const limit = descriptorLimitOf(this.pid);
+    try {
+      const open = readdirSync(`/proc/${this.pid}/fd`);
+      if (open.length + count <= limit) return true;
+      return open.filter((fd) => Number(fd) < limit).length + count <= limit;
+    } catch {
+      return true; // it may not be looked into: receiving will tell
     }
   }
 

@@ -276,8 +276,10 @@ const limitOf = (pid: number, resource: number): number => {
 /** RLIMIT_MEMLOCK of a process in bytes, Infinity when unlimited; 0 when it cannot be asked. */
 export const memlockOf = (pid: number): number => limitOf(pid, RLIMIT_MEMLOCK);
 
+/** RLIMIT_NOFILE of a process; 0 when it cannot be asked. */
+export const descriptorLimitOf = (pid: number): number => limitOf(pid, RLIMIT_NOFILE);
 /** How many descriptors this process may have. */
-export const descriptorLimit = (): number => limitOf(0, RLIMIT_NOFILE);
+export const descriptorLimit = (): number => descriptorLimitOf(0);
 
 const LINUX_CAPABILITY_VERSION_3 = 0x20080522;
 const capabilityHeader = new Uint32Array(2);

@@ -168,6 +168,20 @@ describe("an answer that cannot be written", () => {
   });
 });
 
+describe("RLIMIT_NOFILE", () => {
+  it("reached, a fault queue is EMFILE: no object stays, and its id is not told", () => {
+    const poor = new ModelTask(host.memory, { files: 1 });
+    const only = poor.open(iommufd.node);
+    const bytes = uapi.IommuFaultAlloc.bytes({ size: uapi.IommuFaultAlloc.size });
+    expect(() => poor.ioctl(only, uapi.IOMMU_FAULT_QUEUE_ALLOC, bytes)).toThrow(
+      expect.objectContaining({ code: "EMFILE" }),
+    );
+    expect(uapi.IommuFaultAlloc.read(bytes).out_fault_id).toBe(0);
+    expect(iommufd.live().objects).toBe(0);
+    poor.exit();
+  });
+});
+
 describe("RLIMIT_MEMLOCK", () => {
   it("is held against the pages of the user: nothing is pinned beyond it", () => {
     const ioas = allocIoas();

@@ -245,8 +245,8 @@ export const faultQueueAlloc = request(
     queue.users += 1;
     context.keep();
     try {
-      respond({ out_fault_id: queue.id });
       call.install(queue.file, { at: at + BigInt(IommuFaultAlloc.offsets.out_fault_fd), closeOnExec: true });
+      respond({ out_fault_id: queue.id });
     } catch (error) {
       queue.file.close();
       context.objects.remove(queue);

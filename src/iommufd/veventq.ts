@@ -176,11 +176,11 @@ export const veventqAlloc = request(
     context.keep();
     try {
       context.allocate("a file");
-      respond({ out_veventq_id: queue.id });
       call.install(queue.file, {
         at: at + BigInt(IommuVeventqAlloc.offsets.out_veventq_fd),
         closeOnExec: true,
       });
+      respond({ out_veventq_id: queue.id });
     } catch (error) {
       queue.file.close();
       context.objects.remove(queue);

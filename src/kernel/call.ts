@@ -39,7 +39,8 @@ export interface Call {
   backing(fd: number): FileBacking;
   /**
    * Gives the caller a descriptor for a new file. It exists once the call has succeeded. With `at` its number is
-   * written there as s32; without, it is the value of the call. When the caller cannot take it, `file.close()` follows.
+   * written there as s32; without, it is the value of the call. Throws EMFILE and ENFILE, and has closed the file then;
+   * it is closed too when the call fails after all.
    */
   install(file: KernelFile, options?: { readonly at?: bigint; readonly closeOnExec?: boolean }): number;
   /** The call will be answered later. `cancel` is called when the caller dies or is interrupted; then nothing may be answered. */

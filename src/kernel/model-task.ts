@@ -149,7 +149,7 @@ export class ModelTask implements Task {
 
   /** open(2) of a device node; the descriptor. */
   open(node: DeviceNode, flags: number = O_RDWR): number {
-    this.#checkRoom();
+    this.checkRoom();
     return this.#place({ object: node.open(this, flags), references: 0 });
   }
 
@@ -171,7 +171,7 @@ export class ModelTask implements Task {
 
   /** Adopts a file made elsewhere. */
   place(file: KernelFile): number {
-    this.#checkRoom();
+    this.checkRoom();
     return this.#place({ object: file, references: 0 });
   }
 
@@ -199,7 +199,7 @@ export class ModelTask implements Task {
   pass(fd: number, to: ModelTask): number {
     const description = this.#table.get(fd);
     if (!description) throw new LinuxError("EBADF", `descriptor ${fd} is not open`, this.name);
-    to.#checkRoom();
+    to.checkRoom();
     return to.#place(description);
   }
 
@@ -360,7 +360,7 @@ export class ModelTask implements Task {
     }
     try {
       const installed = call.commit((file) => {
-        this.#checkRoom();
+        this.checkRoom();
         return this.#place({ object: file, references: 0 });
       });
       pending.settle(installed ?? done.value, undefined);
@@ -377,8 +377,9 @@ export class ModelTask implements Task {
     return fd;
   }
 
-  #checkRoom(): void {
-    if (this.#table.size >= this.#files)
+  /** Throws EMFILE when a descriptor more, beside those promised already, has no number. */
+  checkRoom(promised = 0): void {
+    if (this.#table.size + promised >= this.#files)
       throw new LinuxError("EMFILE", `the limit of ${this.#files} descriptors is reached`, this.name);
   }
 }
@@ -438,6 +439,12 @@ class ModelCall implements Call {
   }
 
   install(file: KernelFile, options: { readonly at?: bigint } = {}): number {
+    try {
+      this.task.checkRoom(this.#installations.length);
+    } catch (error) {
+      file.close();
+      throw error;
+    }
     this.#installations.push({ file, at: options.at });
     return 0;
   }
