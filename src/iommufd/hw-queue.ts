@@ -64,12 +64,21 @@ class HeldMemory {
   }
 }
 
+/** As Linux reaches the memory by an access of its own, a number goes with it that nobody can destroy. */
+class QueueAccess extends IommufdObject {
+  readonly type = "access";
+  override users = 1;
+
+  destroy(): void {}
+}
+
 export class HwQueue extends IommufdObject {
   readonly type = "hw-queue";
   readonly viommu: Viommu;
   readonly #key: string;
   readonly #queue: HardwareQueue;
   readonly #memory: HeldMemory | undefined;
+  #access: QueueAccess | undefined;
 
   constructor(viommu: Viommu, key: string, queue: HardwareQueue, memory: HeldMemory | undefined) {
     super();
@@ -81,7 +90,26 @@ export class HwQueue extends IommufdObject {
     viommu.users += 1;
   }
 
+  /** In the table; behind its number comes that of its access. Throws ENOMEM; then it is destroyed. */
+  add(): void {
+    const { context } = this.viommu;
+    try {
+      context.add(this);
+    } catch (error) {
+      this.destroy();
+      throw error;
+    }
+    if (!this.#memory) return;
+    try {
+      this.#access = context.add(new QueueAccess());
+    } catch (error) {
+      context.objects.remove(this);
+      throw error;
+    }
+  }
+
   destroy(): void {
+    if (this.#access) this.viommu.context.objects.remove(this.#access);
     this.#queue.free();
     this.#memory?.release();
     this.viommu.queues.delete(this.#key);
@@ -134,12 +162,7 @@ export const hwQueueAlloc = request(
     if (address + length - 1n > MAX_ADDRESS)
       throw new LinuxError("EOVERFLOW", `nesting_parent_iova ${hex(address)} + length ${hex(length)} wraps`);
     const queue = make(viommuOf(context, argument.viommu_id), { type, index, address, length });
-    try {
-      context.add(queue);
-    } catch (error) {
-      queue.destroy();
-      throw error;
-    }
+    queue.add();
     try {
       respond({ out_hw_queue_id: queue.id });
     } catch (error) {

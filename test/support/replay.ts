@@ -169,8 +169,8 @@ class Replay {
       this.#raw = {};
       const got = this.#runStep(step);
       this.#host.drain?.();
-      const { raw: _raw, ...expected } = step.expect;
-      if (!difference && !same(got, expected)) {
+      const expected = step.expect;
+      if (!difference && !same(expected["raw"] ? { ...got, raw: this.#raw } : got, expected)) {
         const { expect: _expect, ...what } = step;
         difference = {
           step: index,
