@@ -2,12 +2,13 @@
  * A machine that is served to programs: the machine, the loop that answers its clients, and the memory of those
  * clients. `environment()` is what a program must be started with.
  */
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { type Clock, monotonic } from "../base/clock.ts";
 import { type EventSink, silent } from "../base/events.ts";
 import { runsFolder } from "../base/places.ts";
 import { WorkQueue } from "../base/scheduler.ts";
+import { FaultInjection } from "../kernel/fault-injection.ts";
 import { type LiveCounts, Machine } from "../machine/machine.ts";
 import type { MachineDescription } from "../machine/schema.ts";
 import { ROUTED, writeTree } from "../machine/sysfs.ts";
@@ -36,9 +37,14 @@ export class Host {
     this.machine = new Machine(description, { events, clock, scheduler: work });
     const { memory } = this.machine;
     const files = new ClientFiles(memory, events);
+    const faults = new FaultInjection(this.machine.allocations, ({ pid, tid }) =>
+      existsSync(`/proc/${pid}/task/${tid}`),
+    );
     this.folder = mkdtempSync(join(runsFolder(), "softiommu-"));
     this.server = new AttachServer({
       nodes: () => this.machine.nodes(),
+      attribute: (path, task) => faults.node(path, task),
+      allocations: this.machine.allocations,
       events,
       clock,
       work,

@@ -19,10 +19,12 @@ import {
   MmapSegment,
   OpenBody,
   ReplyFlag,
+  SeekBody,
   SegmentKind,
   TransferBody,
 } from "./protocol.ts";
 
+const S_IFMT = 0o170000;
 const S_IFCHR = 0o020000;
 const ANONYMOUS_INODE_MODE = 0o600;
 const MAX_SEGMENTS = 64;
@@ -46,7 +48,8 @@ export interface Context {
   readonly call: AttachedCall;
   /** The emulated file that the body names; throws EBADF. */
   target(): EmulatedFile;
-  nodes(): readonly DeviceNode[];
+  /** What open(2) of a path reaches; undefined: nothing of ours. */
+  node(path: string): DeviceNode | undefined;
   /** Opens a window of prefetched memory for the time of the call. */
   prefetch(va: bigint, window: Uint8Array): void;
   /** What is left to do when a suspended call is resumed with a value. */
@@ -86,7 +89,7 @@ export const open = (context: Context): Answer => {
   expectLength(body, OpenBody.size + length);
   const path = Buffer.from(body.bytes.subarray(OpenBody.size, OpenBody.size + length)).toString();
   const wanted = posix.normalize(path);
-  const node = context.nodes().find((candidate) => candidate.path === wanted);
+  const node = context.node(wanted);
   if (node === undefined) return { value: 0, flags: ReplyFlag.pass };
   const file = node.open(call.task, body.view.getUint32(OpenBody.flags, true));
   return { value: 0, fds: [context.openNode(node, file).theirs] };
@@ -180,6 +183,15 @@ export const pwrite = (context: Context): Answer => {
   return { value: file.pwrite(call, offset, writtenBytes(body, call)) };
 };
 
+export const seek = (context: Context): Answer => {
+  const { body } = context;
+  expectLength(body, SeekBody.size);
+  const { file } = context.target();
+  if (file.seek === undefined) throw notSeekable(file, "lseek(2)");
+  const offset = body.view.getBigInt64(SeekBody.offset, true);
+  return { value: file.seek(offset, body.view.getUint32(SeekBody.whence, true)) };
+};
+
 /** The segments of a mapping; their `offset` counts from the start of the mapping. */
 export const mmap = (context: Context): Answer => {
   const { body, call } = context;
@@ -220,13 +232,15 @@ export const mmap = (context: Context): Answer => {
   return { value: 0, payload, fds };
 };
 
+const typed = (mode: number): number => (mode & S_IFMT ? mode : S_IFCHR | mode);
+
 export const fstat = (context: Context): Answer => {
   const { body } = context;
   expectLength(body, FileBody.size);
   const { node, cookie, file } = context.target();
   const payload = new Uint8Array(FstatReply.size);
   const view = new DataView(payload.buffer);
-  view.setUint32(FstatReply.mode, node ? S_IFCHR | (node.mode & 0o7777) : ANONYMOUS_INODE_MODE, true);
+  view.setUint32(FstatReply.mode, node ? typed(node.mode) : ANONYMOUS_INODE_MODE, true);
   view.setUint32(FstatReply.major, node?.major ?? 0, true);
   view.setUint32(FstatReply.minor, node?.minor ?? 0, true);
   view.setUint32(FstatReply.pollable, file.poll === undefined ? 0 : 1, true);

@@ -17,6 +17,7 @@ export const Op = {
   mmap: 8,
   fstat: 9,
   ring: 10,
+  seek: 11,
 } as const;
 
 export const ReplyFlag = { restart: 1, pass: 2, drain: 8, install: 16 } as const;
@@ -48,6 +49,7 @@ export const TransferBody = {
   prefetched: 44,
   size: 48,
 } as const;
+export const SeekBody = { offset: 16, whence: 24, size: 32 } as const;
 export const MmapBody = { length: 16, offset: 24, protection: 32, flags: 36, size: 40 } as const;
 export const MmapSegment = { kind: 0, fd_index: 4, offset: 8, length: 16, fd_offset: 24, size: 32 } as const;
 export const FstatReply = { mode: 0, major: 4, minor: 8, pollable: 12, inode: 16, size: 24 } as const;

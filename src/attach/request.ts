@@ -4,7 +4,7 @@
  */
 import { closeSync } from "node:fs";
 import type { EventSink } from "../base/events.ts";
-import { type DeviceNode, Restart, SUSPENDED, type Suspended } from "../kernel/call.ts";
+import { type DeviceNode, Restart, SUSPENDED, type Suspended, type Task } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { AttachedCall, type CallHost, type Outcome } from "./attached-call.ts";
 import type { OpHandler, Reply } from "./connection.ts";
@@ -22,7 +22,9 @@ const MAX_RANGES = 64;
 export interface RequestHost extends CallHost {
   readonly events: EventSink;
   readonly handlers: ReadonlyMap<number, OpHandler>;
-  nodes(): readonly DeviceNode[];
+  node(path: string, task: Task): DeviceNode | undefined;
+  /** Runs what a task asked for. */
+  run<T>(task: Task, call: () => T): T;
   physical(pa: number, length: number): { readonly fd: number; readonly offset: number };
   reportBug(where: string, error: unknown): void;
   drop(control: Control): void;
@@ -39,6 +41,7 @@ const operationOf: ReadonlyMap<number, (context: operations.Context) => operatio
     [Op.mmap, operations.mmap],
     [Op.fstat, operations.fstat],
     [Op.ring, operations.ring],
+    [Op.seek, operations.seek],
   ]);
 const nameOf = new Map<number, string>(Object.entries(Op).map(([name, op]) => [op, name]));
 
@@ -94,11 +97,11 @@ export class Request implements Outcome, operations.Context {
     const operation = operationOf.get(this.#op);
     if (operation === undefined) return this.#performOther(this.body.bytes, fds);
     for (const fd of fds) closeSync(fd);
-    return operation(this);
+    return this.#host.run(this.call.task, () => operation(this));
   }
 
-  nodes(): readonly DeviceNode[] {
-    return this.#host.nodes();
+  node(path: string): DeviceNode | undefined {
+    return this.#host.node(path, this.call.task);
   }
   prefetch(va: bigint, window: Uint8Array): void {
     this.#control.process.user.open(va, window);

@@ -12,7 +12,8 @@ import type { EventSink } from "../base/events.ts";
 import { pidfdOpen } from "../base/libc.ts";
 import { isSayable, runsFolder } from "../base/places.ts";
 import type { WorkQueue } from "../base/scheduler.ts";
-import type { DeviceNode, FileBacking } from "../kernel/call.ts";
+import type { Allocations } from "../kernel/allocations.ts";
+import type { DeviceNode, FileBacking, Task } from "../kernel/call.ts";
 import { Errno, LinuxError } from "../uapi/errno.ts";
 import type { OpHandler, OpHandlers } from "./connection.ts";
 import { Control } from "./control.ts";
@@ -47,6 +48,10 @@ export interface AttachOptions {
   readonly events: EventSink;
   readonly clock: Clock;
   readonly work: WorkQueue;
+  /** Files of /proc and debugfs that are served: what a path is for a task; undefined: nothing of ours. */
+  readonly attribute?: (path: string, task: Task) => DeviceNode | undefined;
+  /** What the calls of programs allocate from. */
+  readonly allocations?: Allocations;
   /** The memory of a client process. `pidfd` stays open as long as the memory is used. */
   readonly memory: (pid: number, pidfd: number) => ClientMemory;
   /** Who is root on the machine; `own` when left out. */
@@ -224,13 +229,35 @@ export class AttachServer implements RequestHost {
     this.#processes.delete(process.pid);
     for (const control of [...this.#controls]) if (control.caller?.process === process) this.drop(control);
     this.#loop.unwatch(process.pidfd);
+    this.#options.allocations?.forget(process.pid);
     process.end();
     if (this.events.on) this.events.emit("task", { pid: process.pid, started: false });
   }
 
   adoptFile(emulated: EmulatedFile): void {
     emulated.retract = () => this.#retract(emulated.cookie);
-    this.#loop.watch(emulated.fd, 0, () => this.#lastClose(emulated));
+    if (emulated.file.message === undefined)
+      this.#loop.watch(emulated.fd, 0, () => this.#lastClose(emulated));
+    else this.#loop.watch(emulated.fd, Epoll.in, () => this.#takeMessages(emulated));
+  }
+
+  /** glibc's own streams write past the preload library: what they wrote lies in the socket. */
+  #takeMessages(emulated: EmulatedFile): void {
+    const { file } = emulated;
+    for (;;) {
+      const length = receive(emulated.fd);
+      for (const fd of received.fds) closeSync(fd);
+      if (length === -Errno.EMSGSIZE) continue;
+      if (length === 0) this.#lastClose(emulated);
+      if (length <= 0) return;
+      try {
+        file.message?.(received.bytes.slice(0, length));
+      } catch (error) {
+        if (!(error instanceof LinuxError)) throw error;
+        const { code, reason } = error;
+        if (this.events.on) this.events.emit("call", { call: "write", file: file.name, error: code, reason });
+      }
+    }
   }
 
   /** Takes doorbells out of the client's end of a file, through any process that has it. */
@@ -261,8 +288,13 @@ export class AttachServer implements RequestHost {
     this.#lastClose(emulated);
   }
 
-  nodes(): readonly DeviceNode[] {
-    return this.#options.nodes();
+  node(path: string, task: Task): DeviceNode | undefined {
+    return this.#options.nodes().find((node) => node.path === path) ?? this.#options.attribute?.(path, task);
+  }
+
+  run<T>(task: Task, call: () => T): T {
+    const { allocations } = this.#options;
+    return allocations ? allocations.run(task, call) : call();
   }
 
   physical(pa: number, length: number): { readonly fd: number; readonly offset: number } {

@@ -1,7 +1,7 @@
 /** What the files and objects of iommufd share: the machine's memory, who is told, what is alive, injected failures. */
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
-import type { Allocations } from "../kernel/allocations.ts";
+import { allocate } from "../kernel/allocations.ts";
 import { Capability, type Task } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { type AccountMode, Payer, type UserPins } from "./accounting.ts";
@@ -20,7 +20,6 @@ export interface IommufdSystem {
   readonly memory: HostMemory;
   readonly scheduler: Scheduler;
   readonly events: EventSink;
-  readonly allocations: Allocations;
   readonly users: UserPins;
   readonly live: IommufdLive;
   /** Files that have objects. */
@@ -48,7 +47,7 @@ export class IommufdContext {
 
   /** A point where memory is asked for. Throws ENOMEM. */
   allocate(what: string): void {
-    this.system.allocations.take(what);
+    allocate(what);
   }
 
   /** Puts a new object in the table. Throws ENOMEM. */

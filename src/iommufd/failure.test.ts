@@ -1,6 +1,7 @@
 /** What fails half way leaves nothing behind: allocations that fail, answers that cannot be written, pins that stay. */
 import { beforeEach, describe, expect, it } from "vitest";
 import { ModelHost } from "../../test/support/model-host.ts";
+import { Allocations } from "../kernel/allocations.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import * as uapi from "../uapi/iommufd.ts";
@@ -19,11 +20,13 @@ let iommufd: IommufdSubsystem;
 let task: ModelTask;
 let fd: number;
 let context: IommufdContext;
+let allocations: Allocations;
 
 beforeEach(() => {
   host = new ModelHost();
   iommufd = new IommufdSubsystem(host);
-  task = new ModelTask(host.memory, { uid: 5 });
+  allocations = new Allocations();
+  task = new ModelTask(host.memory, { uid: 5, allocations });
   task.memory.map(USER, 0x1_0000);
   fd = task.open(iommufd.node);
   context = contextOf(task.file(fd))!;
@@ -68,15 +71,15 @@ describe("an allocation that fails", () => {
   const sweep = (work: () => void): number => {
     for (let nth = 1; nth < 50; nth += 1) {
       const before = state();
-      iommufd.system.allocations.arm(task.tid, nth);
+      allocations.arm(task, nth);
       try {
-        iommufd.system.allocations.run(task.tid, work);
-        expect(iommufd.system.allocations.remaining(task.tid)).toBeGreaterThan(0);
-        iommufd.system.allocations.arm(task.tid, 0);
+        allocations.run(task, work);
+        expect(allocations.remaining(task)).toBeGreaterThan(0);
+        allocations.arm(task, 0);
         return nth - 1;
       } catch (error) {
         expect(error).toMatchObject({ code: "ENOMEM" });
-        expect(iommufd.system.allocations.remaining(task.tid)).toBe(0);
+        expect(allocations.remaining(task)).toBe(0);
         expect(state()).toEqual(before);
       }
     }
@@ -138,12 +141,11 @@ describe("an allocation that fails", () => {
   });
 
   it("is that of the task it was asked for, once", () => {
-    const { allocations } = iommufd.system;
-    allocations.arm(task.tid + 1, 1);
+    allocations.arm({ pid: task.pid, tid: task.tid + 1 }, 1);
     const ioas = allocIoas();
     expect(ioas).toBe(1);
-    allocations.arm(task.tid, 1);
-    expect(allocations.remaining(task.tid)).toBe(1);
+    allocations.arm(task, 1);
+    expect(allocations.remaining(task)).toBe(1);
     expect(allocIoas).toThrow("ENOMEM");
     expect(allocIoas()).toBe(2);
   });

@@ -1,7 +1,6 @@
 /** /dev/iommu as it is opened: one file with objects of its own, and its ioctls. */
 import { type EventSink, silent } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
-import { Allocations } from "../kernel/allocations.ts";
 import type { Call, DeviceNode, KernelFile, MapSegment, Suspended } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -24,7 +23,6 @@ export interface IommufdParts {
   readonly memory: HostMemory;
   readonly scheduler: Scheduler;
   readonly events?: EventSink;
-  readonly allocations?: Allocations;
   /** Requests beyond iommufd's own: those of a test command. */
   readonly extra?: readonly RequestKind[];
 }
@@ -44,12 +42,9 @@ export class IommufdFile implements KernelFile {
 
   /** Numbers from 0x80 on are iommufd's, those below belong to the VFIO compatibility container. */
   ioctl(call: Call, number: number, argument: bigint): number | Suspended {
-    const { context } = this;
-    return context.system.allocations.run(call.task.tid, () =>
-      (number & 0xff) < FIRST_COMMAND
-        ? compatCall(context, call, number, argument)
-        : dispatch(this.#requests, context, call, number, argument),
-    );
+    return (number & 0xff) < FIRST_COMMAND
+      ? compatCall(this.context, call, number, argument)
+      : dispatch(this.#requests, this.context, call, number, argument);
   }
 
   /** Pages of a virtual IOMMU, as it offered them. Throws EINVAL (not shared), EPERM (executable), ENXIO. */
@@ -86,18 +81,11 @@ export class IommufdSubsystem {
   /** Files that were ever opened. */
   #opened = 0;
 
-  constructor({
-    memory,
-    scheduler,
-    events = silent,
-    allocations = new Allocations(),
-    extra = [],
-  }: IommufdParts) {
+  constructor({ memory, scheduler, events = silent, extra = [] }: IommufdParts) {
     this.system = {
       memory,
       scheduler,
       events,
-      allocations,
       users: new UserPins(),
       live: { files: 0, objects: 0, areas: 0 },
       contexts: new Set(),

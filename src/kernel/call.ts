@@ -131,6 +131,10 @@ export interface KernelFile {
   /** Positioned access (device regions). Returns the bytes done. */
   pread?(call: Call, offset: bigint, into: Uint8Array): number;
   pwrite?(call: Call, offset: bigint, data: Uint8Array): number;
+  /** lseek(2): the new position. Absent: it has none. Throws EINVAL. */
+  seek?(offset: bigint, whence: number): number;
+  /** Bytes that the caller's C library wrote without asking us; nobody learns when they are refused. */
+  message?(data: Uint8Array): void;
   /** mmap(2): which parts are memory and which are traps. Throws EINVAL and the like. */
   mmap?(call: Call, offset: bigint, length: number, protection: number, flags: number): readonly MapSegment[];
   /** A trapped access to a mapped range; offset is that of the file. */
@@ -154,6 +158,7 @@ export interface DeviceNode {
   readonly path: string;
   readonly major: number;
   readonly minor: number;
+  /** Permissions; with a type (S_IFREG) when it is no character device. */
   readonly mode: number;
   /** Throws EBUSY and the like. `flags` are those of open(2). */
   open(task: Task, flags: number): KernelFile;

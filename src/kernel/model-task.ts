@@ -6,6 +6,7 @@
  */
 import { FRAME_BYTES, type HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
+import type { Allocations } from "./allocations.ts";
 import {
   type Call,
   type Capability,
@@ -63,6 +64,8 @@ export interface ModelTaskOptions {
   readonly shares?: ModelTask;
   /** RLIMIT_NOFILE. */
   readonly files?: number;
+  /** What its calls allocate from. */
+  readonly allocations?: Allocations;
 }
 
 /** A call that was made: finished, failed or still waiting. */
@@ -118,6 +121,7 @@ export class ModelTask implements Task {
   mlocked = 0;
   readonly #capabilities: ReadonlySet<Capability>;
   readonly #files: number;
+  readonly #allocations: Allocations | undefined;
   readonly #table = new Map<number, Description>();
   readonly #waiting = new Set<PendingCall>();
   readonly #shares: ModelTask | undefined;
@@ -132,6 +136,7 @@ export class ModelTask implements Task {
     this.memlock = options.memlock ?? Number.POSITIVE_INFINITY;
     this.#capabilities = new Set(options.capabilities);
     this.#files = options.files ?? 1024;
+    this.#allocations = options.allocations;
     if (!options.shares) this.memory.map(SCRATCH_VA, SCRATCH_PAGES * FRAME_BYTES);
   }
 
@@ -150,7 +155,8 @@ export class ModelTask implements Task {
   /** open(2) of a device node; the descriptor. */
   open(node: DeviceNode, flags: number = O_RDWR): number {
     this.checkRoom();
-    return this.#place({ object: node.open(this, flags), references: 0 });
+    const object = this.#counted(() => node.open(this, flags));
+    return this.#place({ object, references: 0 });
   }
 
   /** eventfd(2); what is counted is seen with `counter`. */
@@ -320,10 +326,11 @@ export class ModelTask implements Task {
       );
       return pending;
     }
+    const { object } = description;
     const call = new ModelCall(this, pending, (done) => this.#complete(done));
     for (;;) {
       try {
-        const value = handler(description.object, call);
+        const value = this.#counted(() => handler(object, call));
         if (value === SUSPENDED) {
           this.#waiting.add(pending);
           if (pending.settled) this.#waiting.delete(pending);
@@ -367,6 +374,11 @@ export class ModelTask implements Task {
     } catch (error) {
       pending.settle(0, error);
     }
+  }
+
+  /** What the call allocates is this task's. */
+  #counted<T>(call: () => T): T {
+    return this.#allocations ? this.#allocations.run(this, call) : call();
   }
 
   #place(description: Description): number {

@@ -10,7 +10,9 @@ import { MockDriver } from "../drivers/mock/driver.ts";
 import { Access, Transaction } from "../hardware/unit.ts";
 import { type Group, IommuCore } from "../iommu/core.ts";
 import { IommufdSubsystem } from "../iommufd/file.ts";
+import { Allocations, allocatePages } from "../kernel/allocations.ts";
 import type { DeviceNode } from "../kernel/call.ts";
+import { debugFiles } from "../kernel/fault-injection.ts";
 import { MSI_BASE, MsiController } from "../kernel/msi.ts";
 import { Banks } from "../memory/banks.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
@@ -55,6 +57,8 @@ export interface LiveCounts {
 export class Machine {
   readonly description: MachineDescription;
   readonly memory: Banks;
+  /** What calls of programs allocate from, and how that is made to fail. */
+  readonly allocations: Allocations;
   readonly msi: MsiController;
   readonly core: IommuCore;
   readonly iommufd: IommufdSubsystem;
@@ -71,6 +75,7 @@ export class Machine {
     this.description = description;
     this.#context = context;
     this.memory = new Banks({ ram: ramRanges(description.memory.ram) });
+    this.allocations = new Allocations(description.seed);
     this.msi = new MsiController(this.memory, context.events);
     this.core = new IommuCore(context.events);
     for (const unit of description.units) {
@@ -98,6 +103,7 @@ export class Machine {
       ...(this.#mock && { extra: [testCommand(this.#mock, events)] }),
     });
     this.vfio = new VfioSubsystem({ core: this.core, msi: this.msi, events: context.events });
+    this.memory.onAllocate = allocatePages;
     this.#framesAtRest = this.memory.allocated;
   }
 
@@ -119,6 +125,7 @@ export class Machine {
       core: this.core,
       units: [...this.#units.values()].map(({ sysfs }) => sysfs),
       deviceNodes: this.vfio.deviceNodes,
+      attributes: debugFiles(this.allocations),
     });
   }
 

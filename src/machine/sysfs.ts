@@ -11,8 +11,16 @@ import type { PciFunction } from "../pci/function.ts";
 
 export type TreeEntry =
   | { readonly path: string; readonly kind: "folder" }
-  | { readonly path: string; readonly kind: "file"; readonly content: string | Uint8Array }
+  | {
+      readonly path: string;
+      readonly kind: "file";
+      readonly content: string | Uint8Array;
+      readonly mode?: number;
+    }
   | { readonly path: string; readonly kind: "link"; readonly target: string };
+
+/** What the library asks about instead of the file of that name of any task: whether it is there, and its mode. */
+const TASK_ATTRIBUTES = ["/proc/fail-nth", "/proc/make-it-fail"] as const;
 
 /** Paths that are wholly the machine's: what is not in the tree does not exist. */
 export const ROUTED = [
@@ -27,6 +35,8 @@ export const ROUTED = [
   "/sys/module/iommufd",
   "/dev/vfio",
   "/dev/iommu",
+  "/sys/kernel/debug",
+  ...TASK_ATTRIBUTES,
 ] as const;
 
 /** What a unit shows in /sys/class/iommu. */
@@ -42,6 +52,8 @@ export interface SysfsSource {
   readonly units: readonly UnitAttributes[];
   /** VFIO's character devices, by the device's name. */
   readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
+  /** Paths of files that are served, not written: they are shown empty. */
+  readonly attributes: readonly string[];
 }
 
 const DRIVER = "vfio-pci";
@@ -52,6 +64,13 @@ const file = (path: string, content: string | Uint8Array): TreeEntry => ({
   path,
   kind: "file",
   content: typeof content === "string" ? `${content}\n` : content,
+});
+/** A file whose content is asked for when it is opened. */
+const served = (path: string, mode: number): TreeEntry => ({
+  path,
+  kind: "file",
+  content: new Uint8Array(),
+  mode,
 });
 /** A relative link, as sysfs has them. */
 const link = (path: string, target: string): TreeEntry => ({
@@ -67,7 +86,7 @@ const folderOf = (device: PciFunction): string => {
 };
 
 /** Every entry of the machine, folders before what is in them. */
-export const sysfsTree = ({ core, units, deviceNodes }: SysfsSource): TreeEntry[] => {
+export const sysfsTree = ({ core, units, deviceNodes, attributes }: SysfsSource): TreeEntry[] => {
   const devices = [...core.devices.values()];
   const groups = [...core.groups.values()];
   return [
@@ -79,6 +98,8 @@ export const sysfsTree = ({ core, units, deviceNodes }: SysfsSource): TreeEntry[
     folder("/sys/class/vfio-dev"),
     folder("/sys/module/iommufd"),
     folder("/dev/vfio"),
+    ...attributes.map((path) => served(path, 0o600)),
+    ...TASK_ATTRIBUTES.map((path) => served(path, 0o644)),
     ...units.flatMap((unit) => unitEntries(unit, devices)),
     ...devices.flatMap(deviceEntries),
     ...devices.flatMap((device) => nodeEntries(device, deviceNodes.get(device.name))),
@@ -222,7 +243,7 @@ export const writeTree = (entries: readonly TreeEntry[], root: string): void => 
   for (const entry of entries) {
     const path = `${root}${entry.path}`;
     mkdirSync(entry.kind === "folder" ? path : dirname(path), { recursive: true });
-    if (entry.kind === "file") writeFileSync(path, entry.content);
+    if (entry.kind === "file") writeFileSync(path, entry.content, { mode: entry.mode ?? 0o644 });
     else if (entry.kind === "link") symlinkSync(entry.target, path);
   }
 };

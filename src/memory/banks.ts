@@ -398,7 +398,11 @@ export class Banks implements HostMemory {
 
   // ---- RAM ---------------------------------------------------------------------------------------------------
 
+  /** Asked before frames of RAM are given out; what it throws, `allocate` throws. */
+  onAllocate: ((count: number) => void) | undefined;
+
   allocate(count: number): number {
+    this.onAllocate?.(count);
     if (!(count >= 1 && count <= BANK_FRAMES)) return -1;
     const lg2 = ceilLg2(count);
     for (let i = this.#ram.length - 1; i >= 0; i--) {

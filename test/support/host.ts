@@ -9,8 +9,10 @@ import { parseMachine } from "../../src/machine/file.ts";
 import { PRESETS } from "../../src/machine/presets.ts";
 import { type Outcome, outcome } from "./run.ts";
 
-export const vtdHost = (events: EventSink = silent): Host =>
-  new Host(parseMachine(PRESETS.get("vtd")!, "vtd"), { events });
+export const hostOf = (preset: string, events: EventSink = silent): Host =>
+  new Host(parseMachine(PRESETS.get(preset)!, preset), { events });
+
+export const vtdHost = (events: EventSink = silent): Host => hostOf("vtd", events);
 
 export const start = (host: Host, command: string, ...args: string[]) =>
   spawn(command, args, { env: { ...process.env, ...host.environment() }, stdio: ["ignore", "pipe", "pipe"] });

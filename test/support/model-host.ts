@@ -16,6 +16,7 @@ import type {
   PagingDomain,
   ReservedRegion,
 } from "../../src/iommu/driver.ts";
+import { allocatePages } from "../../src/kernel/allocations.ts";
 import { MsiController } from "../../src/kernel/msi.ts";
 import { type Banks, createMemory } from "../../src/memory/banks.ts";
 import { pasid, serialNumber } from "../../src/pci/capabilities.ts";
@@ -214,6 +215,7 @@ export class ModelHost {
   constructor(options: ModelHostOptions = {}) {
     this.events = options.events ?? silent;
     this.memory = createMemory({ ramBytes: options.ramBytes ?? 64 * 2 ** 20 });
+    this.memory.onAllocate = allocatePages;
     this.core = new IommuCore(this.events);
     this.msi = new MsiController(this.memory, this.events);
     this.drivers = options.drivers ?? [new MapDriver("map0")];

@@ -1,4 +1,4 @@
-/* Private to the attach core: shim.c, route.c, open.c, status.c, folders.c, files.c, calls.c, mmap.c, exec.c. */
+/* Private to the attach core: shim.c, route.c, open.c, status.c, folders.c, files.c, calls.c, stream.c, mmap.c, exec.c. */
 #ifndef SOFTIOMMU_CORE_H
 #define SOFTIOMMU_CORE_H
 
@@ -27,6 +27,7 @@ void folders_init(void);
 void files_init(void);
 void calls_init(void);
 void mmap_init(void);
+void stream_init(void);
 void exec_init(const char *preload, const char *socket);
 
 /* Reads one line of the daemon's configuration ("route ROOT PREFIX", "files NAME"). */
@@ -81,6 +82,11 @@ int emulated_fstat(int fd, uint64_t cookie, struct stat *out);
 long open_node(const char *path, int flags);
 bool kept_range(unsigned from, unsigned *fd);
 
+/* ---- stream.c ------------------------------------------------------------------------------------------ */
+/* A stream on an emulated descriptor, which it owns; NULL and errno. Allocates. */
+struct _IO_FILE;
+struct _IO_FILE *emulated_stream(int fd, const char *mode);
+
 /* ---- mmap.c -------------------------------------------------------------------------------------------- */
 /* Around fork: the child finds the table whole. */
 void mappings_fork_prepare(void);
@@ -94,6 +100,10 @@ bool unroute(char *path, size_t *length);
 /* The same without touching it: a part of `shadow`, or `shadow` itself. */
 const char *known_path(const char *shadow);
 bool under_dev(const char *known);
+/* Whether the daemon is asked to open a path of the shadow tree: device nodes and files of debugfs. */
+bool is_served(const char *known);
+/* The path in /proc of a task's file of fault injection, in `out` (PATH_MAX bytes); false: it is none. */
+bool task_attribute(int dirfd, const char *path, char *out);
 /* Reads "chr MAJOR MINOR MODE"; false when the file is something else. */
 bool read_node(const char *shadow, unsigned *major, unsigned *minor, unsigned *mode);
 void note_shadow_fd(int fd);

@@ -27,10 +27,11 @@ void open_init(void)
     real.freopen = shim_next("freopen64");
 }
 
-static long routed_open(const char *shadow, int flags)
+static long routed_open(int dirfd, const char *path, const char *shadow, int flags)
 {
-    const char *known = known_path(shadow);
-    if (under_dev(known) && !(flags & (O_PATH | O_DIRECTORY))) {
+    char attribute[PATH_MAX];
+    const char *known = task_attribute(dirfd, path, attribute) ? attribute : known_path(shadow);
+    if ((known == attribute || is_served(known)) && !(flags & (O_PATH | O_DIRECTORY))) {
         long fd = open_node(known, flags);
         if (fd != OPEN_PASS)
             return fd;
@@ -61,7 +62,7 @@ EXPORT int openat64(int dirfd, const char *path, int flags, ...)
     char shadow[PATH_MAX];
     MODE_ARGUMENT
     if (route(dirfd, path, shadow))
-        return (int)result_of(routed_open(shadow, flags));
+        return (int)result_of(routed_open(dirfd, path, shadow, flags));
     return real.openat(dirfd, path, flags, mode);
 }
 
@@ -72,7 +73,7 @@ EXPORT int open64(const char *path, int flags, ...)
     char shadow[PATH_MAX];
     MODE_ARGUMENT
     if (route(AT_FDCWD, path, shadow))
-        return (int)result_of(routed_open(shadow, flags));
+        return (int)result_of(routed_open(AT_FDCWD, path, shadow, flags));
     return real.openat(AT_FDCWD, path, flags, mode);
 }
 
@@ -82,7 +83,7 @@ EXPORT int creat64(const char *path, mode_t mode)
 {
     char shadow[PATH_MAX];
     if (route(AT_FDCWD, path, shadow))
-        return (int)result_of(routed_open(shadow, O_WRONLY | O_CREAT | O_TRUNC));
+        return (int)result_of(routed_open(AT_FDCWD, path, shadow, O_WRONLY | O_CREAT | O_TRUNC));
     return real.openat(AT_FDCWD, path, O_WRONLY | O_CREAT | O_TRUNC, mode);
 }
 
@@ -92,7 +93,7 @@ EXPORT int __open64_2(const char *path, int flags)
 {
     char shadow[PATH_MAX];
     if (!needs_mode(flags) && route(AT_FDCWD, path, shadow))
-        return (int)result_of(routed_open(shadow, flags));
+        return (int)result_of(routed_open(AT_FDCWD, path, shadow, flags));
     return real.open_2(path, flags);
 }
 
@@ -102,7 +103,7 @@ EXPORT int __openat64_2(int dirfd, const char *path, int flags)
 {
     char shadow[PATH_MAX];
     if (!needs_mode(flags) && route(dirfd, path, shadow))
-        return (int)result_of(routed_open(shadow, flags));
+        return (int)result_of(routed_open(dirfd, path, shadow, flags));
     return real.openat_2(dirfd, path, flags);
 }
 
@@ -122,10 +123,12 @@ EXPORT FILE *fopen64(const char *path, const char *mode)
     char shadow[PATH_MAX];
     if (!route(AT_FDCWD, path, shadow))
         return real.fopen(path, mode);
-    long fd = result_of(routed_open(shadow, flags_of_mode(mode)));
+    long fd = result_of(routed_open(AT_FDCWD, path, shadow, flags_of_mode(mode)));
     if (fd < 0)
         return NULL;
-    FILE *file = fdopen((int)fd, mode);
+    /* Who opens a node as a stream wants its number (fileno); a file of text is read and written. */
+    bool text = !under_dev(known_path(shadow)) && emulated_cookie((int)fd, false);
+    FILE *file = text ? emulated_stream((int)fd, mode) : fdopen((int)fd, mode);
     if (!file)
         raw_close((int)fd);
     return file;

@@ -28,6 +28,7 @@ enum shim_op {
     OP_MMAP = 8,     /* body: struct mmap_body; reply: struct mmap_segment[] and their memory descriptors */
     OP_FSTAT = 9,    /* body: struct file_body; reply: struct fstat_reply */
     OP_RING = 10,    /* body: struct file_body: a doorbell message was taken that was still due */
+    OP_SEEK = 11,    /* body: struct seek_body; the value is the new position */
     /* src/attach/shim/adopt.c, src/attach/process-memory.ts */
     OP_ADOPT_FIRST = 100,
     OP_ADOPT_LAST = 199,
@@ -100,6 +101,13 @@ struct transfer_body {
     uint64_t offset;    /* OP_PREAD, OP_PWRITE */
     uint32_t status_flags; /* O_NONBLOCK and the like */
     uint32_t prefetched; /* OP_WRITE, OP_PWRITE: bytes of memory at va that follow */
+};
+
+struct seek_body {
+    struct file_body file;
+    int64_t offset;
+    uint32_t whence; /* SEEK_SET, SEEK_CUR, SEEK_END */
+    uint32_t reserved;
 };
 
 struct mmap_body {

@@ -149,10 +149,55 @@ static const char *route_from_above(const char *path, char *out)
     return route_absolute(whole, out);
 }
 
+/* ---- files of fault injection in /proc ---------------------------------------------------------------- */
+
+/* The stand-in in the shadow tree for every file in /proc of the same name; NULL: the path ends otherwise. */
+static const char *stand_in(const char *path)
+{
+    static const char *const names[] = {"/proc/fail-nth", "/proc/make-it-fail"};
+    const char *slash = strrchr(path, '/');
+    const char *last = slash ? slash + 1 : path;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(last, names[i] + sizeof "/proc") == 0)
+            return names[i];
+    return NULL;
+}
+
+/* A folder by its descriptor, or the working folder. */
+static bool folder_path(int dirfd, char *out)
+{
+    char link[32];
+    snprintf(link, sizeof link, dirfd == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", dirfd);
+    long n = raw_readlink(link, out, PATH_MAX - 1);
+    if (n <= 0)
+        return false;
+    out[n] = 0;
+    return true;
+}
+
+bool task_attribute(int dirfd, const char *path, char *out)
+{
+    if (!stand_in(path))
+        return false;
+    size_t length = strlen(path), folder = 0;
+    if (path[0] != '/') {
+        if (!folder_path(dirfd, out))
+            return false;
+        folder = strlen(out);
+        out[folder++] = '/';
+    }
+    if (folder + length >= PATH_MAX)
+        return false;
+    memcpy(out + folder, path, length + 1);
+    return strncmp(out, "/proc/", 6) == 0;
+}
+
 const char *route(int dirfd, const char *path, char *out)
 {
     if (!attached() || !path || !route_count)
         return NULL;
+    if (task_attribute(dirfd, path, out))
+        return route_absolute(stand_in(path), out);
     if (path[0] == '/')
         return route_absolute(path, out);
     if (path[0] == 0)
@@ -201,6 +246,11 @@ const char *known_path(const char *shadow)
 bool under_dev(const char *known)
 {
     return strncmp(known, "/dev/", 5) == 0;
+}
+
+bool is_served(const char *known)
+{
+    return under_dev(known) || strncmp(known, "/sys/kernel/debug/", 18) == 0;
 }
 
 void note_shadow_fd(int fd)

@@ -446,6 +446,7 @@ static void start(void)
     files_init();
     calls_init();
     mmap_init();
+    stream_init();
     exec_init(getenv("SOFTIOMMU_PRELOAD"), socket_path);
     const char *slash = socket_path ? strrchr(socket_path, '/') : NULL;
     if (!slash || strlen(socket_path) >= sizeof address.sun_path)

@@ -4,6 +4,7 @@
  *
  *   shim.c     start-up, control connections, requests
  *   files.c    which descriptors are emulated             calls.c    calls on them
+ *   stream.c   FILE and dprintf on them
  *   route.c    paths to the shadow tree                   open.c, status.c, folders.c  calls with paths
  *   mmap.c     mappings of emulated files                 exec.c     the environment survives exec
  *   adopt.c    private memory moved onto memfds           trap.c     accesses to BARs
