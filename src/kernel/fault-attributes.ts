@@ -64,8 +64,8 @@ class NumberKnob implements Attribute {
     return `${this.value}\n`;
   }
   store(text: string): void {
-    const value = parseNumber(text, this.#least, this.#most);
-    this.value = value > this.#ceiling ? this.#ceiling : value;
+    this.value = parseNumber(text, this.#least, this.#most);
+    if (this.value > this.#ceiling) this.value = this.#ceiling;
   }
 }
 

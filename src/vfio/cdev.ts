@@ -134,7 +134,7 @@ export class CdevFile implements KernelFile {
       if (flags !== 0) call.memory.read(token_uuid_ptr, new Uint8Array(TOKEN_BYTES));
       if (this.#device.opened)
         throw this.#wrong("another file of the device is bound; it must be closed first");
-      return context.system.allocations.run(call.task.tid, () => this.#bindTo(context, call, at));
+      return this.#bindTo(context, call, at);
     } catch (error) {
       this.#group.releaseCdev();
       throw error;
@@ -160,21 +160,18 @@ export class CdevFile implements KernelFile {
     const layout = VfioDeviceAttachIommufdPt;
     const first = readArgument(call, at, layout, layout.fieldEnd("pt_id"));
     this.#requireFlags(first.flags, VFIO_DEVICE_ATTACH_PASID);
-    const { object } = binding;
     const pasid = first.flags === 0 ? undefined : readArgument(call, at, layout, layout.size).pasid;
-    return object.context.system.allocations.run(call.task.tid, () => {
-      const id =
-        pasid === undefined
-          ? attachDevice(binding, first.pt_id)
-          : this.#attachPasid(binding, first.pt_id, pasid);
-      try {
-        writeId(call, at + BigInt(layout.offsets.pt_id), id);
-      } catch (error) {
-        detach(binding, pasid);
-        throw error;
-      }
-      return 0;
-    });
+    const id =
+      pasid === undefined
+        ? attachDevice(binding, first.pt_id)
+        : this.#attachPasid(binding, first.pt_id, pasid);
+    try {
+      writeId(call, at + BigInt(layout.offsets.pt_id), id);
+    } catch (error) {
+      detach(binding, pasid);
+      throw error;
+    }
+    return 0;
   }
 
   #attachPasid({ object, pasids }: Binding, ptId: number, pasid: number): number {

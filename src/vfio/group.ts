@@ -268,10 +268,7 @@ export class GroupFile implements KernelFile {
 
   #getDevice(call: Call, at: bigint): number {
     const name = readName(call, at);
-    const open = () => this.group.openDevice(name);
-    const { iommufd } = this.group;
-    const file = iommufd ? iommufd.system.allocations.run(call.task.tid, open) : open();
-    return call.install(file, { closeOnExec: true });
+    return call.install(this.group.openDevice(name), { closeOnExec: true });
   }
 
   #setContainer(call: Call, at: bigint): number {
@@ -281,7 +278,7 @@ export class GroupFile implements KernelFile {
       throw new LinuxError("EINVAL", `it is in ${this.group.home.name} already`, this.name);
     const iommufd = contextOf(file);
     if (file instanceof Container) this.group.join(file);
-    else if (iommufd) iommufd.system.allocations.run(call.task.tid, () => this.group.joinIommufd(iommufd));
+    else if (iommufd) this.group.joinIommufd(iommufd);
     else
       throw new LinuxError(
         "EINVAL",
