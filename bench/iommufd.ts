@@ -85,6 +85,7 @@ class Program {
       memory: this.memory,
       capable: () => true,
       memlockLimit: () => Number.POSITIVE_INFINITY,
+      mlockedPages: () => 0,
     };
     this.file = iommufd.node.open(task, 2);
     this.#call = {
@@ -170,7 +171,12 @@ const mapAndUnmap = (program: Program, length: number): (() => void) => {
 const copyAndUnmap = (program: Program): (() => void) => {
   const source = program.allocate();
   const { size } = uapi.IommuIoasMap;
-  const place = { ioas_id: source, user_va: BigInt(BUFFER_VA), length: BigInt(4 * KIB), iova: BigInt(MEASURED) };
+  const place = {
+    ioas_id: source,
+    user_va: BigInt(BUFFER_VA),
+    length: BigInt(4 * KIB),
+    iova: BigInt(MEASURED),
+  };
   program.ioctl(uapi.IOMMU_IOAS_MAP, uapi.IommuIoasMap.bytes({ size, flags: FIXED, ...place }));
   const copy = program.copyRequest(4 * KIB, source);
   aim(copy, uapi.IommuIoasCopy.offsets.src_iova, MEASURED);

@@ -3,7 +3,7 @@
  * come before every one of them, in Linux's order (linux/iommufd.h, "General ioctl format"): number in range, `size`
  * read, whole number, size rules. An answer is cut to the caller's size.
  */
-import type { Call, Suspended } from "../kernel/call.ts";
+import { type Call, SUSPENDED, type Suspended } from "../kernel/call.ts";
 import { copyStruct, cutToSize, readSize } from "../uapi/copy.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { Members, Struct, StructValue, StructWrite } from "../uapi/struct.ts";
@@ -29,7 +29,21 @@ export interface RequestKind {
 }
 
 /** Requests by the low byte of their number. */
-export type RequestTable = ReadonlyMap<number, RequestKind>;
+export interface RequestTable {
+  readonly kinds: readonly (RequestKind | undefined)[];
+}
+
+type WriteMember = (data: DataView, value: unknown) => void;
+
+/** Writers of a structure's members, by name; members of an anonymous union are members of the structure. */
+const memberWriters = (of: Struct<Members>, members = of.members, known = new Map<string, WriteMember>()) => {
+  for (const [name, codec] of Object.entries(members)) {
+    const at = of.offsets[name];
+    if (at === undefined) memberWriters(of, (codec as unknown as Struct<Members>).members, known);
+    else known.set(name, (data, value) => codec.writeAt(data, at, value as never, true));
+  }
+  return known;
+};
 
 /**
  * Declares a request. `last` is the last member that its first version had: a shorter structure is EINVAL. What the
@@ -40,53 +54,55 @@ export const request = <F extends Members>(
   layout: Struct<F>,
   last: Parameters<Struct<F>["fieldEnd"]>[0],
   handle: (request: Request<F>) => number | Suspended | undefined,
-): RequestKind => ({
-  number,
-  name: layout.name,
-  run(context, call, at, userSize) {
-    const bytes = copyStruct(
-      (offset, into) => call.memory.read(at + BigInt(offset), into),
-      layout,
-      userSize,
-      layout.fieldEnd(last),
-    );
-    const data = new DataView(bytes.buffer);
-    const argument = layout.readAt(data, 0, true);
-    const respond = (members: StructWrite<F>) => {
-      for (const [name, value] of Object.entries(members)) writeMember(layout, data, name, value);
-      call.memory.write(at, cutToSize(bytes, userSize));
-    };
-    return handle({ context, call, argument, at, respond }) ?? 0;
-  },
-});
+): RequestKind => {
+  const least = layout.fieldEnd(last);
+  const writers = memberWriters(layout);
+  // One call at a time is handled; only one that waits needs its structure longer.
+  const shared = new Uint8Array(new ArrayBuffer(layout.size));
+  const sharedData = new DataView(shared.buffer);
+  return {
+    number,
+    name: layout.name,
+    run(context, call, at, userSize) {
+      const read = (offset: number, into: Uint8Array): void =>
+        call.memory.read(offset === 0 ? at : at + BigInt(offset), into);
+      let bytes = copyStruct(read, layout, userSize, least, shared);
+      let data = sharedData;
+      const respond = (members: StructWrite<F>) => {
+        for (const name in members) writers.get(name)!(data, members[name]);
+        call.memory.write(at, cutToSize(bytes, userSize));
+      };
+      const value = handle({ context, call, argument: layout.readAt(data, 0, true), at, respond }) ?? 0;
+      if (value === SUSPENDED) {
+        bytes = shared.slice();
+        data = new DataView(bytes.buffer);
+      }
+      return value;
+    },
+  };
+};
 
-/** Members of an anonymous union are members of the structure. */
-const codecOf = (of: Struct<Members>, name: string): Members[string] =>
-  of.members[name] ?? codecOf(of.members[""] as unknown as Struct<Members>, name);
-
-const writeMember = (of: Struct<Members>, data: DataView, name: string, value: unknown): void =>
-  codecOf(of, name).writeAt(data, of.offsets[name]!, value as never, true);
-
-export const requestTable = (kinds: readonly RequestKind[]): Map<number, RequestKind> =>
-  new Map(kinds.map((kind) => [kind.number & 0xff, kind]));
+export const requestTable = (declared: readonly RequestKind[]): RequestTable => {
+  const kinds: (RequestKind | undefined)[] = [];
+  for (const kind of declared) kinds[kind.number & 0xff] = kind;
+  return { kinds };
+};
 
 /** The first number of iommufd's own requests; below are those of VFIO. */
 export const FIRST_COMMAND = 0x80;
 
 /** A request of iommufd's own. Throws ENOTTY, EFAULT, EINVAL, E2BIG and what the request throws. */
 export const dispatch = (
-  table: RequestTable,
+  { kinds }: RequestTable,
   context: IommufdContext,
   call: Call,
   number: number,
   at: bigint,
 ): number | Suspended => {
   const command = number & 0xff;
-  let highest = 0;
-  for (const known of table.keys()) highest = Math.max(highest, known);
-  if (command < FIRST_COMMAND || command > highest) throw unknown(number);
-  const userSize = readSize((offset, into) => call.memory.read(at + BigInt(offset), into));
-  const kind = table.get(command);
+  if (command < FIRST_COMMAND || command >= kinds.length) throw unknown(number);
+  const userSize = readSize((_, into) => call.memory.read(at, into));
+  const kind = kinds[command];
   if (kind?.number !== number) throw unknown(number);
   return kind.run(context, call, at, userSize);
 };

@@ -20,11 +20,13 @@ const CHUNK = 65_536;
 const firstWord = (bytes: Uint8Array): number =>
   new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength).getUint32(0, true);
 
+const sizeWord = new Uint8Array(new ArrayBuffer(4));
+const sizeView = new DataView(sizeWord.buffer);
+
 /** The first member of the argument, its size as the caller states it. Throws EFAULT. */
 export const readSize = (read: ReadArgument): number => {
-  const word = new Uint8Array(4);
-  read(0, word);
-  return firstWord(word);
+  read(0, sizeWord);
+  return sizeView.getUint32(0, true);
 };
 
 const nonZero = (at: number, of: Sized): LinuxError =>
@@ -57,25 +59,29 @@ const requireZero = (read: ReadArgument, from: number, to: number, of: Sized): v
 /**
  * iommufd's rule for an argument whose `size` the caller gave. Returns the kernel's whole structure, missing members
  * zero. EINVAL: shorter than `minSize`, the end of the last member the command had in its first version. E2BIG: longer
- * than the kernel's and not zero there. EFAULT: not readable.
+ * than the kernel's and not zero there. EFAULT: not readable. `into`, of the structure's size, is used when it is given.
  */
 export const copyStruct = (
   read: ReadArgument,
   of: Sized,
   userSize: number,
   minSize: number = of.size,
+  into: Uint8Array<ArrayBuffer> = new Uint8Array(of.size),
 ): Uint8Array<ArrayBuffer> => {
   if (userSize < minSize)
     throw new LinuxError("EINVAL", `size is ${userSize}, struct ${of.name} has at least ${minSize} bytes`);
   if (userSize > of.size) requireZero(read, of.size, userSize, of);
-  const bytes = new Uint8Array(of.size);
-  read(0, bytes.subarray(0, Math.min(userSize, of.size)));
-  return bytes;
+  if (userSize >= of.size) read(0, into);
+  else {
+    into.fill(0, userSize);
+    read(0, into.subarray(0, userSize));
+  }
+  return into;
 };
 
 /** What of an answer the caller has room for. */
 export const cutToSize = (answer: Uint8Array, userSize: number): Uint8Array =>
-  answer.subarray(0, Math.min(answer.length, userSize));
+  userSize < answer.length ? answer.subarray(0, userSize) : answer;
 
 export interface ArgszArgument {
   /** The kernel's whole structure; what lies beyond `minSize` is zero. */

@@ -251,6 +251,21 @@ const readSlot = (slot: Slot, data: DataView, at: number, little: boolean, soFar
   return live ? codec.viewAt(data, place, little) : codec.readAt(data, place, little);
 };
 
+type ReadSlots = (data: DataView, at: number, little: boolean) => Loose;
+
+/**
+ * A reader of these members as one object literal, every offset a constant: reading is on the way of every call. It is
+ * source that is compiled once, made of nothing but the declaration.
+ */
+const compileReader = (slots: readonly Slot[]): ReadSlots => {
+  const members = slots.map(
+    ({ name, offset }, i) => `${JSON.stringify(name)}: read${i}(data, at + ${offset}, little)`,
+  );
+  const readers = slots.map((_, i) => `read${i}`);
+  const source = `"use strict"; return (data, at, little) => ({ ${members.join(", ")} });`;
+  return new Function(...readers, source)(...slots.map(({ codec }) => codec.readAt)) as ReadSlots;
+};
+
 export interface StructOptions {
   /** Byte order of the members; without it, that of the structure around it, and little-endian outermost. */
   readonly endian?: "little" | "big";
@@ -276,8 +291,16 @@ const define = <const F extends Members>(
   }
   const flexible = slots.find((slot) => isTail(slot.codec));
 
+  /** Made when it is first used: many structures are never read. */
+  let readPlain: ReadSlots | undefined;
+  const plain = slots.every(({ name: member, codec }) => member !== "" && !isTail(codec));
+
   const readAt = (data: DataView, at: number, inherited: boolean): StructValue<F> => {
     const little = order(inherited);
+    if (plain) {
+      readPlain ??= compileReader(slots);
+      return readPlain(data, at, little) as StructValue<F>;
+    }
     const value: Loose = {};
     for (const slot of slots) {
       const one = readSlot(slot, data, at, little, value, false);
