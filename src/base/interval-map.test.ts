@@ -210,4 +210,17 @@ describe("IntervalMap", () => {
     expect([map.size, map.first(), map.previous(), map.find(1, 0)]).toEqual([0, false, false, false]);
     expect(map.insert(5, 0, 5, 4095, 5)).toBe(true);
   });
+
+  it("emptied and filled again, it has what came last and nothing of before", () => {
+    const map = new IntervalMap<number>();
+    for (let round = 0; round < 5; round += 1) {
+      for (let i = 0; i < 10; i += 1)
+        map.insert(10 * i + round, 0, 10 * i + round + 3, 4095, 100 * round + i);
+      expect([map.size, map.first(), map.startPage, map.value]).toEqual([10, true, round, 100 * round]);
+      expect(map.nextHole(6 * 4096)).toBe(true);
+      expect(map.startPage).toBe(10 + round);
+      for (let more = map.first(); more; more = map.remove());
+      expect([map.size, map.first(), map.find(round, 0)]).toEqual([0, false, false]);
+    }
+  });
 });

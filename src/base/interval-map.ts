@@ -169,6 +169,9 @@ export class IntervalMap<V> {
   #block = 0;
   #index = 0;
   #looked = 0;
+  /** What went last, for the next time: a map that is filled and emptied again and again makes nothing. */
+  #idleShelf: Shelf<V> | undefined;
+  #idleBlock: Block<V> | undefined;
 
   get size(): number {
     return this.#size;
@@ -409,8 +412,9 @@ export class IntervalMap<V> {
   /** The cursor goes behind the last interval of the last block. */
   #placeAtEnd(): void {
     if (this.#shelves.length === 0) {
-      this.#insertShelf(0, new Shelf<V>());
-      this.#shelves[0]!.insert(0, new Block<V>());
+      this.#insertShelf(0, this.#idleShelf ?? new Shelf<V>());
+      this.#shelves[0]!.insert(0, this.#newBlock());
+      this.#idleShelf = undefined;
     }
     this.#shelf = this.#shelves.length - 1;
     this.#block = this.#shelves[this.#shelf]!.blocks.length - 1;
@@ -422,7 +426,7 @@ export class IntervalMap<V> {
     if (this.#shelves[this.#shelf]!.blocks.length === SHELF) this.#splitShelf();
     const shelf = this.#shelves[this.#shelf]!;
     const block = this.#current;
-    const upper = this.#index === BLOCK ? new Block<V>() : block.split();
+    const upper = this.#index === BLOCK ? this.#newBlock() : block.split();
     shelf.note(this.#block);
     shelf.insert(this.#block + 1, upper);
     this.#forgetHoles();
@@ -451,6 +455,7 @@ export class IntervalMap<V> {
   /** The block under the cursor is empty. */
   #removeBlock(): void {
     const shelf = this.#shelves[this.#shelf]!;
+    this.#idleBlock = this.#current;
     shelf.remove(this.#block);
     this.#index = 0;
     const { length } = shelf.blocks;
@@ -460,7 +465,14 @@ export class IntervalMap<V> {
     }
     this.#shelves.splice(this.#shelf, 1);
     this.#directory.remove(this.#shelf);
+    this.#idleShelf = shelf;
     this.#block = 0;
+  }
+
+  #newBlock(): Block<V> {
+    const block = this.#idleBlock ?? new Block<V>();
+    this.#idleBlock = undefined;
+    return block;
   }
 
   /** The last interval of the block under the cursor is another one. */

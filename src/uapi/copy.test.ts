@@ -26,6 +26,13 @@ const failure = (work: () => unknown): string => {
 };
 
 describe("size negotiation of iommufd", () => {
+  it("bytes that are used again keep nothing of before", () => {
+    const into = new Uint8Array(Command.size).fill(0xff);
+    const bytes = Command.bytes({ size: 16, id: 7, va: 1n });
+    expect(copyStruct(memory(bytes.subarray(0, 16)), Command, 16, FIRST_VERSION, into)).toBe(into);
+    expect(into).toEqual(bytes);
+  });
+
   it("a short structure is filled up with zeros and its missing part is not touched", () => {
     const bytes = Command.bytes({ size: 16, id: 7, va: 1n });
     const got = copyStruct(memory(bytes.subarray(0, 16)), Command, 16, FIRST_VERSION);
