@@ -1,8 +1,10 @@
 /** Descriptors close in any order, processes die at any moment, files are passed on: nothing is left behind. */
 import { describe, expect, it } from "vitest";
-import { ModelHost } from "../../test/support/model-host.ts";
+import { CdevClient } from "../../test/support/cdev-client.ts";
+import { ModelHost, type ModelHostOptions } from "../../test/support/model-host.ts";
 import { outcome, VfioClient } from "../../test/support/vfio-client.ts";
 import { Random } from "../base/clock.ts";
+import { IommufdSubsystem } from "../iommufd/file.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import { VfioSubsystem } from "./subsystem.ts";
 
@@ -10,9 +12,10 @@ const VA = 0x1_0000_0000;
 const PAGE = 4096;
 const NONE = { containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 };
 
-const world = () => {
-  const host = new ModelHost();
+const world = (groups?: ModelHostOptions["groups"]) => {
+  const host = new ModelHost(groups && { groups });
   const vfio = new VfioSubsystem(host);
+  const iommufd = new IommufdSubsystem(host);
   const frames = host.memory.allocated;
   const newTask = () => {
     const task = new ModelTask(host.memory);
@@ -21,6 +24,7 @@ const world = () => {
   };
   const clean = () => {
     expect(vfio.live()).toEqual(NONE);
+    expect(iommufd.live()).toEqual({ files: 0, objects: 0, areas: 0, pinnedPages: 0 });
     expect(host.memory.allocated).toBe(frames);
     expect(host.msi.allocated).toBe(0);
     expect(host.driver.domains.size).toBe(0);
@@ -28,17 +32,50 @@ const world = () => {
       expect(host.driver.attached.get(endpoint)).toBe(host.driver.blocked);
     for (const group of host.core.groups.values()) expect(group.owned).toBe(false);
   };
-  return { host, vfio, newTask, clean };
+  return { host, vfio, iommufd, newTask, clean };
 };
 
-/** A random life: opens, maps, interrupts, dup, passing, closing; then everything goes in random order. */
-const live = (seed: number, { host, vfio, newTask, clean }: ReturnType<typeof world>): void => {
+/** A random life: opens, binds, maps, interrupts, dup, passing, closing; then everything goes in random order. */
+const live = (seed: number, { host, vfio, iommufd, newTask, clean }: ReturnType<typeof world>): void => {
   const random = new Random(seed);
   const tasks = [newTask(), newTask(), newTask()];
   const pick = <T>(list: readonly T[]): T => list[random.below(list.length)]!;
   const ofKind = (task: ModelTask, kind: string) =>
     task.descriptors.filter((fd) => task.file(fd)?.kind === kind);
-  const actions: ((client: VfioClient) => unknown)[] = [
+  const iommu = (client: CdevClient) => pick(ofKind(client.task, "iommufd"));
+  const device = (client: CdevClient) => pick(ofKind(client.task, "vfio-device"));
+  const actions: ((client: CdevClient) => unknown)[] = [
+    (client) => client.iommu(),
+    (client) => client.cdev(random.below(2)),
+    (client) => client.bind(device(client), iommu(client)),
+    (client) => client.bind(device(client), iommu(client)),
+    (client) => {
+      const fd = client.iommu();
+      const one = client.cdev(random.below(2));
+      client.bind(one, fd);
+      client.mapAt(fd, client.ioas(fd), 0, VA, 8 * PAGE);
+      client.attachTo(one, 2);
+    },
+    (client) => {
+      const group = client.group(random.below(2));
+      client.setContainer(group, client.iommu());
+      client.device(group, pick(host.endpoints).name);
+    },
+    (client) => client.ioas(iommu(client)),
+    (client) => client.hwpt(iommu(client), 1 + random.below(5), 1 + random.below(5)),
+    (client) => client.attachTo(device(client), 1 + random.below(6)),
+    (client) => client.attachTo(device(client), 1 + random.below(6)),
+    (client) => client.detachFrom(device(client)),
+    (client) => client.destroy(iommu(client), 1 + random.below(6)),
+    (client) => client.setContainer(pick(ofKind(client.task, "vfio-group")), iommu(client)),
+    (client) =>
+      client.mapAt(
+        iommu(client),
+        1 + random.below(5),
+        random.below(64) * PAGE,
+        VA + random.below(40) * PAGE,
+        (1 + random.below(8)) * PAGE,
+      ),
     (client) => client.container(),
     (client) => client.group(random.below(2)),
     (client) =>
@@ -67,7 +104,7 @@ const live = (seed: number, { host, vfio, newTask, clean }: ReturnType<typeof wo
   ];
   for (let step = 0; step < 120; step += 1) {
     const task = pick(tasks);
-    outcome(() => pick(actions)(new VfioClient(task, vfio)));
+    outcome(() => pick(actions)(new CdevClient(task, { vfio, iommufd })));
     if (random.below(60) === 0) {
       task.exit();
       tasks[tasks.indexOf(task)] = newTask();
@@ -102,6 +139,25 @@ describe("nothing is left behind", () => {
       const fds = [container, group, ...devices, eventfd];
       for (const index of order) client.task.close(fds[index]!);
       expect(vfio.live()).toEqual(NONE);
+      client.task.exit();
+      clean();
+    }
+    host.memory.close();
+  });
+
+  it("by any order of closing iommufd, two devices of a group, and a file of neither", () => {
+    const { host, vfio, iommufd, newTask, clean } = world([["01:00", "01:01"]]);
+    for (const order of permutations([0, 1, 2, 3])) {
+      const client = new CdevClient(newTask(), { vfio, iommufd });
+      const fd = client.iommu();
+      const devices = [client.cdev(0), client.cdev(1)];
+      const ioas = client.ioas(fd);
+      client.mapAt(fd, ioas, 0, VA, 4 * PAGE);
+      for (const device of devices) client.bind(device, fd);
+      for (const device of devices) client.attachTo(device, ioas);
+      const fds = [fd, ...devices, client.cdev(0)];
+      for (const index of order) client.task.close(fds[index]!);
+      expect({ ...vfio.live(), ...iommufd.live() }).toMatchObject({ devices: 0, cdevs: 0, files: 0 });
       client.task.exit();
       clean();
     }

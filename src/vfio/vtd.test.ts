@@ -1,13 +1,18 @@
 /** The whole way on a real unit: VFIO maps through the VT-d driver, the function's DMA and interrupts pass the silicon. */
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { CdevClient } from "../../test/support/cdev-client.ts";
 import { ModelHost } from "../../test/support/model-host.ts";
 import { outcome, VfioClient } from "../../test/support/vfio-client.ts";
 import { silent } from "../base/events.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
 import { TranslateStatus } from "../hardware/unit.ts";
+import { Register } from "../hardware/vtd/spec.ts";
 import { VtdUnit } from "../hardware/vtd/unit.ts";
+import { IommufdSubsystem } from "../iommufd/file.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import { Header } from "../pci/spec.ts";
+import { IOMMU_GET_HW_INFO, IOMMU_HW_INFO_FLAG_INPUT_TYPE, IommuHwInfo } from "../uapi/iommufd.ts";
+import { IOMMU_HW_INFO_TYPE_INTEL_VTD, IommuHwInfoVtd } from "../uapi/vendor/vtd.ts";
 import { regionOffset } from "./regions.ts";
 import { VfioSubsystem } from "./subsystem.ts";
 
@@ -16,12 +21,14 @@ const PAGE = 4096;
 
 let host: ModelHost;
 let vfio: VfioSubsystem;
+let iommufd: IommufdSubsystem;
 let driver: VtdDriver;
+let unit: VtdUnit;
 
 beforeAll(() => {
   host = new ModelHost({
     power: (memory, msi) => {
-      const unit = new VtdUnit({
+      unit = new VtdUnit({
         name: "dmar0",
         memory,
         events: silent,
@@ -41,6 +48,7 @@ beforeAll(() => {
     },
   });
   vfio = new VfioSubsystem(host);
+  iommufd = new IommufdSubsystem(host);
 });
 afterAll(() => host.memory.close());
 
@@ -104,4 +112,77 @@ it("IOVAs beyond the unit's tables, and the interrupt window, are refused", () =
   expect(outcome(() => client.map(container, { vaddr: VA, iova: last + 1n, size: PAGE }))).toBe("EINVAL");
   expect(outcome(() => client.map(container, { vaddr: VA, iova: last - 4095n, size: PAGE }))).toBe(0);
   client.task.exit();
+});
+
+describe("through a character device", () => {
+  const openCdev = () => {
+    const task = new ModelTask(host.memory);
+    task.memory.map(VA, 64 * PAGE, { private: true });
+    const client = new CdevClient(task, { vfio, iommufd });
+    const fd = client.iommu();
+    const device = client.cdev();
+    const id = client.bind(device, fd);
+    task.pwrite(device, regionOffset(7) + BigInt(Header.COMMAND), Uint8Array.of(7, 0));
+    return { client, fd, device, id };
+  };
+  const read = (iova: number) => {
+    const into = new Uint8Array(4);
+    return host.endpoint.dmaRead(iova, into) === TranslateStatus.ok ? into[0] : "fault";
+  };
+
+  it("DMA follows the page table that is attached: replaced, detached, attached again", () => {
+    const { client, fd, device, id } = openCdev();
+    const [one, two] = [client.ioas(fd), client.ioas(fd)];
+    client.task.memory.write(BigInt(VA), Uint8Array.of(1));
+    client.task.memory.write(BigInt(VA + PAGE), Uint8Array.of(2));
+    client.mapAt(fd, one, 0x10_0000, VA, PAGE);
+    client.mapAt(fd, two, 0x10_0000, VA + PAGE, PAGE);
+    expect(read(0x10_0000)).toBe("fault");
+    client.attachTo(device, one);
+    expect(read(0x10_0000)).toBe(1);
+    client.attachTo(device, client.hwpt(fd, id, two));
+    expect(read(0x10_0000)).toBe(2);
+    client.detachFrom(device);
+    expect(read(0x10_0000)).toBe("fault");
+    client.attachTo(device, one);
+    expect(read(0x10_0000)).toBe(1);
+    client.task.close(fd);
+    expect(read(0x10_0000)).toBe(1);
+    client.task.close(device);
+    expect(read(0x10_0000)).toBe("fault");
+    client.task.exit();
+  });
+
+  it("the unit in legacy mode has page tables of one kind: no nest parents, no dirty tracking, no PASIDs", () => {
+    const { client, fd, device, id } = openCdev();
+    const ioas = client.ioas(fd);
+    for (const flags of [1, 2, 8]) expect(outcome(() => client.hwpt(fd, id, ioas, flags))).toBe("EOPNOTSUPP");
+    expect(outcome(() => client.attachTo(device, ioas, 1))).toBe("EINVAL");
+    client.task.exit();
+  });
+
+  it("GET_HW_INFO tells the unit's registers as they are", () => {
+    const { client, fd, id } = openCdev();
+    const ask = (data_len: number, type?: number) => {
+      const bytes = IommuHwInfo.bytes({
+        size: IommuHwInfo.size,
+        flags: type === undefined ? 0 : IOMMU_HW_INFO_FLAG_INPUT_TYPE,
+        dev_id: id,
+        data_len,
+        data_uptr: BigInt(VA),
+        in_data_type: type ?? 0,
+      });
+      client.task.ioctl(fd, IOMMU_GET_HW_INFO, bytes);
+      const data = new Uint8Array(IommuHwInfoVtd.size);
+      client.task.memory.read(BigInt(VA), data);
+      return { ...IommuHwInfo.read(bytes), info: IommuHwInfoVtd.read(data) };
+    };
+    const { CAP, ECAP } = Register;
+    const answer = { flags: 1, cap_reg: unit.mmioRead(CAP, 8), ecap_reg: unit.mmioRead(ECAP, 8) };
+    for (const type of [undefined, 0, IOMMU_HW_INFO_TYPE_INTEL_VTD])
+      expect(ask(24, type)).toMatchObject({ data_len: 24, out_max_pasid_log2: 0, info: answer });
+    expect(outcome(() => ask(24, 2))).toBe("EOPNOTSUPP");
+    expect(ask(24).out_data_type).toBe(IOMMU_HW_INFO_TYPE_INTEL_VTD);
+    client.task.exit();
+  });
 });

@@ -104,6 +104,8 @@ export class MapDriver implements IommuDriver {
   readonly identity: FixedDomain = { kind: "identity", name: "identity" };
   readonly blocked: FixedDomain = { kind: "blocked", name: "blocked" };
   readonly attached = new Map<PciFunction, Domain>();
+  /** By function and PASID, "0000:01:00.0 5". */
+  readonly pasids = new Map<string, Domain>();
   readonly domains = new Set<MapDomain>();
   readonly apertureEnd: number;
   readonly regions: ReservedRegion[] = [MSI_WINDOW];
@@ -134,10 +136,12 @@ export class MapDriver implements IommuDriver {
     this.domains.add(domain);
     return domain;
   }
-  attach(device: PciFunction, domain: Domain): void {
+  attach(device: PciFunction, domain: Domain, pasid?: number): void {
     if (domain instanceof MapDomain && !this.domains.has(domain))
       throw new LinuxError("EINVAL", `${domain.name} belongs to another unit`, this.name);
-    this.attached.set(device, domain);
+    if (pasid === undefined) this.attached.set(device, domain);
+    else if (domain === this.blocked) this.pasids.delete(`${device.name} ${pasid}`);
+    else this.pasids.set(`${device.name} ${pasid}`, domain);
   }
 
   /** The domain a function has, which must be a paging one. */
