@@ -1,6 +1,7 @@
 /*
  * What the test clients share: a legacy VFIO container with one NVMe controller, and just enough of a driver to send
- * it commands. Every failure ends the program with a line on stderr and status 1.
+ * it commands. Every failure ends the program with a line on stderr and status 1. A client may define CONTAINER, the
+ * file that it opens as its container.
  */
 #ifndef VFIO_NVME_H
 #define VFIO_NVME_H
@@ -16,6 +17,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#ifndef CONTAINER
+#define CONTAINER "/dev/vfio/vfio"
+#endif
 #define PAGE 4096UL
 #define DEPTH 64
 /* Where the queues and the identify buffer are mapped for the device. */
@@ -38,9 +42,11 @@ struct queue {
 struct nvme {
     int container, group, device;
     volatile uint8_t *bar;
+    size_t bar_size;
     uint8_t *queues; /* 8 pages at QUEUES_IOVA */
     struct queue admin, io;
     uint16_t next_cid;
+    int vector; /* of the I/O queue's interrupt; 0: it is polled */
 };
 
 static inline int map_dma(int container, void *va, uint64_t iova, uint64_t size)
@@ -76,7 +82,7 @@ static inline void open_device(struct nvme *n, const char *bdf, int type)
 {
     char path[64];
     memset(n, 0, sizeof(*n));
-    must((n->container = open("/dev/vfio/vfio", O_RDWR)) >= 0);
+    must((n->container = open(CONTAINER, O_RDWR)) >= 0);
     must(ioctl(n->container, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
     must(ioctl(n->container, VFIO_CHECK_EXTENSION, type) == 1);
     snprintf(path, sizeof(path), "/dev/vfio/%d", group_of(bdf));
@@ -139,10 +145,17 @@ static inline int transfer(struct nvme *n, int opcode, uint64_t prp1, uint64_t l
     return command(n, &n->io, words);
 }
 
-/* Maps BAR 0, sets up the admin queue and one pair of I/O queues, polled. */
-static inline void start_nvme(struct nvme *n, const char *bdf, int type)
+/* Fresh private memory. */
+static inline void *pages(size_t count)
 {
-    open_device(n, bdf, type);
+    void *va = mmap(NULL, count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    must(va != MAP_FAILED);
+    return va;
+}
+
+/* Maps BAR 0 of the open device, whose queues are mapped for it, and sets up the admin and one pair of I/O queues. */
+static inline void start_controller(struct nvme *n)
+{
     struct vfio_region_info region = {.argsz = sizeof(region), .index = VFIO_PCI_BAR0_REGION_INDEX};
     must(ioctl(n->device, VFIO_DEVICE_GET_REGION_INFO, &region) == 0);
     struct vfio_region_info config = {.argsz = sizeof(config), .index = VFIO_PCI_CONFIG_REGION_INDEX};
@@ -151,9 +164,7 @@ static inline void start_nvme(struct nvme *n, const char *bdf, int type)
     must(pwrite(n->device, &pci_command, 2, config.offset + 4) == 2);
     n->bar = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, n->device, region.offset);
     must(n->bar != MAP_FAILED);
-    n->queues = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    must(n->queues != MAP_FAILED);
-    must(map_dma(n->container, n->queues, QUEUES_IOVA, 8 * PAGE) == 0);
+    n->bar_size = region.size;
     n->admin = (struct queue){(void *)n->queues, (void *)(n->queues + PAGE), 0, 0, 1, 0};
     n->io = (struct queue){(void *)(n->queues + 2 * PAGE), (void *)(n->queues + 3 * PAGE), 0, 0, 1, 1};
 
@@ -171,6 +182,8 @@ static inline void start_nvme(struct nvme *n, const char *bdf, int type)
     uint32_t create_cq[16] = {5};
     create_cq[6] = QUEUES_IOVA + 3 * PAGE;
     create_cq[10] = 1 | (DEPTH - 1) << 16, create_cq[11] = 1;
+    if (n->vector)
+        create_cq[11] |= 2 | (uint32_t)n->vector << 16;
     must(command(n, &n->admin, create_cq) == 0);
     uint32_t create_sq[16] = {1};
     create_sq[6] = QUEUES_IOVA + 2 * PAGE;
@@ -178,10 +191,12 @@ static inline void start_nvme(struct nvme *n, const char *bdf, int type)
     must(command(n, &n->admin, create_sq) == 0);
 }
 
-static inline void *pages(size_t count)
+/* The whole way through a container, polled. */
+static inline void start_nvme(struct nvme *n, const char *bdf, int type)
 {
-    void *va = mmap(NULL, count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    must(va != MAP_FAILED);
-    return va;
+    open_device(n, bdf, type);
+    n->queues = pages(8);
+    must(map_dma(n->container, n->queues, QUEUES_IOVA, 8 * PAGE) == 0);
+    start_controller(n);
 }
 #endif
