@@ -19,11 +19,11 @@ import {
 } from "./format.ts";
 import type { Walker } from "./walker.ts";
 
-const hex = (word: number): string => `0x${(word >>> 0).toString(16)}`;
+export const hex = (word: number): string => `0x${(word >>> 0).toString(16)}`;
 const signed = (word: number): string => `${word | 0}`;
 
 /** `((lo & mask) === value && …)` over the words the mask touches; an expression on signed words. */
-const holds = ({ mask, value }: EntryTest): string => {
+export const holds = ({ mask, value }: EntryTest): string => {
   const half = (word: string, m: number, v: number) => `(${word} & ${hex(m)}) === ${signed(v)}`;
   const halves = [
     ...(lowWord(mask) ? [half("elo", lowWord(mask), lowWord(value))] : []),
@@ -33,7 +33,7 @@ const holds = ({ mask, value }: EntryTest): string => {
 };
 
 /** The bits [shift, shift + width) of the address in `lo` and `hi`. */
-const field = (shift: number, width: number): string => {
+export const field = (shift: number, width: number): string => {
   const mask = hex(2 ** width - 1);
   if (shift >= 32) return `(hi >>> ${shift - 32}) & ${mask}`;
   if (shift + width <= 32) return `(lo >>> ${shift}) & ${mask}`;
@@ -44,7 +44,7 @@ const field = (shift: number, width: number): string => {
 const swap32 = (x: number): number => (x << 24) | ((x & 0xff00) << 8) | ((x >>> 8) & 0xff00) | (x >>> 24);
 
 /** Sets or clears constant bits in the entry at `address`. */
-const changeBits = (
+export const changeBits = (
   format: PageTableFormat,
   how: "or64" | "clear64",
   address: string,
@@ -57,18 +57,18 @@ const changeBits = (
 };
 
 /** The upper word of the address in an entry of the kind: the bank it lies in. */
-const upperWord = ({ address, addressHigh: high }: TableKind | LeafKind): string => {
+export const upperWord = ({ address, addressHigh: high }: TableKind | LeafKind): string => {
   const inPlace = `ehi & ${hex(highWord(address))}`;
   return high
     ? `(${inPlace} | ((elo >>> ${high.at}) & ${hex(2 ** high.bits - 1)}) << ${high.to - 32})`
     : `(${inPlace})`;
 };
 
-const ended = (code: number | string, index: number): string =>
+export const ended = (code: number | string, index: number): string =>
   `return ended(out, ${code}, ${index}, bank, at, elo, ehi);`;
 
 /** Denials and checks of a kind, in the order the walk makes them. */
-const judge = (format: PageTableFormat, index: number, kind: TableKind | LeafKind): string[] => {
+export const judge = (format: PageTableFormat, index: number, kind: TableKind | LeafKind): string[] => {
   const lines: string[] = [];
   // Denials "bit clear denies the permission of the same number" are one operation together.
   const direct = kind.denials.filter(({ mask, value, denies }) => value === 0n && mask === BigInt(denies));
@@ -151,11 +151,11 @@ const tableBlock = (
   return lines;
 };
 
-const title = ({ name, shift, bits }: FormatLevel, index: number): string =>
+export const title = ({ name, shift, bits }: FormatLevel, index: number): string =>
   `// level ${index}: ${name}, address bits ${shift + bits - 1}:${shift}`;
 
 /** Reads the entry at index `at` of `view`. */
-const loadWords = ({ bigEndian }: PageTableFormat): string[] =>
+export const loadWords = ({ bigEndian }: PageTableFormat): string[] =>
   bigEndian
     ? ["elo = swap32(view[at + 1]);", "ehi = swap32(view[at]);"]
     : ["elo = view[at];", "ehi = view[at + 1];"];
@@ -188,7 +188,7 @@ const levelBlock = (format: PageTableFormat, index: number, skipping: boolean): 
 };
 
 /** Ends the walk so when the address has bits above those the root table indexes, or is not canonical. */
-const outsideTest = (format: PageTableFormat, end: string): string[] => {
+export const outsideTest = (format: PageTableFormat, end: string): string[] => {
   const width = inputBits(format);
   if (width >= 64) return [];
   if (format.canonical) {
@@ -413,7 +413,7 @@ export const walkerSource = (format: PageTableFormat): string => {
 };
 
 /** What every walker calls where it ends. */
-const prelude = `const everything = ${hex(everything)};
+export const prelude = `const everything = ${hex(everything)};
 const refusal = (denied) =>
   denied & ${Permission.read} ? ${WalkFault.read} : denied & ${Permission.write} ? ${WalkFault.write}
   : denied & ${Permission.execute} ? ${WalkFault.execute} : denied & ${Permission.user} ? ${WalkFault.user}

@@ -88,17 +88,41 @@ const judge = (
   return (format.deniedAt === "leaf" && "lg2" in kind && permission()) || { denied, remarks };
 };
 
+/** An entry that a walk used. `at` is the address that the walk knows it by. */
+export interface UsedEntry {
+  readonly level: number;
+  readonly kind: TableKind | LeafKind;
+  readonly at: bigint;
+  readonly entry: bigint;
+}
+
+/** Where the walk's address of an entry of a level (index) is in host memory; an object ends the walk. */
+export type Locate<Stop extends object> = (
+  at: bigint,
+  level: number,
+) => Generator<ExplainStep, number | Stop>;
+
 /**
  * Walks the tables at `root` for an access that needs all of `need` (`Permission` bits). Yields a step for every entry
  * fetched; returns how it ended. The outcome of the steps is left to the caller, whose unit has its own fault codes.
  */
-export function* explainWalk(
+export const explainWalk = (
   format: PageTableFormat,
   memory: HostMemory,
   root: number,
   address: bigint,
   need: number,
-): Generator<ExplainStep, WalkOutcome> {
+): Generator<ExplainStep, WalkOutcome> => walkTables<never>(format, memory, root, address, need, {});
+
+/** The same when entries lie where `locate` says; every entry that was gone through is added to `used`. */
+export function* walkTables<Stop extends object>(
+  format: PageTableFormat,
+  memory: HostMemory,
+  root: number,
+  address: bigint,
+  need: number,
+  { locate, used = [] }: { readonly locate?: Locate<Stop>; readonly used?: UsedEntry[] },
+): Generator<ExplainStep, WalkOutcome | Stop> {
   let at = { level: -1, entryAddress: 0, entry: 0n };
   const end = (fault: WalkFault, reason: string): WalkOutcome => {
     return { fault, reason, ...at, pa: 0, lg2: 0, span: 0, allowed: 0 };
@@ -122,8 +146,10 @@ export function* explainWalk(
   for (;;) {
     const level = format.levels[index] as FormatLevel;
     const slot = (address >> BigInt(level.shift)) & ((1n << BigInt(level.bits)) - 1n);
-    const entryAddress = Number(table + slot * 8n);
     const what = level.name;
+    const place = table + slot * 8n;
+    const entryAddress = locate ? yield* locate(place, index) : Number(place);
+    if (typeof entryAddress === "object") return entryAddress;
     const entry = load(memory, entryAddress, format.bigEndian);
     at = { level: index, entryAddress, entry: entry ?? 0n };
     if (entry === undefined) {
@@ -152,6 +178,7 @@ export function* explainWalk(
       yield { ...found, fields, note: refusal.reason };
       return end(refusal.fault, `the ${what} at ${hex(entryAddress)}: ${refusal.reason}`);
     }
+    used.push({ level: index, kind, at: place, entry });
     const also = judgement.remarks.map((remark) => `; ${remark}`).join("");
     const target = addressIn(kind, entry);
 
