@@ -51,7 +51,7 @@ export class Host {
       privileges: description.privileges,
       memory: (pid, pidfd) => new ProcessMemory(pid, pidfd, files),
       fileBacking: (fd) => files.backing(fd),
-      backing: (pa) => memory.backing(pa)!,
+      backing: (pa, length) => memory.expose(pa, length),
       handlers: [adoptHandlers, trapHandlers(events)],
       socketDir: join(this.folder, "attach"),
       ...(onBug && { onBug }),

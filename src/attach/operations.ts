@@ -9,6 +9,7 @@ import { LinuxError } from "../uapi/errno.ts";
 import type { AttachedCall } from "./attached-call.ts";
 import { describeIoctl } from "./describe.ts";
 import type { EmulatedFile } from "./emulated-file.ts";
+import { Mapping, ownersOf } from "./mapping.ts";
 import {
   FileBody,
   FstatReply,
@@ -57,6 +58,8 @@ export interface Context {
   /** Names what the call is about, for the event; asked only when somebody listens. */
   describe(details: () => string): void;
   openNode(node: DeviceNode, file: KernelFile): EmulatedFile;
+  /** A file that only tells when the caller, and whom it passed it on to, have closed it. */
+  hold(file: KernelFile): EmulatedFile;
   backing(pa: number, length: number): { readonly fd: number; readonly offset: number };
 }
 
@@ -192,7 +195,7 @@ export const seek = (context: Context): Answer => {
   return { value: file.seek(offset, body.view.getUint32(SeekBody.whence, true)) };
 };
 
-/** The segments of a mapping; their `offset` counts from the start of the mapping. */
+/** The segments of a mapping, their memory, and with value 1 what the caller keeps as long as it has pages of it. */
 export const mmap = (context: Context): Answer => {
   const { body, call } = context;
   expectLength(body, MmapBody.size);
@@ -224,12 +227,14 @@ export const mmap = (context: Context): Answer => {
     }
     const source = context.backing(segment.pa, segment.length);
     if (!fds.includes(source.fd)) fds.push(source.fd);
-    if (fds.length > MAX_FDS) throw new LinuxError("ENOMEM", "too many kinds of memory", file.name);
+    if (fds.length >= MAX_FDS) throw new LinuxError("ENOMEM", "too many kinds of memory", file.name);
     view.setUint32(at + MmapSegment.kind, SegmentKind.memory, true);
     view.setUint32(at + MmapSegment.fd_index, fds.indexOf(source.fd), true);
     view.setBigUint64(at + MmapSegment.fd_offset, BigInt(source.offset), true);
   }
-  return { value: 0, payload, fds };
+  const owners = ownersOf(segments);
+  if (owners.length === 0) return { value: 0, payload, fds };
+  return { value: 1, payload, fds: [...fds, context.hold(new Mapping(owners)).theirs] };
 };
 
 const typed = (mode: number): number => (mode & S_IFMT ? mode : S_IFCHR | mode);

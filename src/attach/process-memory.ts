@@ -9,6 +9,7 @@
 import { closeSync, fstatSync, readdirSync, statSync } from "node:fs";
 import * as libc from "../base/libc.ts";
 import { type Pin, Restart, type UserMemory } from "../kernel/call.ts";
+import { EXPOSED_NAME } from "../memory/banks.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { Adoption } from "./adoption.ts";
@@ -271,6 +272,7 @@ export class ProcessMemory implements UserMemory {
       if (writable && (vma.prot & libc.Prot.write) === 0 && !this.#isHeldBack(vma, at))
         throw fault(at, "is mapped read-only");
       if (vma.name.startsWith("[v") && vma.name !== "[vdso]") throw fault(at, `is no memory (${vma.name})`);
+      if (vma.name.startsWith(`/memfd:${EXPOSED_NAME}`)) throw fault(at, "is mapped from a device file");
       const stop = Math.min(end, vma.end);
       pieces.push({ vma, va: at, end: stop });
       at = stop;

@@ -4,7 +4,14 @@
  */
 import { closeSync } from "node:fs";
 import type { EventSink } from "../base/events.ts";
-import { type DeviceNode, Restart, SUSPENDED, type Suspended, type Task } from "../kernel/call.ts";
+import {
+  type DeviceNode,
+  type KernelFile,
+  Restart,
+  SUSPENDED,
+  type Suspended,
+  type Task,
+} from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { AttachedCall, type CallHost, type Outcome } from "./attached-call.ts";
 import type { OpHandler, Reply } from "./connection.ts";
@@ -146,6 +153,13 @@ export class Request implements Outcome, operations.Context {
       const { pid } = this.call.task;
       this.#host.events.emit("open", { pid, path: node.path, file: file.name });
     }
+    return emulated;
+  }
+
+  hold(file: KernelFile): EmulatedFile {
+    const emulated = this.#host.files.add(file);
+    this.#host.adoptFile(emulated);
+    this.#opened = emulated;
     return emulated;
   }
 

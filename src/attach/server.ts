@@ -58,8 +58,11 @@ export interface AttachOptions {
   readonly privileges?: PrivilegeMode;
   /** A client's file for mapping; owns `fd` from then on. Without it `Call.backing` is refused. */
   readonly fileBacking?: (fd: number, process: AttachedProcess) => FileBacking;
-  /** The descriptor and offset behind a physical range that a KernelFile maps as memory. */
-  readonly backing?: (pa: number, length: number) => { readonly fd: number; readonly offset: number };
+  /** The descriptor and offset behind a physical range that a KernelFile maps as memory: a file with nothing else in it. */
+  readonly backing?: (
+    pa: number,
+    length: number,
+  ) => { readonly fd: number; readonly offset: number } | undefined;
   /** Operations of other parts: adoption, traps. */
   readonly handlers?: readonly OpHandlers[];
   /** A private folder for the socket and the library's configuration; made and removed when left out. */
@@ -298,8 +301,9 @@ export class AttachServer implements RequestHost {
   }
 
   physical(pa: number, length: number): { readonly fd: number; readonly offset: number } {
-    if (this.#options.backing !== undefined) return this.#options.backing(pa, length);
-    throw new LinuxError("EOPNOTSUPP", "memory cannot be mapped here");
+    const found = this.#options.backing?.(pa, length);
+    if (found !== undefined) return found;
+    throw new LinuxError("ENOMEM", "there is no file to map this memory from; there may be too many already");
   }
 
   /** An error that no handler meant: told to whoever listens, and the daemon goes on. */

@@ -36,7 +36,7 @@ export const MapFlag = {
 } as const;
 export const MFD_CLOEXEC = 1;
 export const FallocateMode = { keepSize: 1, punchHole: 2 } as const;
-export const Fcntl = { getFd: 1, getFlags: 3 } as const;
+export const Fcntl = { getFd: 1, getFlags: 3, addSeals: 1033 } as const;
 
 const value = (result: number): number => (result < 0 ? -koffi.errno() : result);
 

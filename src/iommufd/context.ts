@@ -6,6 +6,7 @@ import { Capability, type Task } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { type AccountMode, Payer, type UserPins } from "./accounting.ts";
 import { type IommufdObject, ObjectTable } from "./objects.ts";
+import { SharedPages } from "./shared-pages.ts";
 
 /** Counts of what exists now; all zero when every client is gone. */
 export interface IommufdLive {
@@ -62,20 +63,26 @@ export class IommufdContext {
     return new Payer(task, mode, this.system.users);
   }
 
-  /** Physical memory that the caller may map, by its offset. */
-  readonly shared = new Map<bigint, { readonly pa: number; readonly length: number }>();
+  /** What the caller may map, by its offset. */
+  readonly #shared = new Map<bigint, SharedPages>();
 
-  /** Offers physical memory to the caller's mmap; gives the offset: its address, as on Linux. */
-  share(pa: number, length: number): bigint {
-    this.shared.set(BigInt(pa), { pa, length });
-    return BigInt(pa);
+  /** Offers physical memory to the caller's mmap, at an offset that is its address, as on Linux. */
+  share(pa: number, length: number): SharedPages {
+    const pages = new SharedPages(this, pa, length);
+    this.#shared.set(pages.offset, pages);
+    return pages;
   }
 
-  unshare(offset: bigint): void {
-    this.shared.delete(offset);
+  unshare(pages: SharedPages): void {
+    this.#shared.delete(pages.offset);
   }
 
-  /** Somebody in the kernel keeps the file: a bound device. */
+  /** What is offered at the offset. */
+  shared(offset: bigint): SharedPages | undefined {
+    return this.#shared.get(offset);
+  }
+
+  /** Somebody keeps the file: a bound device, a mapping. */
   keep(): void {
     this.#references += 1;
   }

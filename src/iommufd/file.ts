@@ -57,7 +57,7 @@ export class IommufdFile implements KernelFile {
   ): readonly MapSegment[] {
     if ((flags & MAP_SHARED) === 0)
       throw new LinuxError("EINVAL", "pages of a vIOMMU are mapped shared (MAP_SHARED)", this.name);
-    const offered = this.context.shared.get(offset);
+    const offered = this.context.shared(offset);
     if (!offered || offered.length !== length)
       throw new LinuxError(
         "ENXIO",
@@ -66,7 +66,7 @@ export class IommufdFile implements KernelFile {
       );
     if ((protection & PROT_EXEC) !== 0)
       throw new LinuxError("EPERM", "pages of a vIOMMU cannot be executed", this.name);
-    return [{ kind: "memory", offset: 0, length, pa: offered.pa }];
+    return [{ kind: "memory", offset: 0, length, pa: offered.pa, owner: offered }];
   }
 
   close(): void {

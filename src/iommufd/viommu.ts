@@ -13,6 +13,7 @@ import { HwptPaging } from "./hwpt.ts";
 import type { Ioas } from "./ioas.ts";
 import { IommufdObject } from "./objects.ts";
 import { request, requireFlags } from "./request.ts";
+import type { SharedPages } from "./shared-pages.ts";
 import { userData } from "./user-data.ts";
 
 /** What listens to a vIOMMU's events of one type. */
@@ -32,15 +33,21 @@ export class Viommu extends IommufdObject {
   readonly listeners = new Map<number, EventListener>();
   /** Hardware queues by type and index. */
   readonly queues = new Set<string>();
-  readonly #shared: readonly bigint[];
+  readonly #shared: readonly SharedPages[];
 
-  constructor(parent: HwptPaging, driver: IommuDriver, virtual: VirtualIommu, shared: readonly bigint[]) {
+  constructor(
+    parent: HwptPaging,
+    driver: IommuDriver,
+    virtual: VirtualIommu,
+    shared: readonly SharedPages[],
+  ) {
     super();
     this.context = parent.context;
     this.parent = parent;
     this.driver = driver;
     this.virtual = virtual;
     this.#shared = shared;
+    for (const pages of shared) pages.owner = this;
     parent.users += 1;
     virtual.onEvent = (type, data) => {
       const listener = this.listeners.get(type);
@@ -54,7 +61,7 @@ export class Viommu extends IommufdObject {
   }
 
   destroy(): void {
-    for (const offset of this.#shared) this.context.unshare(offset);
+    for (const pages of this.#shared) this.context.unshare(pages);
     this.virtual.free();
     this.parent.users -= 1;
   }
@@ -77,21 +84,21 @@ const make = (
       parent.name,
     );
   context.allocate("a vIOMMU");
-  const shared: bigint[] = [];
+  const shared: SharedPages[] = [];
   try {
     const virtual = driver.allocateViommu!(
       requester,
       parent.domain,
       userData(data.call, data.type, data.at, data.length),
       (pa, length) => {
-        const offset = context.share(pa, length);
-        shared.push(offset);
-        return offset;
+        const pages = context.share(pa, length);
+        shared.push(pages);
+        return pages.offset;
       },
     );
     return new Viommu(parent, driver, virtual, shared);
   } catch (error) {
-    for (const offset of shared) context.unshare(offset);
+    for (const pages of shared) context.unshare(pages);
     throw error;
   }
 };

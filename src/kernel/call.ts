@@ -108,10 +108,28 @@ export interface UserMemory {
   pinnedPages: number;
 }
 
-/** How a file's range is to appear in the caller's address space; `offset` counts from the start of the mapping. */
+/** What mapped pages belong to, when it must know how long they are mapped. */
+export interface PageOwner {
+  readonly name: string;
+  /** A process has mapped pages of it. */
+  mapped(): void;
+  /** No process has a page of that mapping any more: unmapped, dead, and so are its forked children. Never throws. */
+  unmapped(): void;
+}
+
+/**
+ * How a file's range is to appear in the caller's address space; `offset` counts from the start of the mapping. Who maps
+ * memory sees these frames and nothing else.
+ */
 export type MapSegment =
   | { readonly kind: "trap"; readonly offset: number; readonly length: number }
-  | { readonly kind: "memory"; readonly offset: number; readonly length: number; readonly pa: number };
+  | {
+      readonly kind: "memory";
+      readonly offset: number;
+      readonly length: number;
+      readonly pa: number;
+      readonly owner?: PageOwner;
+    };
 
 export interface KernelFile {
   /** "vfio-container", "vfio-group", "vfio-device", "iommufd", "fault-queue", … */

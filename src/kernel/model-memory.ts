@@ -16,8 +16,15 @@ interface Frame {
   references: number;
 }
 
+/** Pages of a file that are told when the last of them is unmapped. */
+interface Shared {
+  pages: number;
+  readonly gone: () => void;
+}
+
 interface Page {
   readonly frame: Frame;
+  readonly shared?: Shared;
   writable: boolean;
   adopted: boolean;
 }
@@ -58,13 +65,19 @@ export class ModelMemory implements UserMemory {
     }
   }
 
-  /** Pages of host memory that belong to somebody else: a kernel file's. */
-  mapPhysical(va: number, length: number, pa: number, writable: boolean): void {
+  /** Pages of host memory that belong to somebody else: a kernel file's. `gone` is called when all are unmapped. */
+  mapPhysical(
+    va: number,
+    length: number,
+    { pa, writable, gone = () => {} }: { readonly pa: number; readonly writable: boolean; readonly gone?: () => void },
+  ): void {
     this.#checkWhole(va, length);
     this.unmap(va, length);
+    const shared = { pages: length / FRAME_BYTES, gone };
     for (let done = 0; done < length; done += FRAME_BYTES)
       this.#pages.set((va + done) / FRAME_BYTES, {
         frame: { pa: pa + done, references: Number.POSITIVE_INFINITY },
+        shared,
         writable,
         adopted: true,
       });
@@ -76,7 +89,7 @@ export class ModelMemory implements UserMemory {
       const mapped = this.#pages.get(page);
       if (!mapped) continue;
       this.#pages.delete(page);
-      this.#drop(mapped.frame);
+      this.#unmapped(mapped);
     }
   }
 
@@ -140,6 +153,7 @@ export class ModelMemory implements UserMemory {
     for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
       const mapped = this.#pages.get(page);
       if (!mapped) throw fault(page * FRAME_BYTES, "not mapped");
+      if (mapped.shared) throw fault(page * FRAME_BYTES, "a page of a file of the kernel, which cannot be pinned");
       if (writable && !mapped.writable) throw fault(page * FRAME_BYTES, "read-only");
       ask ||= !mapped.adopted;
       frames.push(mapped.frame);
@@ -159,8 +173,16 @@ export class ModelMemory implements UserMemory {
 
   /** Every mapping goes. */
   release(): void {
-    for (const { frame } of this.#pages.values()) this.#drop(frame);
+    const pages = [...this.#pages.values()];
     this.#pages.clear();
+    for (const page of pages) this.#unmapped(page);
+  }
+
+  #unmapped({ frame, shared }: Page): void {
+    this.#drop(frame);
+    if (!shared) return;
+    shared.pages -= 1;
+    if (shared.pages === 0) shared.gone();
   }
 
   #drop(frame: Frame): void {

@@ -291,14 +291,14 @@ export class ModelTask implements Task {
       segments = file.mmap(call, offset, at.length, protection, flags);
       return 0;
     }).result();
-    for (const segment of segments)
-      if (segment.kind === "memory")
-        this.memory.mapPhysical(
-          at.va + segment.offset,
-          segment.length,
-          segment.pa,
-          (protection & PROT_WRITE) !== 0,
-        );
+    const writable = (protection & PROT_WRITE) !== 0;
+    for (const segment of segments) {
+      if (segment.kind !== "memory") continue;
+      const { pa, owner } = segment;
+      owner?.mapped();
+      const gone = () => owner?.unmapped();
+      this.memory.mapPhysical(at.va + segment.offset, segment.length, { pa, writable, gone });
+    }
   }
 
   pread(fd: number, offset: bigint, into: Uint8Array): number {

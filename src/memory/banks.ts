@@ -18,6 +18,15 @@ const LARGE_PAGES = 512;
 /** The most pages of one client run: with its lead it must fit in a bank. */
 export const MAX_CLIENT_RUN = 2 ** 19;
 
+/** Parts of RAM that have a file of their own at a time: each costs a descriptor and two mappings. */
+const MAX_EXPOSED = 256;
+/** What the files of such parts are called. */
+export const EXPOSED_NAME = "softiommu pages";
+/** MFD_CLOEXEC | MFD_ALLOW_SEALING. */
+const MEMFD_SEALABLE = libc.MFD_CLOEXEC | 2;
+/** F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW: a program that has the file cannot take the pages from under us. */
+const FIXED_SIZE = 1 | 2 | 4;
+
 /** Values of a frame's state byte. Bit 0: may be read directly; bit 1: and written; bit 2: a client's page. */
 export const FrameState = {
   none: 0,
@@ -98,6 +107,8 @@ export class Banks implements HostMemory {
   #seenTrips = 0;
   #allocated = 0;
   #clientSlots = 0;
+  /** RAM frames that lie in a file of their own, because a program may map them; by address. */
+  readonly #exposed = new Map<number, { readonly length: number; readonly fd: number }>();
   /** lg2 of the slots taken for a run, by its first frame. */
   readonly #runs = new Map<number, number>();
 
@@ -422,6 +433,7 @@ export class Banks implements HostMemory {
     if (range === undefined) throw new Error(`0x${pa.toString(16)} is not RAM`);
     range.frames.free(frame, ceilLg2(count));
     this.#allocated -= count;
+    if (this.#exposed.size > 0) this.#conceal(pa, count * FRAME_BYTES);
   }
 
   #addRam(start: number, length: number, offset: number, ramEnd: number): void {
@@ -464,10 +476,58 @@ export class Banks implements HostMemory {
     return bank;
   }
 
-  /** The file behind a frame of RAM, for mapping it elsewhere; undefined where there is no RAM. */
+  /** The file behind all RAM, which no program may have (`expose`), and where a frame lies in it; undefined where there is no RAM. */
   backing(pa: number): FrameBacking | undefined {
     const range = this.#ram.find(({ start, length }) => pa >= start && pa < start + length);
     return range && { fd: this.#memfd, offset: range.offset + (pa - range.start) };
+  }
+
+  /**
+   * The file to map some RAM frames from, which holds nothing but them: they move into it when they are first asked for,
+   * and leave it when they are freed; who maps the file then keeps the old bytes. Whole frames of one allocation. Undefined
+   * when it is no RAM, when another file holds a part of it, or when no file more can be had.
+   */
+  expose(pa: number, length: number): FrameBacking | undefined {
+    for (const [start, { length: bytes, fd }] of this.#exposed) {
+      if (pa >= start && pa + length <= start + bytes) return { fd, offset: pa - start };
+      if (pa < start + bytes && start < pa + length) return undefined;
+    }
+    const range = this.#ram.find((ram) => pa >= ram.start && pa + length <= ram.start + ram.length);
+    const whole = pa % FRAME_BYTES === 0 && length % FRAME_BYTES === 0 && length > 0;
+    if (range === undefined || !whole || this.#exposed.size >= MAX_EXPOSED) return undefined;
+    const content = new Uint8Array(length);
+    this.readBytes(pa, content);
+    const fd = libc.memfdCreate(EXPOSED_NAME, MEMFD_SEALABLE);
+    if (fd < 0) return undefined;
+    libc.must("ftruncate", libc.ftruncate(fd, length));
+    libc.must("fcntl", libc.fcntl(fd, libc.Fcntl.addSeals, FIXED_SIZE));
+    this.#lay(pa, length, fd, 0);
+    this.writeBytes(pa, content);
+    this.#exposed.set(pa, { length, fd });
+    return { fd, offset: 0 };
+  }
+
+  /** The frames are RAM like all other again. */
+  #conceal(pa: number, length: number): void {
+    for (const [start, { length: bytes, fd }] of this.#exposed) {
+      if (start < pa || start >= pa + length) continue;
+      const { fd: ram, offset } = this.backing(start)!;
+      this.#lay(start, bytes, ram, offset);
+      libc.close(fd);
+      this.#exposed.delete(start);
+    }
+  }
+
+  /** Maps a part of a file over RAM frames, which stay as accessible as they were. */
+  #lay(pa: number, length: number, fd: number, offset: number): void {
+    for (let done = 0; done < length; ) {
+      const run = Math.min(length - done, BANK_BYTES - ((pa + done) >>> 0));
+      const address = this.#addressOfFrame((pa + done) / FRAME_BYTES);
+      const flags = libc.MapFlag.shared | libc.MapFlag.fixed | libc.MapFlag.noReserve;
+      const access = libc.Prot.read | libc.Prot.write;
+      libc.must("mmap", libc.mmap(address, run, access, flags, fd, offset + done));
+      done += run;
+    }
   }
 
   /** The inverse of `backing`: the address of a byte of the RAM file, or -1. */
@@ -622,6 +682,8 @@ export class Banks implements HostMemory {
       libc.munmap(bank.stateAddress, 2 * BANK_FRAMES);
     }
     this.#banks.fill(undefined);
+    for (const { fd } of this.#exposed.values()) libc.close(fd);
+    this.#exposed.clear();
     libc.close(this.#memfd);
   }
 }

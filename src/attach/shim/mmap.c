@@ -1,6 +1,8 @@
 /*
  * Mappings. An emulated file answers mmap with segments: memory, which is a range of a memfd the daemon sends, and
- * traps, which stay PROT_NONE. A mapping keeps its file open, as on Linux, through a kept duplicate of the descriptor.
+ * traps, which stay PROT_NONE. A mapping keeps its file open, as on Linux, through a kept duplicate of the descriptor;
+ * where the daemon must know how long pages are mapped, it sends a descriptor more, which lives as long as they do: in
+ * this process, in its forked children, in what is left of the mapping when a part of it goes.
  * Everything else passes, after telling adopt.c and trap.c which addresses change hands.
  */
 #include <fcntl.h>
@@ -18,6 +20,8 @@ struct mapping {
     uintptr_t start;
     uintptr_t end; /* 0: a free slot */
     int keep_fd;
+    int hold_fd;  /* tells the daemon that the pages are mapped; -1: it need not know */
+    bool movable; /* has no traps */
 };
 
 static struct mapping mappings[MAX_MAPPINGS];
@@ -53,46 +57,84 @@ void mappings_fork_done(void)
     lock_give(&lock_word, fork_signals);
 }
 
-static bool add_mapping(uintptr_t start, uintptr_t end, int keep_fd)
+static bool add_mapping(const struct mapping *value)
 {
     for (int i = 0; i < MAX_MAPPINGS; i++)
         if (!mappings[i].end) {
-            mappings[i] = (struct mapping){start, end, keep_fd};
+            mappings[i] = *value;
             __atomic_add_fetch(&mapping_count, 1, __ATOMIC_RELAXED);
             return true;
         }
     return false;
 }
 
+/* A kept duplicate, or -errno. */
+static int keep_copy(int fd)
+{
+    long duplicate = raw_fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return duplicate < 0 ? (int)duplicate : shim_keep_fd((int)duplicate);
+}
+
+static void drop_descriptors(const struct mapping *m)
+{
+    if (m->keep_fd >= 0)
+        shim_drop_fd(m->keep_fd);
+    if (m->hold_fd >= 0)
+        shim_drop_fd(m->hold_fd);
+}
+
+/* Adds [start, end) with duplicates of the descriptors. Returns 0 or -errno. */
+static int add_part(const struct mapping *whole, uintptr_t start, uintptr_t end)
+{
+    struct mapping part = {start, end, keep_copy(whole->keep_fd), -1, whole->movable};
+    int result = part.keep_fd < 0 ? part.keep_fd : 0;
+    if (result == 0 && whole->hold_fd >= 0) {
+        part.hold_fd = keep_copy(whole->hold_fd);
+        result = part.hold_fd < 0 ? part.hold_fd : 0;
+    }
+    if (result == 0 && !add_mapping(&part))
+        result = -ENOMEM;
+    if (result < 0)
+        drop_descriptors(&part);
+    return result;
+}
+
 static void cut_mapping(struct mapping *m, uintptr_t start, uintptr_t end)
 {
     bool head = m->start < start, tail = m->end > end;
     if (head && tail) {
-        long fd = raw_fcntl(m->keep_fd, F_DUPFD_CLOEXEC, 3);
-        int kept = fd < 0 ? -1 : shim_keep_fd((int)fd);
-        if (kept >= 0 && !add_mapping(end, m->end, kept))
-            shim_drop_fd(kept);
+        add_part(m, end, m->end); /* without a descriptor the tail stays mapped, and is not counted */
         m->end = start;
     } else if (head) {
         m->end = start;
     } else if (tail) {
         m->start = end;
     } else {
-        shim_drop_fd(m->keep_fd);
+        drop_descriptors(m);
         *m = (struct mapping){0};
         __atomic_sub_fetch(&mapping_count, 1, __ATOMIC_RELAXED);
     }
+}
+
+/* Under the lock. */
+static void cut_mappings(uintptr_t start, uintptr_t end)
+{
+    for (int i = 0; i < MAX_MAPPINGS; i++)
+        if (mappings[i].end && mappings[i].start < end && mappings[i].end > start)
+            cut_mapping(&mappings[i], start, end);
+}
+
+static uintptr_t page_end(uintptr_t start, size_t len)
+{
+    return start + ((len + PAGE - 1) & ~(uintptr_t)(PAGE - 1));
 }
 
 static void forget_mappings(void *addr, size_t len)
 {
     if (!__atomic_load_n(&mapping_count, __ATOMIC_RELAXED))
         return;
-    uintptr_t start = (uintptr_t)addr, end = start + ((len + PAGE - 1) & ~(uintptr_t)(PAGE - 1));
     uint64_t before = lock_take(&lock_word);
-    for (int i = 0; i < MAX_MAPPINGS; i++)
-        if (mappings[i].end && mappings[i].start < end && mappings[i].end > start)
-            cut_mapping(&mappings[i], start, end);
+    cut_mappings((uintptr_t)addr, page_end((uintptr_t)addr, len));
     lock_give(&lock_word, before);
 }
 
@@ -130,9 +172,17 @@ static long place_segment(char *base, const struct mmap_segment *s, const struct
                     x->fds[s->fd_index], (off_t)s->fd_offset);
 }
 
-/* Reserves the range, then fills it. */
+static bool only_memory(const struct mmap_segment *segments, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (segments[i].kind == SEGMENT_TRAP)
+            return false;
+    return true;
+}
+
+/* Reserves the range, then fills it. hold_fd is the daemon's, or -1. */
 static long place(void *addr, size_t len, int prot, int flags, int fd, uint64_t cookie, const struct exchange *x,
-                  const struct mmap_segment *segments, size_t count)
+                  const struct mmap_segment *segments, size_t count, int hold_fd)
 {
     int placing = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_32BIT);
     if (flags & MAP_FIXED)
@@ -140,23 +190,15 @@ static long place(void *addr, size_t len, int prot, int flags, int fd, uint64_t 
     long base = raw_mmap(addr, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | placing, -1, 0);
     if (base < 0 && base > -4096)
         return base;
-    long duplicate = raw_fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    int keep_fd = duplicate < 0 ? (int)duplicate : shim_keep_fd((int)duplicate);
-    long result = keep_fd < 0 ? keep_fd : 0;
-    if (result == 0) {
-        uint64_t before = lock_take(&lock_word);
-        bool added = add_mapping((uintptr_t)base, (uintptr_t)base + ((len + PAGE - 1) & ~(size_t)(PAGE - 1)), keep_fd);
-        lock_give(&lock_word, before);
-        if (!added) {
-            shim_drop_fd(keep_fd);
-            result = -ENOMEM;
-        }
-    }
+    struct mapping whole = {.keep_fd = fd, .hold_fd = hold_fd, .movable = only_memory(segments, count)};
+    uint64_t before = lock_take(&lock_word);
+    long result = add_part(&whole, (uintptr_t)base, page_end((uintptr_t)base, len));
+    lock_give(&lock_word, before);
     for (size_t i = 0; i < count && result >= 0; i++)
-        result = place_segment((char *)base, &segments[i], x, prot, flags, cookie, keep_fd);
+        result = place_segment((char *)base, &segments[i], x, prot, flags, cookie, fd);
     if (result < 0 && result > -4096) {
-        forget((void *)base, len);
         raw_munmap((void *)base, len);
+        forget((void *)base, len);
         return result;
     }
     return base;
@@ -177,8 +219,9 @@ static long map_emulated(void *addr, size_t len, int prot, int flags, int fd, ui
     struct exchange x = {
         .op = OP_MMAP, .send = {{&body, sizeof body}}, .nsend = 1, .reply = segments, .reply_size = sizeof segments};
     long result = shim_exchange_restarting(&x);
+    int hold_fd = result > 0 && x.header.fds > 0 ? x.fds[x.header.fds - 1] : -1;
     if (result >= 0)
-        result = place(addr, len, prot, flags, fd, cookie, &x, segments, x.header.length / sizeof segments[0]);
+        result = place(addr, len, prot, flags, fd, cookie, &x, segments, x.header.length / sizeof segments[0], hold_fd);
     for (uint32_t i = 0; i < x.header.fds; i++)
         raw_close(x.fds[i]);
     return result;
@@ -210,6 +253,43 @@ EXPORT int munmap(void *addr, size_t len)
     return real.munmap(addr, len);
 }
 
+/* Under the lock: the mapping that holds all of [start, end) and can be moved. */
+static struct mapping *movable_mapping(uintptr_t start, uintptr_t end)
+{
+    for (int i = 0; i < MAX_MAPPINGS; i++)
+        if (mappings[i].end && mappings[i].movable && mappings[i].start <= start && mappings[i].end >= end)
+            return &mappings[i];
+    return NULL;
+}
+
+/* Linux moves and shrinks such a mapping, and does not let it grow. A trap cannot be moved here. */
+static long why_not_movable(void *old, size_t old_size, size_t new_size, int flags)
+{
+    uintptr_t start = (uintptr_t)old, end = page_end(start, old_size);
+    uint64_t before = lock_take(&lock_word);
+    bool found = movable_mapping(start, end) != NULL;
+    lock_give(&lock_word, before);
+    if (!found || page_end(start, new_size) > end)
+        return -EFAULT;
+    return flags & MREMAP_DONTUNMAP ? -EINVAL : 0;
+}
+
+static long move_emulated(void *old, size_t old_size, size_t new_size, int flags, void *target)
+{
+    uintptr_t start = (uintptr_t)old, end = page_end(start, old_size);
+    uint64_t before = lock_take(&lock_word);
+    struct mapping *m = movable_mapping(start, end);
+    long result = m ? raw_mremap(old, old_size, new_size, flags, target) : -EFAULT;
+    if (result == (long)start) {
+        cut_mappings(page_end(start, new_size), end);
+    } else if (result >= 0 || result <= -4096) {
+        add_part(m, (uintptr_t)result, page_end((uintptr_t)result, new_size));
+        cut_mappings(start, end);
+    }
+    lock_give(&lock_word, before);
+    return result;
+}
+
 EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 {
     void *target = NULL;
@@ -222,11 +302,13 @@ EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
     }
     if (!attached())
         return real.mremap(old, old_size, new_size, flags, target);
-    /* A device's mapping cannot grow; moving one is refused as well. */
-    if (maps_emulated(old, old_size ? old_size : 1))
-        return (void *)result_of(-EFAULT);
+    bool emulated = maps_emulated(old, old_size ? old_size : 1);
+    if (emulated && (result = why_not_movable(old, old_size, new_size, flags)) < 0)
+        return (void *)result_of(result);
     if (flags & MREMAP_FIXED)
         forget(target, new_size);
+    if (emulated)
+        return (void *)result_of(move_emulated(old, old_size, new_size, flags, target));
     if (adopt_mremap(old, old_size, new_size, flags, target, &result))
         return (void *)result_of(result);
     return real.mremap(old, old_size, new_size, flags, target);

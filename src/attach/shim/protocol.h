@@ -25,7 +25,8 @@ enum shim_op {
     OP_WRITE = 5,
     OP_PREAD = 6,
     OP_PWRITE = 7,
-    OP_MMAP = 8,     /* body: struct mmap_body; reply: struct mmap_segment[] and their memory descriptors */
+    OP_MMAP = 8,     /* body: struct mmap_body; reply: struct mmap_segment[] and their memory descriptors; value 1: and
+                        one more, to be kept until the last page is unmapped */
     OP_FSTAT = 9,    /* body: struct file_body; reply: struct fstat_reply */
     OP_RING = 10,    /* body: struct file_body: a doorbell message was taken that was still due */
     OP_SEEK = 11,    /* body: struct seek_body; the value is the new position */
