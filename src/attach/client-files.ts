@@ -4,7 +4,7 @@
  * memory (a run); its pages answer while they are pinned, counted one by one. A run nobody pins stays mapped for a
  * while, because programs pin the same buffers again and again. Leaves out: who may pin, and what is adopted.
  */
-import { closeSync, fstatSync } from "node:fs";
+import { closeSync, fstatSync, openSync, statfsSync } from "node:fs";
 import { type EventSink, silent } from "../base/events.ts";
 import * as libc from "../base/libc.ts";
 import type { FileBacking, Pin } from "../kernel/call.ts";
@@ -33,6 +33,23 @@ export const keyOfStat = ({ dev, ino }: { readonly dev: bigint; readonly ino: bi
     Number((dev & 0xffn) | ((dev >> 12n) & 0xffffff00n)),
     Number(ino),
   );
+
+/** Kinds of file systems whose files are memory: tmpfs, memfds included, and hugetlbfs. */
+const IN_MEMORY: ReadonlySet<number> = new Set([0x0102_1994, 0x9584_58f6]);
+
+/** The file opened for reading and writing, and whether that could be; else as it was, or for reading. Closes `fd` unless it is that. */
+const writableCopy = (fd: number): [fd: number, writable: boolean] => {
+  if (accessMode(fd) === O_RDWR) return [fd, true];
+  for (const mode of ["r+", "r"])
+    try {
+      const copy = openSync(`/proc/self/fd/${fd}`, mode);
+      closeSync(fd);
+      return [copy, mode === "r+"];
+    } catch {
+      // not that way, then
+    }
+  return [fd, false];
+};
 
 /** Mappings the daemon allows itself; the kernel's default is 65530, and a run costs two. */
 const MAX_RUNS = 24_000;
@@ -129,6 +146,8 @@ export class ClientFile {
   readonly owners = new Set<object>();
   /** Ascending, disjoint. */
   readonly runs: Run[] = [];
+  /** It cannot be mapped for writing again: what is mapped stays so. */
+  sealed = false;
 
   constructor(files: ClientFiles, key: string, fd: number, writable: boolean) {
     this.files = files;
@@ -162,6 +181,19 @@ export class ClientFile {
       page += count;
     }
     return segments;
+  }
+
+  /** Maps all of it, for good. As much as there is room for. */
+  seal(): void {
+    const count = Math.ceil(this.size / FRAME_BYTES);
+    const range = { first: 0, count, va: 0, before: 0, after: 0 };
+    for (let page = 0; page < count; ) {
+      const run = this.#covering(page) ?? this.#map(page, range);
+      if (run === undefined) break;
+      this.files.busy(run);
+      page = run.first + run.count;
+    }
+    this.sealed = true;
   }
 
   /** Whether any page of [first, end) is pinned. */
@@ -275,32 +307,56 @@ export class ClientFiles {
     return file;
   }
 
-  /** A client's file for mapping; `fd` is ours from now on. Throws EINVAL when its pages cannot be mapped. */
+  /**
+   * A client's memfd or file in memory, for mapping; `fd` is ours from now on. How it was opened does not matter, as on
+   * Linux, which takes the file's pages and asks no more. Throws EINVAL for other files.
+   */
   backing(fd: number): FileBacking {
-    const stat = fstatSync(fd, { bigint: true });
-    const mode = accessMode(fd);
-    if (!stat.isFile() || mode === O_WRONLY) {
-      closeSync(fd);
-      throw new LinuxError("EINVAL", "the descriptor is not a file whose pages can be mapped");
-    }
-    const key = keyOfStat(stat);
-    const known = this.#files.get(key);
-    if (known !== undefined) closeSync(fd);
-    const file = known ?? this.add(key, fd, mode === O_RDWR);
+    const file = this.#fileOf(fd);
+    if (file === undefined)
+      throw new LinuxError("EINVAL", "the descriptor is not a memfd or a file in memory");
     const owner = {};
     file.owners.add(owner);
     return {
       get size() {
         return file.size;
       },
-      writable: file.writable && mode === O_RDWR,
+      writable: file.writable,
       pin: (offset, length, writable) => {
-        if (writable && !(file.writable && mode === O_RDWR))
-          throw new LinuxError("EACCES", "the file was not opened for writing");
+        if (writable && !file.writable)
+          throw new LinuxError("EACCES", "the file cannot be opened for writing");
         return this.#pinFile(file, offset, length, writable);
       },
       close: () => this.disown(file, owner),
     };
+  }
+
+  /** A file in memory that is mapped as a whole before it is sealed; `fd` is ours from now on. Undefined when that cannot be. */
+  sealing(fd: number): ClientFile | undefined {
+    const file = this.#fileOf(fd);
+    if (file?.writable) {
+      file.seal();
+      return file;
+    }
+    if (file) this.#retire(file);
+    return undefined;
+  }
+
+  /** Takes over `fd`. Undefined: not a file in memory. */
+  #fileOf(fd: number): ClientFile | undefined {
+    const stat = fstatSync(fd, { bigint: true });
+    if (!stat.isFile() || !IN_MEMORY.has(statfsSync(`/proc/self/fd/${fd}`).type)) {
+      closeSync(fd);
+      return undefined;
+    }
+    const key = keyOfStat(stat);
+    const known = this.#files.get(key);
+    if (known !== undefined) {
+      closeSync(fd);
+      return known;
+    }
+    const [best, writable] = writableCopy(fd);
+    return this.add(key, best, writable);
   }
 
   #pinFile(file: ClientFile, offset: number, length: number, writable: boolean): Pin {
@@ -346,7 +402,7 @@ export class ClientFiles {
   }
 
   idle(run: Run): void {
-    this.#idle.add(run);
+    if (!run.file.sealed) this.#idle.add(run);
     this.#retire(run.file);
     if (this.#idle.size <= MAX_IDLE) return;
     const [oldest] = this.#idle;

@@ -39,6 +39,8 @@ const ADOPTION_WAITS = 1000;
 const sleeper = new Int32Array(new SharedArrayBuffer(4));
 /** Ranges that could not be adopted are remembered until the call comes again; no client makes us keep more. */
 const MAX_REFUSALS = 1024;
+/** Sealed files of a process that stay mapped although it maps them no more. */
+const MAX_SEALED = 64;
 /** Pins of files between two looks at which files the program still maps. */
 const SWEEP_PINS = 4096;
 
@@ -55,6 +57,8 @@ export const AdoptOp = {
   forking: 102,
   /** The fork is over, in the parent. */
   forked: 103,
+  /** A file comes along that is about to be sealed against mappings that can be written. */
+  seal: 104,
 } as const;
 
 const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
@@ -82,6 +86,8 @@ export class ProcessMemory implements UserMemory {
   readonly #pidfd: number;
   readonly #files: ClientFiles;
   readonly #owned = new Set<ClientFile>();
+  /** Those of them that could not be mapped again, in the order in which they were sealed. */
+  readonly #sealed = new Set<ClientFile>();
   readonly #remote = new Map<string, RemoteFrames>();
   #adoption: Adoption | undefined;
   /** First address of a range that could not be adopted → its end. */
@@ -168,7 +174,7 @@ export class ProcessMemory implements UserMemory {
       adopted.sweep(vmas.filter((vma) => keyOf(vma.major, vma.minor, vma.inode) === adopted.file.key));
     const mapped = new Set(vmas.map(({ major, minor, inode }) => keyOf(major, minor, inode)));
     for (const file of this.#owned)
-      if (file !== adopted?.file && !mapped.has(file.key)) {
+      if (file !== adopted?.file && !mapped.has(file.key) && !this.#sealed.has(file)) {
         this.#owned.delete(file);
         this.#files.disown(file, this);
       }
@@ -228,6 +234,16 @@ export class ProcessMemory implements UserMemory {
     const { events } = this.#files;
     if (events.on) events.emit("adopt", { pid: this.pid, va, length, refused: true });
     if (offset >= 0) this.#adoption?.cancel(offset);
+  }
+
+  /** Maps a file while that can be done for writing; `fd` is ours from now on. The kernel writes to sealed memory as to any. */
+  seal(fd: number): void {
+    const file = this.#files.sealing(fd);
+    if (file === undefined) return;
+    this.#own(file);
+    this.#sealed.add(file);
+    const [oldest] = this.#sealed;
+    if (this.#sealed.size > MAX_SEALED) this.#sealed.delete(oldest!);
   }
 
   /** The descriptor of the memfd with adopted memory; -1 when there is none. */
@@ -319,11 +335,13 @@ export class ProcessMemory implements UserMemory {
       if (found === undefined) return undefined;
       file = this.#files.add(key, found.fd, found.writable);
     }
-    if (!this.#owned.has(file)) {
-      this.#owned.add(file);
-      file.owners.add(this);
-    }
+    this.#own(file);
     return file;
+  }
+
+  #own(file: ClientFile): void {
+    this.#owned.add(file);
+    file.owners.add(this);
   }
 
   /** Looks through the process's descriptors for one of this file; a writable one is preferred. */
@@ -424,6 +442,16 @@ export const handlers: OpHandlers = new Map<number, OpHandler>([
     AdoptOp.forked,
     (connection) => {
       memoryOf(connection).forking = false;
+      return {};
+    },
+  ],
+  [
+    AdoptOp.seal,
+    (connection, _body, fds) => {
+      const [fd] = fds;
+      if (fd === undefined) throw new LinuxError("EINVAL", "a file was expected");
+      for (const other of fds.slice(1)) closeSync(other);
+      memoryOf(connection).seal(fd);
       return {};
     },
   ],

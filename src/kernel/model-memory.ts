@@ -69,7 +69,11 @@ export class ModelMemory implements UserMemory {
   mapPhysical(
     va: number,
     length: number,
-    { pa, writable, gone = () => {} }: { readonly pa: number; readonly writable: boolean; readonly gone?: () => void },
+    {
+      pa,
+      writable,
+      gone = () => {},
+    }: { readonly pa: number; readonly writable: boolean; readonly gone?: () => void },
   ): void {
     this.#checkWhole(va, length);
     this.unmap(va, length);
@@ -153,7 +157,8 @@ export class ModelMemory implements UserMemory {
     for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
       const mapped = this.#pages.get(page);
       if (!mapped) throw fault(page * FRAME_BYTES, "not mapped");
-      if (mapped.shared) throw fault(page * FRAME_BYTES, "a page of a file of the kernel, which cannot be pinned");
+      if (mapped.shared)
+        throw fault(page * FRAME_BYTES, "a page of a file of the kernel, which cannot be pinned");
       if (writable && !mapped.writable) throw fault(page * FRAME_BYTES, "read-only");
       ask ||= !mapped.adopted;
       frames.push(mapped.frame);

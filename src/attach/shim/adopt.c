@@ -8,7 +8,8 @@
  * forks that do not go through fork(3).
  *
  * Bodies: OP_ADOPT_PLAN {va, length} -> {offset, protection} and the memfd, or value 1 when it is not there any more;
- * OP_ADOPT_REFUSED {va, length, offset}; OP_ADOPT_FORKING {} -> the memfd; OP_ADOPT_FORKED {}. All fields u64.
+ * OP_ADOPT_REFUSED {va, length, offset}; OP_ADOPT_FORKING {} -> the memfd; OP_ADOPT_FORKED {}; OP_ADOPT_SEAL {} with
+ * the file's descriptor. All fields u64.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +27,7 @@
 #define OP_ADOPT_REFUSED (OP_ADOPT_FIRST + 1)
 #define OP_ADOPT_FORKING (OP_ADOPT_FIRST + 2)
 #define OP_ADOPT_FORKED (OP_ADOPT_FIRST + 3)
+#define OP_ADOPT_SEAL (OP_ADOPT_FIRST + 4)
 
 #define PAGE UINT64_C(4096)
 #define NOWHERE (~UINT64_C(0))
@@ -292,6 +294,11 @@ int adopt_range(uint64_t va, uint64_t length)
     unlock();
     restore_signals(before);
     return result < 0 ? (int)result : 0;
+}
+
+void adopt_seal(int fd)
+{
+    shim_request(OP_ADOPT_SEAL, NULL, 0, NULL, 0, &fd, 1, NULL, NULL);
 }
 
 /* ---- fork --------------------------------------------------------------------------------------------------- */

@@ -194,7 +194,8 @@ EXPORT int fcntl64(int fd, int command, ...)
     va_start(list, command);
     long argument = va_arg(list, long);
     va_end(list);
-    attached();
+    if (attached() && command == F_ADD_SEALS && argument & F_SEAL_FUTURE_WRITE)
+        adopt_seal(fd);
     int result = real.fcntl(fd, command, argument);
     if (result >= 0 && (command == F_DUPFD || command == F_DUPFD_CLOEXEC))
         copy_note(fd, result);

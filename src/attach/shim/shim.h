@@ -71,6 +71,8 @@ bool adopt_madvise(void *addr, size_t len, int advice, int *result);
 bool adopt_mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address, long *result);
 /* MAP_SHARED|MAP_ANONYMOUS: a mapping of a memfd instead. The address or -errno as raw_mmap gives it. */
 long adopt_mmap_shared_anonymous(void *addr, size_t len, int prot, int flags);
+/* Before no mapping of the file may be made that can be written: the daemon makes its own. */
+void adopt_seal(int fd);
 /* pthread_atfork. */
 void adopt_fork_prepare(void);
 void adopt_fork_parent(void);
