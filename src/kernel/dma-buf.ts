@@ -8,6 +8,8 @@ import { LinuxError } from "../uapi/errno.ts";
 import type { KernelFile } from "./call.ts";
 
 const PAGE_BYTES = 4096;
+const SEEK_SET = 0;
+const SEEK_END = 2;
 
 /** Physical memory, in bytes: multiples of a page. */
 export interface PhysicalRange {
@@ -82,6 +84,13 @@ export class DmaBuf implements KernelFile {
   /** It can be imported again. */
   restore(): void {
     this.#revoked = false;
+  }
+
+  /** Only to tell how large it is: the end, and back to the start. Throws EINVAL. */
+  seek(offset: bigint, whence: number): number {
+    if (offset === 0n && whence === SEEK_END) return this.size;
+    if (offset === 0n && whence === SEEK_SET) return 0;
+    throw new LinuxError("EINVAL", "it can be sought to offset 0 of its start and its end only", this.name);
   }
 
   /** Throws EINVAL: no exporter here offers its memory to the processor. */
