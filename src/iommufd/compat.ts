@@ -198,7 +198,7 @@ const unmapDma = (context: IommufdContext, call: Call, at: bigint): number | Sus
     return report(0n, error);
   }
   if (!ioas.pagetable.areas.in(range)) return report(0n);
-  return unmapWaiting(context, call, ioas.pagetable, range, report);
+  return unmapWaiting(context, call, ioas, range, report);
 };
 
 const requireUnmappable = (iova: bigint, size: bigint): void => {

@@ -78,7 +78,7 @@ export class IoPagetable implements PageMapper {
     return this.#domains.largePages;
   }
 
-  /** Throws EINVAL while domains map areas page by large page. */
+  /** Throws EINVAL while domains map areas by large pages, EADDRINUSE when areas are not aligned to pages; then nothing has changed. */
   setLargePages(on: boolean): void {
     if (on === this.largePages) return;
     if (!on && this.#domains.any && this.#areas.size > 0)
@@ -88,7 +88,14 @@ export class IoPagetable implements PageMapper {
         this.#name(),
       );
     this.#domains.largePages = on;
-    this.#alignment = this.#alignmentWith(this.domains);
+    const alignment = this.#alignmentWith(this.domains);
+    try {
+      this.#requireAllAligned(alignment);
+    } catch (error) {
+      this.#domains.largePages = !on;
+      throw error;
+    }
+    this.#alignment = alignment;
   }
 
   /**

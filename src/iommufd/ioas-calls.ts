@@ -3,8 +3,9 @@
  * CHANGE_PROCESS, and DESTROY of any object. Checks come in the order in which Linux 7.2 makes them, as recorded in
  * test/data/transcripts.
  */
+import { IntervalMap } from "../base/interval-map.ts";
 import { Protection } from "../iommu/driver.ts";
-import type { Call, FileBacking, Suspended } from "../kernel/call.ts";
+import { type Call, type FileBacking, SUSPENDED, type Suspended } from "../kernel/call.ts";
 import { DmaBuf } from "../kernel/dma-buf.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import {
@@ -31,7 +32,7 @@ import {
   IommuIoasUnmap,
   IommuIovaRange,
 } from "../uapi/iommufd.ts";
-import { type AddressRange, hex, MAX_ADDRESS, PAGE_BYTES, showRange } from "./address.ts";
+import { type AddressRange, hex, MAX_ADDRESS, offsetOf, PAGE_BYTES, pageOf, showRange } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
 import { DmaBufSource } from "./dma-buf-source.ts";
 import { Ioas } from "./ioas.ts";
@@ -80,8 +81,17 @@ const ioasAlloc = request(
   },
 );
 
-const destroy = request(IOMMU_DESTROY, IommuDestroy, "id", ({ context, argument }) => {
-  context.objects.destroy(argument.id);
+/** Waits for calls on the object; interrupted, it goes all the same. */
+const destroy = request(IOMMU_DESTROY, IommuDestroy, "id", ({ context, call, argument }) => {
+  const object = context.objects.destroy(argument.id);
+  if (!object.busy) return undefined;
+  context.keep();
+  const waiting = call.suspend(() => {});
+  object.whenIdle(() => {
+    context.release();
+    if (!waiting.settled) waiting.resume(0);
+  });
+  return SUSPENDED;
 });
 
 const iovaRanges = request(
@@ -108,28 +118,60 @@ const iovaRanges = request(
   },
 );
 
-/** Ranges as the caller lists them. Throws EFAULT; EINVAL when one ends before it starts or two overlap. */
+/** Most ranges that may be allowed. */
+const MOST_RANGES = 2 ** 20;
+/** Ranges that are fetched from the caller in one go. */
+const FETCHED = 256;
+
+/** One by one, so that EFAULT comes where Linux has it: after what is wrong with the ranges before. */
+function* rangesAt(call: Call, at: bigint, count: number): Iterable<AddressRange> {
+  const { size } = IommuIovaRange;
+  for (let first = 0; first < count; first += FETCHED) {
+    const bytes = new Uint8Array(Math.min(count - first, FETCHED) * size);
+    const whole = attempt(() => call.memory.read(at + BigInt(first * size), bytes));
+    for (let offset = 0; offset < bytes.length; offset += size) {
+      const one = bytes.subarray(offset, offset + size);
+      if (!whole) call.memory.read(at + BigInt(first * size + offset), one);
+      yield IommuIovaRange.read(one);
+    }
+  }
+}
+
+const attempt = (access: () => void): boolean => {
+  try {
+    access();
+    return true;
+  } catch (error) {
+    if (error instanceof LinuxError) return false;
+    throw error;
+  }
+};
+
+/**
+ * Ranges as the caller lists them. Throws EFAULT; EINVAL when one ends before it starts or touches one before it; ENOMEM
+ * for more than 2^20.
+ */
 const readRanges = (call: Call, at: bigint, count: number, context: IommufdContext): AddressRange[] => {
   const ranges: AddressRange[] = [];
-  const bytes = new Uint8Array(IommuIovaRange.size);
-  for (let i = 0; i < count; i += 1) {
-    call.memory.read(at + BigInt(i * IommuIovaRange.size), bytes);
+  const taken = new IntervalMap<AddressRange>();
+  for (const range of rangesAt(call, at, count)) {
+    const { start, last } = range;
+    if (start >= last)
+      throw new LinuxError(
+        "EINVAL",
+        `allowed range ${ranges.length} ends before it begins: ${showRange(range)}`,
+      );
+    if (!taken.insert(pageOf(start), offsetOf(start), pageOf(last), offsetOf(last), range))
+      throw new LinuxError(
+        "EINVAL",
+        `allowed ranges ${showRange(taken.value)} and ${showRange(range)} overlap`,
+      );
     context.allocate("an allowed range");
-    const range = IommuIovaRange.read(bytes);
-    if (range.start >= range.last)
-      throw new LinuxError("EINVAL", `allowed range ${i} ends before it begins: ${showRange(range)}`);
+    if (ranges.length === MOST_RANGES)
+      throw new LinuxError("ENOMEM", `num_iovas ${count}: at most ${MOST_RANGES} ranges can be allowed`);
     ranges.push(range);
   }
   return ranges;
-};
-
-const requireDisjoint = (ranges: readonly AddressRange[]): void => {
-  const sorted = [...ranges].sort((a, b) => (a.start < b.start ? -1 : 1));
-  sorted.forEach((range, i) => {
-    const before = sorted[i - 1];
-    if (before && range.start <= before.last)
-      throw new LinuxError("EINVAL", `allowed ranges ${showRange(before)} and ${showRange(range)} overlap`);
-  });
 };
 
 const allowIovas = request(
@@ -140,7 +182,6 @@ const allowIovas = request(
     requireZero("__reserved", argument.__reserved);
     const { pagetable } = ioasOf(context, argument.ioas_id);
     const ranges = readRanges(call, argument.allowed_iovas, argument.num_iovas, context);
-    requireDisjoint(ranges);
     pagetable.space.allow(ranges);
   },
 );
@@ -250,7 +291,7 @@ const unmap = request(
   "length",
   ({ context, call, argument, respond }): number | Suspended => {
     const { iova, length } = argument;
-    const { pagetable } = ioasOf(context, argument.ioas_id);
+    const ioas = ioasOf(context, argument.ioas_id);
     const everything = iova === 0n && length === MAX_ADDRESS;
     if (!everything) {
       if (iova === MAX_ADDRESS) throw overflow("iova", iova);
@@ -259,7 +300,7 @@ const unmap = request(
       requireRange("iova", iova, length);
     }
     const range = { start: iova, last: everything ? MAX_ADDRESS : iova + length - 1n };
-    return unmapWaiting(context, call, pagetable, range, (bytes, error) => {
+    return unmapWaiting(context, call, ioas, range, (bytes, error) => {
       if (error) throw error;
       respond({ length: bytes });
       return 0;

@@ -72,7 +72,7 @@ describe("the objects of a file", () => {
     const object = table.add(new Thing());
     object.ready = false;
     expect(table.find(object.id)).toBeUndefined();
-    expect(() => table.destroy(object.id)).toThrow("is still being made");
+    expect(() => table.destroy(object.id)).toThrow("is being made or destroyed");
     object.ready = true;
     expect(table.find(object.id)).toBe(object);
     table.clear();

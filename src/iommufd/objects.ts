@@ -1,7 +1,7 @@
 /**
  * The objects of one iommufd file: numbers, types, life cycles (linux/iommufd.h, "struct iommu_destroy"). An object
  * has users: other objects that need it, and parts of the kernel that hold it. While it has one it cannot be
- * destroyed. Left out: what each type is; a type is only a name here.
+ * destroyed; calls under way on it are waited for. Left out: what each type is; a type is only a name here.
  */
 import { Ids } from "../base/ids.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -23,14 +23,35 @@ export abstract class IommufdObject {
   abstract readonly type: ObjectType;
   /** Its number; 0 until it is in a table. */
   id = 0;
-  /** False while it is being made: its number is taken, and nobody finds it. */
+  /** False while it is being made or destroyed: its number is taken, and nobody finds it. */
   ready = true;
   /** Who needs it: objects, and holders in the kernel. */
   users = 0;
+  /** Calls under way on it that wait for something. */
+  #calls = 0;
+  readonly #whenIdle: (() => void)[] = [];
 
   /** "ioas 3" */
   get name(): string {
     return `${this.type} ${this.id}`;
+  }
+  /** A call on it begins to wait. */
+  enter(): void {
+    this.#calls += 1;
+  }
+  /** A call on it waits no longer. */
+  leave(): void {
+    this.#calls -= 1;
+    if (this.#calls > 0) return;
+    for (const work of this.#whenIdle.splice(0)) work();
+  }
+  get busy(): boolean {
+    return this.#calls > 0;
+  }
+  /** Does it when no call is under way: at once, if none is. */
+  whenIdle(work: () => void): void {
+    if (this.busy) this.#whenIdle.push(work);
+    else work();
   }
   /** It has left the table and nobody uses it: gives back what it has. Never throws. */
   abstract destroy(): void;
@@ -79,8 +100,11 @@ export class ObjectTable {
     return object instanceof IommufdObject && object.ready ? object : undefined;
   }
 
-  /** What DESTROY does. Throws ENOENT; EBUSY while somebody uses it. */
-  destroy(id: number): void {
+  /**
+   * What DESTROY does: nobody finds it from now on, and it goes when the calls on it have ended (`whenIdle`). Throws
+   * ENOENT; EBUSY while somebody uses it.
+   */
+  destroy(id: number): IommufdObject {
     const object = this.find(id);
     if (!object) throw new LinuxError("ENOENT", this.#missing(id, "object"));
     if (object.users > 0)
@@ -89,7 +113,9 @@ export class ObjectTable {
         `${object.name} is in use by ${object.users} others; they must be destroyed or detached first`,
         object.name,
       );
-    this.remove(object);
+    object.ready = false;
+    object.whenIdle(() => this.remove(object));
+    return object;
   }
 
   /** Takes an object out that nobody uses, and destroys it. */
@@ -139,7 +165,7 @@ export class ObjectTable {
     const object = this.#objects.get(id);
     if (object === undefined) return `there is no object ${id}; ${what} must name one that exists`;
     if (object === TOMBSTONE) return `object ${id} was destroyed when its device went`;
-    if (!object.ready) return `object ${id} is still being made`;
+    if (!object.ready) return `object ${id} is being made or destroyed`;
     return `object ${id} is ${object.type}, and ${what} must be of another type`;
   }
 }

@@ -6,7 +6,8 @@ import { type Call, SUSPENDED, type Suspended } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { type AddressRange, showRange } from "./address.ts";
 import type { IommufdContext } from "./context.ts";
-import { type IoPagetable, UNMAP_NOTIFICATIONS } from "./io-pagetable.ts";
+import { UNMAP_NOTIFICATIONS } from "./io-pagetable.ts";
+import type { Ioas } from "./ioas.ts";
 
 /** Gets the bytes that were unmapped and what stopped it, if anything; gives the value of the call, or throws. */
 type Finish = (bytes: bigint, error: LinuxError | undefined) => number;
@@ -15,15 +16,18 @@ type Finish = (bytes: bigint, error: LinuxError | undefined) => number;
 export const unmapWaiting = (
   context: IommufdContext,
   call: Call,
-  pagetable: IoPagetable,
+  ioas: Ioas,
   { start, last }: AddressRange,
   finish: Finish,
 ): number | Suspended => {
+  const { pagetable } = ioas;
   let { bytes, done, error } = pagetable.unmap(start, last);
   if (done) return finish(bytes, error);
   context.keep();
+  ioas.enter();
   const end = () => {
     pagetable.keep(start, last);
+    ioas.leave();
     context.release();
   };
   const continuation = call.suspend(end);
