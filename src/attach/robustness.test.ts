@@ -1,4 +1,4 @@
-import { writeSync } from "node:fs";
+import { ftruncateSync, writeSync } from "node:fs";
 import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { Fcntl, fcntl, MFD_CLOEXEC, memfdCreate } from "../base/libc.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -83,6 +83,31 @@ describe("mappings", () => {
     expect(await harness.client("mapping")).toBe("done\n");
     await harness.quiet();
     expect(fcntl(memfd, Fcntl.getFd, 0)).toBe(1); // still ours
+  });
+
+  it("whose pages they are is told how many there are, whatever is unmapped, moved or forked", async () => {
+    const memfd = memfdCreate("pages", MFD_CLOEXEC);
+    ftruncateSync(memfd, 12288);
+    harness.stop();
+    harness = new Harness({ backing: (pa) => ({ fd: memfd, offset: pa }) }).start();
+    const { owner } = harness.node;
+    harness.node.segments = [{ kind: "memory", offset: 0, length: 12288, pa: 0, owner }];
+    for (const seed of ["1", "2", "3"]) {
+      const { code, stdout, stderr } = await harness.run(buildClient("mappings"), [], { SEED: seed });
+      expect({ code, stdout, stderr }).toEqual({ code: 0, stdout: "done\n", stderr: "" });
+    }
+    await harness.quiet();
+    expect(owner.mappings).toBe(0);
+  });
+
+  it("are refused when the memory has no file that a program may have", async () => {
+    harness.stop();
+    harness = new Harness({ backing: () => undefined }).start();
+    const { owner } = harness.node;
+    harness.node.segments = [{ kind: "memory", offset: 0, length: 12288, pa: 0, owner }];
+    const { code, stderr } = await harness.run(buildClient("mapping"));
+    expect({ code, stderr }).toMatchObject({ code: 1, stderr: expect.stringContaining("errno 12") });
+    expect(owner.mappings).toBe(0);
   });
 });
 

@@ -1,3 +1,4 @@
+import { fstatSync } from "node:fs";
 import * as fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
 import * as libc from "../base/libc.ts";
@@ -253,6 +254,52 @@ describe("RAM", () => {
     expect(into[5]).toBe(9);
     libc.munmap(shared, FRAME_BYTES);
     expect(banks.backing(2 ** 40)).toBeUndefined();
+  });
+
+  it("lies in a file of its own where a program may map it, and nothing else does", () => {
+    const banks = make({ ram: [LOW] });
+    const pa = banks.allocate(2);
+    banks.writeBytes(pa, Uint8Array.of(1, 2, 3));
+    const { fd, offset } = banks.expose(pa, 2 * FRAME_BYTES)!;
+    expect([offset, fstatSync(fd).size, banks.expose(pa, 2 * FRAME_BYTES)?.fd]).toEqual([
+      0,
+      2 * FRAME_BYTES,
+      fd,
+    ]);
+    expect(banks.expose(pa + FRAME_BYTES, FRAME_BYTES)).toEqual({ fd, offset: FRAME_BYTES });
+    const access = libc.Prot.read | libc.Prot.write;
+    const at = libc.must("mmap", libc.mmap(0, 2 * FRAME_BYTES, access, libc.MapFlag.shared, fd, 0));
+    const view = new Uint8Array(libc.viewOf(at, 2 * FRAME_BYTES));
+    expect([...view.subarray(0, 4)]).toEqual([1, 2, 3, 0]);
+    view[FRAME_BYTES] = 9;
+    const into = new Uint8Array(1);
+    banks.readBytes(pa + FRAME_BYTES, into);
+    expect(into[0]).toBe(9);
+    expect(libc.ftruncate(fd, 0)).toBeLessThan(0); // sealed: the pages cannot be taken from under us
+
+    banks.free(pa, 2);
+    expect(banks.allocate(2)).toBe(pa);
+    banks.writeBytes(pa, Uint8Array.of(7));
+    expect([...view.subarray(0, 3)]).toEqual([1, 2, 3]); // who still maps them sees nothing of what comes next
+    libc.munmap(at, 2 * FRAME_BYTES);
+  });
+
+  it("has a file of its own only in whole frames of one piece, and not without end", () => {
+    const banks = make({ ram: [{ start: 0, length: 1024 * FRAME_BYTES }] });
+    const pa = banks.allocate(4);
+    expect(banks.expose(pa + FRAME_BYTES, FRAME_BYTES)).toBeDefined();
+    for (const [start, length] of [
+      [pa, 2 * FRAME_BYTES],
+      [pa + 2 * FRAME_BYTES, 0],
+      [pa + 2 * FRAME_BYTES + 8, FRAME_BYTES],
+      [1023 * FRAME_BYTES, 2 * FRAME_BYTES],
+      [2 ** 40, FRAME_BYTES],
+    ])
+      expect(banks.expose(start!, length!)).toBeUndefined();
+    const more = Array.from({ length: 256 }, () => banks.allocate(1));
+    expect(more.map((one) => banks.expose(one, FRAME_BYTES)).filter((file) => file).length).toBe(255);
+    banks.free(more[0]!, 1);
+    expect(banks.expose(more[255]!, FRAME_BYTES)).toBeDefined();
   });
 
   it("leaves a hole below 4 GiB when a PC has more than 3 GiB", () => {

@@ -488,13 +488,13 @@ export class Banks implements HostMemory {
    * when it is no RAM, when another file holds a part of it, or when no file more can be had.
    */
   expose(pa: number, length: number): FrameBacking | undefined {
+    if (pa % FRAME_BYTES !== 0 || length % FRAME_BYTES !== 0 || length <= 0) return undefined;
     for (const [start, { length: bytes, fd }] of this.#exposed) {
       if (pa >= start && pa + length <= start + bytes) return { fd, offset: pa - start };
       if (pa < start + bytes && start < pa + length) return undefined;
     }
     const range = this.#ram.find((ram) => pa >= ram.start && pa + length <= ram.start + ram.length);
-    const whole = pa % FRAME_BYTES === 0 && length % FRAME_BYTES === 0 && length > 0;
-    if (range === undefined || !whole || this.#exposed.size >= MAX_EXPOSED) return undefined;
+    if (range === undefined || this.#exposed.size >= MAX_EXPOSED) return undefined;
     const content = new Uint8Array(length);
     this.readBytes(pa, content);
     const fd = libc.memfdCreate(EXPOSED_NAME, MEMFD_SEALABLE);

@@ -1,4 +1,4 @@
-/* Maps files for devices: a memfd whose descriptor and mapping go, a sealed one, and dma-bufs, which are revoked. */
+/* Maps files for devices: memfds whose descriptor and mapping go, sealed ones, and dma-bufs, which are revoked. */
 #include "iommufd-mock.h"
 
 #define IOVA 0x1000000UL
@@ -43,6 +43,23 @@ static void memfd_outlives_its_descriptor(void)
     must(unmap(fd, ioas, IOVA, sizeof pattern) == 0);
     must(access_rw(fd, access_fd, IOVA, seen, 1, 0) == ENOENT);
     puts("memfd");
+}
+
+/* How a file was opened does not matter, what it is does. */
+static void only_memory_and_however_it_was_opened(void)
+{
+    int file = memfd_create("memory", MFD_CLOEXEC), other = open("/proc/version", O_RDONLY);
+    must(file >= 0 && other >= 0 && ftruncate(file, PAGE) == 0);
+    char path[64], seen[4];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+    int reader = open(path, O_RDONLY | O_CLOEXEC);
+    must(reader >= 0 && map_file(fd, ioas, reader, 0, PAGE, IOVA) == 0 && close(reader) == 0);
+    must(access_rw(fd, access_fd, IOVA + 100, "DMA", 4, 1) == 0);
+    must(pread(file, seen, 4, 100) == 4 && strcmp(seen, "DMA") == 0);
+    must(unmap(fd, ioas, IOVA, PAGE) == 0 && close(file) == 0);
+    must(map_file(fd, ioas, other, 0, PAGE, IOVA) == EINVAL && close(other) == 0);
+    must(map_file(fd, ioas, fd, 0, PAGE, IOVA) == EINVAL && map_file(fd, ioas, 1000, 0, PAGE, IOVA) == EBADF);
+    puts("memory");
 }
 
 /* Later mappings may not write (F_SEAL_FUTURE_WRITE); what the kernel does for devices is no mapping. */
@@ -96,6 +113,7 @@ int main(void)
     mock_device(fd, ioas);
     access_fd = create_access(fd, ioas);
     memfd_outlives_its_descriptor();
+    only_memory_and_however_it_was_opened();
     sealed_memfd_is_written_by_devices();
     dmabuf_is_mapped_and_revoked();
     return 0;

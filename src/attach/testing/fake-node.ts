@@ -32,6 +32,7 @@ export const Test = {
   count: 0x3b0f,
   nothing: 0x3b10,
   closed: 0x3b11,
+  mapped: 0x3b12,
 } as const;
 
 const words = (bytes: Uint8Array): Uint32Array =>
@@ -48,6 +49,17 @@ export class FakeNode implements DeviceNode {
   cancelled = 0;
   /** Memory that files map; set by the test. */
   segments: readonly MapSegment[] = [];
+  /** Who owns them, if the test says so in the segments: counts the mappings there are. */
+  readonly owner = {
+    name: "the pages",
+    mappings: 0,
+    mapped() {
+      this.mappings += 1;
+    },
+    unmapped() {
+      this.mappings -= 1;
+    },
+  };
   openFailure: LinuxError | undefined;
 
   constructor(path: string) {
@@ -150,6 +162,8 @@ export class FakeFile implements KernelFile {
         return 0;
       case Test.closed:
         return this.#node.opened.filter(({ closed }) => closed > 0).length;
+      case Test.mapped:
+        return this.#node.owner.mappings;
       case Test.count:
         return this.queue.length;
       default:

@@ -27,7 +27,7 @@
 #define NODE "/dev/softiommu-test/echo"
 enum {
     ECHO_ = 0x3b01, BUSY, CREATE_AT, CREATE, SIGNAL, KEEP_EVENTFD, SUSPEND, RESUME, BUG, WHICH, RESTART, WHOAMI, PUSH,
-    SIGNAL_KEPT, COUNT, NOTHING, CLOSED
+    SIGNAL_KEPT, COUNT, NOTHING, CLOSED, MAPPED
 };
 
 #define CHECK(condition)                                                                                               \
