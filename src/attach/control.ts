@@ -3,7 +3,9 @@ import type { KernelFile, Task } from "../kernel/call.ts";
 import { Errno, LinuxError } from "../uapi/errno.ts";
 import type { Connection } from "./connection.ts";
 import type { EmulatedFile, FileTable } from "./emulated-file.ts";
+import type { Mailbox } from "./mailbox.ts";
 import type { AttachedProcess, Caller } from "./process.ts";
+import { sendOutgoing } from "./syscalls.ts";
 
 /** A request as the connection knows it. */
 export interface Ongoing {
@@ -23,6 +25,8 @@ export class Control implements Connection {
   imageHi = 0;
   /** Known from the first request on. */
   caller: Caller | undefined;
+  /** Where short requests and answers go, once the thread has asked for it. */
+  mailbox: Mailbox | undefined;
   /** Suspended, or being served right now. */
   request: Ongoing | undefined;
 
@@ -30,6 +34,16 @@ export class Control implements Connection {
     this.fd = fd;
     this.peer = peer;
     this.#files = files;
+  }
+
+  /** Sends the first `length` bytes of `outgoing` as the answer of a request. False: the other end is gone. */
+  answer(seq: number, length: number, fds: readonly number[]): boolean {
+    const { mailbox } = this;
+    if (mailbox?.holds(seq) !== true) return sendOutgoing(this.fd, length, fds) >= 0;
+    if (fds.length === 0 && mailbox.answer(length)) return true;
+    const sent = sendOutgoing(this.fd, length, fds) >= 0;
+    mailbox.answerElsewhere();
+    return sent;
   }
 
   get task(): Task {

@@ -138,6 +138,7 @@ describe("the wire", () => {
     const structs: Record<string, string> = {
       RequestHeader: "request_header",
       ReplyHeader: "reply_header",
+      MailboxPage: "mailbox_page",
       Range: "range",
       Install: "install",
       FileBody: "file_body",
@@ -152,14 +153,17 @@ describe("the wire", () => {
     for (const [name, struct] of Object.entries(structs))
       for (const [field, offset] of Object.entries(protocol[name] as Record<string, number>))
         lines.push(
-          field === "size"
-            ? `_Static_assert(sizeof(struct ${struct}) == ${offset}, "${struct}");`
-            : `_Static_assert(offsetof(struct ${struct}, ${field}) == ${offset}, "${struct}.${field}");`,
+          field === "room"
+            ? `_Static_assert(MAILBOX_ROOM == ${offset}, "${struct}");`
+            : field === "size"
+              ? `_Static_assert(sizeof(struct ${struct}) == ${offset}, "${struct}");`
+              : `_Static_assert(offsetof(struct ${struct}, ${field}) == ${offset}, "${struct}.${field}");`,
         );
     for (const [name, op] of Object.entries(protocol["Op"] as Record<string, number>))
       lines.push(`_Static_assert(OP_${name.toUpperCase()} == ${op}, "${name}");`);
     for (const [name, flag] of Object.entries(protocol["ReplyFlag"] as Record<string, number>))
       lines.push(`_Static_assert(REPLY_${name.toUpperCase()} == ${flag}, "${name}");`);
+    lines.push(`_Static_assert(OP_MAILBOX == ${protocol["MAILBOX_OP"]}, "mailbox");`);
     const header = readFileSync(new URL("./shim/protocol.h", import.meta.url), "utf8");
     const { status, stderr } = spawnSync("cc", ["-fsyntax-only", "-x", "c", "-"], {
       input: `#include <stddef.h>\n${header}\n${lines.join("\n")}\n`,

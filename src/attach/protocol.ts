@@ -20,6 +20,9 @@ export const Op = {
   seek: 11,
 } as const;
 
+/** Opens a mailbox for the thread of a connection (mailbox.ts): no business of the kernel's files. */
+export const MAILBOX_OP = 50;
+
 export const ReplyFlag = { restart: 1, pass: 2, drain: 8, install: 16 } as const;
 
 export const SegmentKind = { trap: 0, memory: 1 } as const;
@@ -36,6 +39,17 @@ export const RequestHeader = {
   size: 32,
 } as const;
 export const ReplyHeader = { seq: 0, flags: 4, value: 8, length: 16, fds: 20, size: 24 } as const;
+/** `room`: bytes of a message in either direction. */
+export const MailboxPage = {
+  request: 0,
+  length: 4,
+  reply: 64,
+  closed: 68,
+  body: 128,
+  answer: 2112,
+  room: 1984,
+  size: 4096,
+} as const;
 export const Range = { va: 0, length: 8, size: 16 } as const;
 export const Install = { at: 0, close_on_exec: 8, size: 16 } as const;
 export const FileBody = { cookie: 0, fd: 8, size: 16 } as const;

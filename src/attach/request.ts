@@ -19,7 +19,7 @@ import type { Control } from "./control.ts";
 import type { EmulatedFile } from "./emulated-file.ts";
 import * as operations from "./operations.ts";
 import { FileBody, Install, Op, Range, ReplyFlag, ReplyHeader } from "./protocol.ts";
-import { outgoing, sendOutgoing } from "./syscalls.ts";
+import { outgoing } from "./syscalls.ts";
 
 /** A handler that pins again and again gets this many adoptions. */
 const MAX_RESTARTS = 16;
@@ -259,9 +259,9 @@ export class Request implements Outcome, operations.Context {
     view.setUint32(ReplyHeader.length, payload?.length ?? 0, true);
     view.setUint32(ReplyHeader.fds, fds?.length ?? 0, true);
     if (payload !== undefined) bytes.set(payload, ReplyHeader.size);
-    const sent = sendOutgoing(this.#control.fd, ReplyHeader.size + (payload?.length ?? 0), fds ?? []);
+    const sent = this.#control.answer(this.seq, ReplyHeader.size + (payload?.length ?? 0), fds ?? []);
     this.#opened?.releaseTheirs();
-    if (sent < 0) this.#host.drop(this.#control);
+    if (!sent) this.#host.drop(this.#control);
   }
 
   /** After a read: when there is nothing more, doorbells must be taken out. */

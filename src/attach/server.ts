@@ -15,14 +15,15 @@ import type { WorkQueue } from "../base/scheduler.ts";
 import type { Allocations } from "../kernel/allocations.ts";
 import type { DeviceNode, FileBacking, Task } from "../kernel/call.ts";
 import { Errno, LinuxError } from "../uapi/errno.ts";
-import type { OpHandler, OpHandlers } from "./connection.ts";
+import type { Connection, OpHandler, OpHandlers, Reply } from "./connection.ts";
 import { Control } from "./control.ts";
 import { type EmulatedFile, FileTable } from "./emulated-file.ts";
 import { builtLibrary } from "./library.ts";
 import { Loop } from "./loop.ts";
+import { openMailbox } from "./mailbox.ts";
 import type { PrivilegeMode } from "./privileges.ts";
 import { AttachedProcess, Caller, type ClientMemory } from "./process.ts";
-import { MAX_BODY, Op, PROTOCOL_VERSION, RequestHeader } from "./protocol.ts";
+import { MAILBOX_OP, MAX_BODY, Op, PROTOCOL_VERSION, RequestHeader } from "./protocol.ts";
 import { Request, type RequestHost } from "./request.ts";
 import { Routes, type ShadowTree } from "./routes.ts";
 import {
@@ -37,7 +38,7 @@ import {
 } from "./syscalls.ts";
 
 /** Shares of the daemon's descriptors, so that no client makes it run out of them; the rest is Node's and memory's. */
-const SHARE = { files: 0.4, connections: 0.2, eventfds: 0.2 } as const;
+const SHARE = { files: 0.4, connections: 0.2, eventfds: 0.2, mailboxes: 0.05 } as const;
 /** Each: more than anybody needs. */
 const MOST = 100_000;
 const shareOf = (part: number): number => Math.min(MOST, Math.floor(descriptorLimit() * part));
@@ -69,6 +70,8 @@ export interface AttachOptions {
   readonly socketDir?: string;
   /** libsoftiommu.so */
   readonly library?: string;
+  /** Threads beyond make their calls over their connections only. */
+  readonly mostMailboxes?: number;
   /** Told of errors that no handler meant, whether or not anybody listens to events. */
   readonly onBug?: (where: string, reason: string) => void;
 }
@@ -90,9 +93,12 @@ export class AttachServer implements RequestHost {
   /** By pid: the present image. */
   readonly #processes = new Map<number, AttachedProcess>();
   #listener = -1;
+  #mailboxes = 0;
+  readonly #mostMailboxes: number;
 
   constructor(options: AttachOptions) {
     this.#options = options;
+    this.#mostMailboxes = options.mostMailboxes ?? shareOf(SHARE.mailboxes);
     this.events = options.events;
     this.#ownsFolder = options.socketDir === undefined;
     this.#folder = options.socketDir ?? mkdtempSync(join(runsFolder(), "softiommu-"));
@@ -102,6 +108,7 @@ export class AttachServer implements RequestHost {
     this.files = new FileTable(prefix, shareOf(SHARE.files));
     this.#routes = new Routes(this.#folder, prefix);
     this.#loop = new Loop(options.work, (error) => this.reportBug("loop", error));
+    this.handlers.set(MAILBOX_OP, (control) => this.#openMailbox(control));
     for (const handlers of options.handlers ?? [])
       for (const [op, handler] of handlers) this.handlers.set(op, handler);
   }
@@ -200,6 +207,27 @@ export class AttachServer implements RequestHost {
     this.#loop.unwatch(control.fd);
     closeSync(control.fd);
     this.#cancel(control);
+    const { mailbox } = control;
+    if (mailbox === undefined) return;
+    control.mailbox = undefined;
+    this.#mailboxes -= 1;
+    this.#loop.unwatch(mailbox.doorbell);
+    mailbox.close();
+  }
+
+  #openMailbox(control: Connection): Reply {
+    if (!(control instanceof Control) || control.mailbox !== undefined)
+      throw new LinuxError("EINVAL", "a connection has one mailbox at most");
+    if (this.#mailboxes >= this.#mostMailboxes)
+      throw new LinuxError(
+        "EMFILE",
+        `clients have ${this.#mailboxes} mailboxes; the daemon can hold no more`,
+      );
+    const mailbox = openMailbox();
+    control.mailbox = mailbox;
+    this.#mailboxes += 1;
+    this.#loop.watch(mailbox.doorbell, Epoll.in | Epoll.edge, () => this.#look(control));
+    return { fds: mailbox.descriptors };
   }
 
   #cancel(control: Control): void {
@@ -321,9 +349,21 @@ export class AttachServer implements RequestHost {
 
   // ---- requests --------------------------------------------------------------------------------------------------
 
+  /** A message over the connection comes after what lies in the mailbox: it may be about that. */
   #receive(control: Control): void {
+    this.#look(control);
+    if (!this.#controls.has(control)) return;
     const length = receive(control.fd);
-    if (length === -Errno.EAGAIN || length === -Errno.EINTR) return;
+    if (length !== -Errno.EAGAIN && length !== -Errno.EINTR) this.#take(control, length);
+  }
+
+  #look(control: Control): void {
+    const length = control.mailbox?.take() ?? -1;
+    if (length >= 0) this.#take(control, length);
+  }
+
+  /** One message, `length` bytes of `received`. */
+  #take(control: Control, length: number): void {
     const { view, fds } = received;
     const wellFormed =
       length >= RequestHeader.size &&

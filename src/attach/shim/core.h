@@ -21,6 +21,11 @@ static inline bool attached(void)
     return shim_is_attached;
 }
 
+/* Keeps a descriptor that is this thread's alone: a forked child closes it. Its new number, or -errno. */
+int shim_keep_control(int fd);
+/* The number is the program's now: it is not closed. */
+void shim_release_fd(int fd);
+
 /* Every file looks its libc functions up here, once. */
 void open_init(void);
 void folders_init(void);

@@ -30,6 +30,8 @@ enum shim_op {
     OP_FSTAT = 9,    /* body: struct file_body; reply: struct fstat_reply */
     OP_RING = 10,    /* body: struct file_body: a doorbell message was taken that was still due */
     OP_SEEK = 11,    /* body: struct seek_body; the value is the new position */
+    /* src/attach/shim/mailbox.c, src/attach/mailbox.ts */
+    OP_MAILBOX = 50, /* body: none; reply: the page (struct mailbox_page) and the eventfd that rings for a request */
     /* src/attach/shim/adopt.c, src/attach/process-memory.ts */
     OP_ADOPT_FIRST = 100,
     OP_ADOPT_LAST = 199,
@@ -61,6 +63,22 @@ struct reply_header {
     int64_t value; /* of the call; -errno when it failed */
     uint32_t length; /* bytes of payload that follow */
     uint32_t fds;    /* descriptors that come with it */
+};
+
+#define MAILBOX_ROOM 1984u
+/* F_GETSIG of the eventfd of a mailbox: what lies at its number still is it. */
+#define MAILBOX_SIGNAL 61
+
+/* Shared by one thread and the daemon. Each side writes its own fields only. */
+struct mailbox_page {
+    uint32_t request; /* seq of the request in `body`, written last */
+    uint32_t length;
+    uint8_t unused[56];
+    uint32_t reply;   /* seq of the request that `answer` answers, written last; a futex */
+    uint32_t closed;  /* not 0: the daemon will not answer here */
+    uint8_t unused_too[56];
+    uint8_t body[MAILBOX_ROOM];   /* struct request_header and what follows */
+    uint8_t answer[MAILBOX_ROOM]; /* struct reply_header and what follows; all zero: it comes over the connection */
 };
 
 struct range {

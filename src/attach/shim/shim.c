@@ -12,7 +12,7 @@
 #include <sys/resource.h>
 #include <sys/un.h>
 
-#include "core.h"
+#include "mailbox.h"
 
 #ifndef SO_COOKIE
 #define SO_COOKIE 57
@@ -20,12 +20,16 @@
 
 /* Connections of one thread: requests nest when handlers interrupt each other. */
 #define NESTING 4
+/* A thread that has made this many requests gets a mailbox. */
+#define MAILBOX_AFTER 8
 
 struct control {
     int fd;
     uint32_t tid;
     uint32_t seq;
     uint64_t cookie;
+    struct mailbox mailbox;
+    bool mailbox_tried;
 };
 
 struct thread_state {
@@ -117,6 +121,20 @@ void shim_drop_fd(int fd)
     raw_close(fd);
 }
 
+void shim_release_fd(int fd)
+{
+    set_bit(kept, fd, false);
+    set_bit(controls, fd, false);
+}
+
+int shim_keep_control(int fd)
+{
+    int high = shim_keep_fd(fd);
+    if (high >= 0)
+        set_bit(controls, high, true);
+    return high;
+}
+
 /* ---- connections --------------------------------------------------------------------------------------- */
 
 static uint64_t cookie_of(int fd)
@@ -131,6 +149,8 @@ static void disconnect(struct control *control)
     if (control->fd > 0 && cookie_of(control->fd) == control->cookie)
         shim_drop_fd(control->fd);
     control->fd = 0;
+    mailbox_close(&control->mailbox);
+    control->mailbox_tried = false;
 }
 
 static void thread_ends(void *state)
@@ -156,12 +176,11 @@ static int connect_control(struct control *control, bool lasting)
     }
     int high = (int)fd;
     if (lasting) {
-        high = shim_keep_fd((int)fd);
+        high = shim_keep_control((int)fd);
         if (high < 0) {
             raw_close((int)fd);
             return high;
         }
-        set_bit(controls, high, true);
     }
     control->cookie = cookie_of(high);
     control->seq = 0;
@@ -178,11 +197,9 @@ static int ready(struct control *control)
 {
     if (control->fd > 0 && cookie_of(control->fd) == control->cookie)
         return 0;
-    if (control->fd > 0) { /* somebody replaced it; the number is the program's now */
-        set_bit(kept, control->fd, false);
-        set_bit(controls, control->fd, false);
-    }
-    control->fd = 0;
+    if (control->fd > 0) /* somebody replaced it */
+        shim_release_fd(control->fd);
+    disconnect(control);
     return connect_control(control, true);
 }
 
@@ -193,15 +210,12 @@ union fd_control {
     char bytes[CMSG_SPACE(EXCHANGE_FDS * sizeof(int))];
 };
 
-static long send_request(struct control *control, const struct exchange *x)
+static struct request_header header_of(const struct control *control, const struct exchange *x)
 {
     size_t length = 0;
-    struct iovec parts[4];
-    for (int i = 0; i < x->nsend; i++) {
-        parts[i + 1] = x->send[i];
+    for (int i = 0; i < x->nsend; i++)
         length += x->send[i].iov_len;
-    }
-    struct request_header header = {
+    return (struct request_header){
         .version = PROTOCOL_VERSION,
         .op = x->op,
         .seq = control->seq,
@@ -210,6 +224,14 @@ static long send_request(struct control *control, const struct exchange *x)
         .length = (uint32_t)length,
         .attempt = x->attempt,
     };
+}
+
+static long send_request(struct control *control, const struct exchange *x)
+{
+    struct iovec parts[4];
+    for (int i = 0; i < x->nsend; i++)
+        parts[i + 1] = x->send[i];
+    struct request_header header = header_of(control, x);
     parts[0] = (struct iovec){&header, sizeof header};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)x->nsend + 1};
     union fd_control fds;
@@ -290,6 +312,80 @@ static long receive_reply(struct control *control, struct exchange *x)
     }
 }
 
+/* A request over the connection. */
+static long exchange_messages(struct control *control, struct exchange *x)
+{
+    control->seq++;
+    long result = send_request(control, x);
+    if (result == 0)
+        return receive_reply(control, x);
+    if (result == -EFAULT)
+        return result;
+    disconnect(control);
+    return -EIO;
+}
+
+static void open_mailbox(struct control *control)
+{
+    struct exchange x = {.op = OP_MAILBOX};
+    control->mailbox_tried = true;
+    long result = exchange_messages(control, &x);
+    if (result == 0 && x.header.fds == 2) {
+        mailbox_open(&control->mailbox, x.fds[0], x.fds[1]);
+        return;
+    }
+    for (uint32_t i = 0; i < x.header.fds; i++)
+        raw_close(x.fds[i]);
+}
+
+/* Whether the daemon still has the other end. */
+static bool connection_lives(const struct control *control)
+{
+    char byte;
+    long result = raw_syscall(SYS_recvfrom, control->fd, (long)&byte, 1, MSG_PEEK | MSG_DONTWAIT, 0, 0);
+    return result > 0 || result == -EAGAIN;
+}
+
+/* A request through the mailbox, if there is one and it fits. */
+static long exchange_posted(struct control *control, struct exchange *x)
+{
+    struct mailbox *mailbox = &control->mailbox;
+    if (!mailbox->page)
+        return MAILBOX_UNABLE;
+    control->seq++;
+    struct request_header header = header_of(control, x);
+    if (!mailbox_post(mailbox, &header, x))
+        return MAILBOX_UNABLE;
+    bool cancelled = false;
+    for (;;) {
+        long result = mailbox_wait(mailbox, control->seq);
+        if (result == 0)
+            result = mailbox_answer(mailbox, control->seq, x);
+        else if (result == -EINTR && x->cancellable && !cancelled) {
+            cancelled = true;
+            send_cancel(control);
+            continue;
+        } else if (result != -EIO && connection_lives(control))
+            continue;
+        else {
+            disconnect(control);
+            return -EIO;
+        }
+        return result == MAILBOX_ELSEWHERE ? receive_reply(control, x) : result;
+    }
+}
+
+static long exchange_with(struct control *control, struct exchange *x)
+{
+    if (!control->mailbox_tried && control->seq >= MAILBOX_AFTER && control == &self.control[0]) {
+        open_mailbox(control);
+        if (control->fd <= 0)
+            return -EIO;
+    }
+    long result = exchange_posted(control, x);
+    return result == MAILBOX_UNABLE ? exchange_messages(control, x) : result;
+}
+
 long shim_exchange(struct exchange *x)
 {
     x->header = (struct reply_header){0};
@@ -300,18 +396,10 @@ long shim_exchange(struct exchange *x)
     int depth = self.depth++;
     struct control *control = borrowed ? &passing : &self.control[depth < NESTING ? depth : NESTING - 1];
     long result = borrowed ? connect_control(control, false) : ready(control);
-    if (result == 0) {
-        control->seq++;
-        result = send_request(control, x);
-        if (result == 0)
-            result = receive_reply(control, x);
-        else if (result != -EFAULT) {
-            disconnect(control);
-            result = -EIO;
-        }
-    } else if (result != -EMFILE) {
+    if (result == 0)
+        result = exchange_with(control, x);
+    else if (result != -EMFILE)
         result = -EIO;
-    }
     self.depth = depth;
     if (borrowed && passing.fd > 0)
         raw_close(passing.fd);
