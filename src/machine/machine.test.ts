@@ -63,6 +63,26 @@ describe("a machine", () => {
       });
     }));
 
+  it("shows every node of VFIO with its numbers: devices in their folders, groups in their class", () =>
+    onMachine(["test@0000:05:00.0"], (machine) => {
+      const entries = new Map(machine.tree().map((entry) => [entry.path, entry]));
+      const device = `/sys/devices/pci0000:05/0000:05:00.0/vfio-dev`;
+      const cdev = machine.nodes().find(({ path }) => path === "/dev/vfio/devices/vfio3")!;
+      const group = machine.nodes().find(({ path }) => path === "/dev/vfio/3")!;
+      expect(entries.get(`${device}/vfio3/dev`)).toMatchObject({ content: `${cdev.major}:${cdev.minor}\n` });
+      expect(entries.get(`${device}/vfio3/uevent`)).toMatchObject({
+        content: expect.stringContaining("DEVNAME=vfio/devices/vfio3\n") as string,
+      });
+      expect(entries.get("/sys/class/vfio-dev/vfio3")).toMatchObject({
+        target: "../../devices/pci0000:05/0000:05:00.0/vfio-dev/vfio3",
+      });
+      expect(entries.get("/sys/devices/virtual/vfio/3/dev")).toMatchObject({
+        content: `${group.major}:${group.minor}\n`,
+      });
+      expect(entries.get("/sys/class/vfio/3")).toMatchObject({ target: "../../devices/virtual/vfio/3" });
+      expect(cdev.major).not.toBe(group.major);
+    }));
+
   it("offers mmap of BARs unless the description says no", () =>
     onMachine(["test@0000:05:00.0", "test@0000:06:00.0,mmap=false"], (machine, client) => {
       const flagsOf = (name: string): number => {

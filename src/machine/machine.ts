@@ -124,6 +124,7 @@ export class Machine {
     return sysfsTree({
       core: this.core,
       units: [...this.#units.values()].map(({ sysfs }) => sysfs),
+      groupNodes: this.vfio.groupNodes,
       deviceNodes: this.vfio.deviceNodes,
       attributes: debugFiles(this.allocations),
     });

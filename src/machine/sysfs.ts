@@ -30,6 +30,7 @@ export const ROUTED = [
   "/sys/class/vfio-dev",
   "/sys/devices/pci*",
   "/sys/devices/virtual/iommu",
+  "/sys/devices/virtual/vfio",
   "/sys/kernel/iommu_groups",
   "/sys/module/vfio*",
   "/sys/module/iommufd",
@@ -50,7 +51,8 @@ export interface UnitAttributes {
 export interface SysfsSource {
   readonly core: IommuCore;
   readonly units: readonly UnitAttributes[];
-  /** VFIO's character devices, by the device's name. */
+  /** VFIO's nodes: of groups by their number, and of the devices themselves by their names. */
+  readonly groupNodes: ReadonlyMap<number, DeviceNode>;
   readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
   /** Paths of files that are served, not written: they are shown empty. */
   readonly attributes: readonly string[];
@@ -86,7 +88,7 @@ const folderOf = (device: PciFunction): string => {
 };
 
 /** Every entry of the machine, folders before what is in them. */
-export const sysfsTree = ({ core, units, deviceNodes, attributes }: SysfsSource): TreeEntry[] => {
+export const sysfsTree = ({ core, units, groupNodes, deviceNodes, attributes }: SysfsSource): TreeEntry[] => {
   const devices = [...core.devices.values()];
   const groups = [...core.groups.values()];
   return [
@@ -95,6 +97,7 @@ export const sysfsTree = ({ core, units, deviceNodes, attributes }: SysfsSource)
     folder(`/sys/bus/pci/drivers/${DRIVER}`),
     folder("/sys/kernel/iommu_groups"),
     folder("/sys/class/iommu"),
+    folder("/sys/class/vfio"),
     folder("/sys/class/vfio-dev"),
     folder("/sys/module/iommufd"),
     folder("/dev/vfio"),
@@ -102,7 +105,10 @@ export const sysfsTree = ({ core, units, deviceNodes, attributes }: SysfsSource)
     ...TASK_ATTRIBUTES.map((path) => served(path, 0o644)),
     ...units.flatMap((unit) => unitEntries(unit, devices)),
     ...devices.flatMap(deviceEntries),
-    ...devices.flatMap((device) => nodeEntries(device, deviceNodes.get(device.name))),
+    ...[...groupNodes.values()].flatMap((node) =>
+      nodeEntries(node, `/sys/devices/virtual/vfio/${posix.basename(node.path)}`, "/sys/class/vfio"),
+    ),
+    ...devices.flatMap((device) => cdevEntries(device, deviceNodes.get(device.name)!)),
     ...groups.flatMap(groupEntries),
   ];
 };
@@ -182,24 +188,22 @@ const deviceEntries = ({ function: device, driver, group }: Device): TreeEntry[]
   ];
 };
 
-/** The character device of VFIO: programs list `vfio-dev/` of the device, and find the node's numbers in `dev`. */
-const nodeEntries = ({ function: device }: Device, node: DeviceNode | undefined): TreeEntry[] => {
-  if (!node) return [];
-  const name = posix.basename(node.path);
-  const home = `${folderOf(device)}/vfio-dev/${name}`;
-  const uevent = [
-    `MAJOR=${node.major}`,
-    `MINOR=${node.minor}`,
-    `DEVNAME=${posix.relative("/dev", node.path)}`,
-  ];
-  return [
-    folder(home),
-    file(`${home}/dev`, `${node.major}:${node.minor}`),
-    file(`${home}/uevent`, uevent.join("\n")),
-    link(`${home}/device`, folderOf(device)),
-    link(`${home}/subsystem`, "/sys/class/vfio-dev"),
-    link(`/sys/class/vfio-dev/${name}`, home),
-  ];
+/** What a node is in sysfs: its numbers, in its home and by the class that it belongs to. */
+const nodeEntries = ({ path, major, minor }: DeviceNode, home: string, ofClass: string): TreeEntry[] => [
+  folder(home),
+  file(`${home}/dev`, `${major}:${minor}`),
+  file(
+    `${home}/uevent`,
+    [`MAJOR=${major}`, `MINOR=${minor}`, `DEVNAME=${posix.relative("/dev", path)}`].join("\n"),
+  ),
+  link(`${home}/subsystem`, ofClass),
+  link(`${ofClass}/${posix.basename(path)}`, home),
+];
+
+/** VFIO's character device: programs list `vfio-dev/` of the device, and find the node's numbers in `dev`. */
+const cdevEntries = ({ function: device }: Device, node: DeviceNode): TreeEntry[] => {
+  const home = `${folderOf(device)}/vfio-dev/${posix.basename(node.path)}`;
+  return [...nodeEntries(node, home, "/sys/class/vfio-dev"), link(`${home}/device`, folderOf(device))];
 };
 
 const groupEntries = (group: Group): TreeEntry[] => {

@@ -59,9 +59,6 @@ export class VfioGroup {
   get home(): { readonly name: string } | undefined {
     return this.#container ?? this.#iommufd;
   }
-  get iommufd(): IommufdContext | undefined {
-    return this.#iommufd;
-  }
   get devices(): ReadonlyMap<string, PciDevice> {
     return this.#devices;
   }

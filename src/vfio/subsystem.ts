@@ -24,6 +24,8 @@ export class VfioSubsystem {
   #containers = 0;
   /** /dev/vfio/vfio and a node for each group, and for each device. */
   readonly nodes: readonly DeviceNode[];
+  /** The nodes of groups, by the group's number. */
+  readonly groupNodes: ReadonlyMap<number, DeviceNode>;
   /** The nodes of devices, by the device's name. */
   readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
 
@@ -48,9 +50,12 @@ export class VfioSubsystem {
     this.deviceNodes = new Map(
       cdevs.map((cdev, index) => [cdev.device.name, deviceNode(index, () => cdev.open())]),
     );
+    this.groupNodes = new Map(
+      this.#groups.map((group) => [group.group.id, groupNode(group.group.id, () => group.open())]),
+    );
     this.nodes = [
       containerNode(() => new Container(this.#context, ++this.#containers)),
-      ...this.#groups.map((group) => groupNode(group.group.id, () => group.open())),
+      ...this.groupNodes.values(),
       ...this.deviceNodes.values(),
     ];
   }
