@@ -28,11 +28,15 @@ export class Transaction {
   hi = 0;
   /** `Access` bits. */
   access = 0;
+  /** The address was translated by an earlier request (ATS). */
+  translated = false;
   // what is answered
   /** Host physical address of the first byte. */
   pa = 0;
   /** Bytes from `pa` to the end of the leaf (or of whatever covers the address): the access may go on so far. */
   span = 0;
+  /** Of a translation request (`ats.ts`): the `Access` bits that the page allows. */
+  granted = 0;
   /** The unit's own fault code (specification's numbers) when the status is fault. */
   fault = 0;
   /** When stalled: names the stall towards `onResume`. */

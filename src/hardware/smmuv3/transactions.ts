@@ -1,0 +1,427 @@
+/**
+ * What becomes of a transaction in an SMMUv3 (IHI 0070, §3.3, §3.9, §3.12 and §15.1), with what is remembered of earlier
+ * ones: in front the page a stream used last, then the IOTLB, then the tables in memory. A transaction that is refused is
+ * told to whoever records events, and may stall.
+ *
+ * A remembered page is used for what it grants. What it does not grant is looked up in the tables again.
+ */
+import type { Random } from "../../base/clock.ts";
+import type { HostMemory } from "../../memory/host-memory.ts";
+import type { PageTableFormat } from "../../pagetable/format.ts";
+import { GuestCache } from "../../pagetable/guest-cache.ts";
+import { Iotlb } from "../iotlb.ts";
+import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
+import { type ContextSlot, StreamCache, type StreamSlot } from "./caches.ts";
+import type { Capabilities } from "./capabilities.ts";
+import { type Context, intermediateBits, type Stream } from "./config.ts";
+import { ABORTED, Fault } from "./faults.ts";
+import { EVERY_RIGHT, Right, wantOf } from "./rights.ts";
+import { type AddressRange, Kind, SPACES, Spaces } from "./spaces.ts";
+import { Config, EventCode, Opcode, S1Dss, StreamWorld } from "./spec.ts";
+import { readContext, readStream, type StreamTable } from "./tables.ts";
+import { canonicalHigh, PART_LG2, Page, rangeOf, rememberedRights, walkStage1, walkStage2 } from "./translate.ts";
+
+/** How much a unit remembers; every choice is one the specification allows. */
+export type CachePolicy = "normal" | "none" | "paranoid";
+
+export interface TransactionsOptions {
+  readonly memory: HostMemory;
+  readonly unit: Capabilities;
+  readonly policy: CachePolicy;
+  readonly random: Random | undefined;
+  readonly iotlbEntries: number;
+  /** Records the fault and says what the transaction is told. `stream` and `context` as far as they were found. */
+  readonly refuse: (
+    transaction: Transaction,
+    fault: Fault,
+    stream: Stream | undefined,
+    context: Context | undefined,
+  ) => TranslateStatus;
+}
+
+const WORD = 0x1_0000_0000;
+/** Stage 1 is passed by. */
+const BYPASS = -1;
+const REFUSED = -2;
+const EL1_KINDS = [Kind.el1, Kind.el1Global] as const;
+const EL2_KINDS = [Kind.el2, Kind.el2Global] as const;
+
+export class Transactions {
+  /** CR0.SMMUEN, and what the base registers and CR2 say. */
+  enabled = false;
+  table: StreamTable = { base: 0, bits: 0, split: 0 };
+  e2h = false;
+  /** GBPA.ABORT. */
+  aborting = false;
+  /** CR0.ATSCHK. */
+  checksTranslated = false;
+  readonly streams = new StreamCache();
+  readonly iotlb: Iotlb;
+  readonly spaces: Spaces;
+  readonly guests = new GuestCache(0x1_0000);
+  readonly #options: TransactionsOptions;
+  readonly #memory: HostMemory;
+  readonly #unit: Capabilities;
+  readonly #fault = new Fault();
+  readonly #page = new Page();
+
+  constructor(options: TransactionsOptions) {
+    this.#options = options;
+    this.#memory = options.memory;
+    this.#unit = options.unit;
+    this.iotlb = new Iotlb({ contexts: SPACES, capacity: options.iotlbEntries });
+    this.spaces = new Spaces(this.iotlb);
+  }
+
+  // Invalidations
+
+  /** Nothing is remembered. */
+  forget(): void {
+    this.streams.invalidateAll();
+    this.spaces.forget();
+    this.guests.invalidateAll();
+  }
+
+  /** §4.4 What a TLB invalidation reaches. */
+  invalidateTlb(opcode: number, vmid: number, asid: number, range: AddressRange): void {
+    const { spaces, guests } = this;
+    switch (opcode) {
+      case Opcode.TLBI_NH_ALL:
+        return spaces.invalidate(EL1_KINDS, vmid);
+      case Opcode.TLBI_NH_ASID:
+        return spaces.invalidateAsid(Kind.el1, vmid, asid);
+      case Opcode.TLBI_NH_VA:
+        return spaces.invalidatePages(EL1_KINDS, vmid, asid, canonical(range));
+      case Opcode.TLBI_NH_VAA:
+        return spaces.invalidatePages(EL1_KINDS, vmid, undefined, canonical(range));
+      case Opcode.TLBI_EL2_ALL:
+        return spaces.invalidate(EL2_KINDS);
+      case Opcode.TLBI_EL2_ASID:
+        return spaces.invalidateAsid(Kind.el2, 0, asid);
+      case Opcode.TLBI_EL2_VA:
+        return spaces.invalidatePages(EL2_KINDS, 0, asid, canonical(range));
+      case Opcode.TLBI_EL2_VAA:
+        return spaces.invalidatePages(EL2_KINDS, 0, undefined, canonical(range));
+      case Opcode.TLBI_S2_IPA:
+        // A stage 2 page may be remembered in parts: all intermediate addresses of the VMID go.
+        this.#forgetGuests(vmid);
+        return spaces.invalidatePages([Kind.stage2], vmid, undefined, range);
+      case Opcode.TLBI_S12_VMALL:
+        this.#forgetGuests(vmid);
+        return spaces.invalidate([...EL1_KINDS, Kind.stage2], vmid);
+      default:
+        guests.invalidateAll();
+        return spaces.invalidate([...EL1_KINDS, Kind.stage2]);
+    }
+  }
+
+  #forgetGuests(vmid: number): void {
+    if (this.spaces.vmidMask === 0xffff) this.guests.invalidateStage(vmid);
+    else this.guests.invalidateAll();
+  }
+
+  // Translation
+
+  translate(transaction: Transaction): TranslateStatus {
+    if (!this.enabled) return this.#disabled(transaction);
+    const slot = this.streams.slot(transaction.rid);
+    const { lo } = transaction;
+    if (
+      slot !== undefined &&
+      slot.stamp === this.iotlb.stamp &&
+      (lo & slot.mask) === slot.pageLo &&
+      (transaction.hi | 0) === slot.pageHi &&
+      transaction.pasid === slot.pasid &&
+      (slot.wants[transaction.access & 31]! & slot.denied) === 0 &&
+      !transaction.translated
+    ) {
+      const offset = lo & ~slot.mask;
+      transaction.pa = slot.pa + offset;
+      transaction.span = slot.size - offset;
+      return TranslateStatus.ok;
+    }
+    return this.#translate(transaction);
+  }
+
+  /** §6.3.14 SMMUEN = 0: everything passes, or everything aborts. Without an event. */
+  #disabled(transaction: Transaction): TranslateStatus {
+    const beyond = transaction.hi >>> (this.#unit.outputBits - 32) !== 0;
+    if (this.aborting || beyond || transaction.translated) {
+      this.#fault.set(ABORTED);
+      return this.#refuse(transaction, undefined, undefined);
+    }
+    return pass(transaction);
+  }
+
+  #translate(transaction: Transaction): TranslateStatus {
+    if (this.#options.policy === "paranoid") this.#forgetAtRandom();
+    const slot = this.#streamOf(transaction.rid);
+    const { stream } = slot;
+    if (!stream) return this.#refuse(transaction, undefined, undefined);
+    if (stream.config === Config.abort) {
+      this.#fault.set(ABORTED);
+      return this.#refuse(transaction, stream, undefined);
+    }
+    if (transaction.translated) return this.#translated(transaction, slot, stream);
+    const substream = this.#substreamOf(stream, transaction.pasid);
+    if (substream === REFUSED) return this.#refuse(transaction, stream, undefined);
+    const want = slot.wants[transaction.access & 31]!;
+    if (substream !== BYPASS) return this.#stage1(transaction, slot, stream, substream, want);
+    return stream.stage2 ? this.#stage2(transaction, slot, stream, want) : this.#bypass(transaction, stream);
+  }
+
+  /** §3.9 The substream whose context translates; or that none does. */
+  #substreamOf(stream: Stream, pasid: number): number {
+    const fault = this.#fault;
+    if (pasid === NO_PASID) {
+      if (!stream.stage1) return BYPASS;
+      if (stream.contextLg2 === 0 || stream.withoutSubstream === S1Dss.substream0) return 0;
+      if (stream.withoutSubstream === S1Dss.bypass) return BYPASS;
+      fault.set(EventCode.F_STREAM_DISABLED);
+      return REFUSED;
+    }
+    const taken = pasid === 0 && stream.withoutSubstream === S1Dss.substream0;
+    if (stream.stage1 && stream.contextLg2 > 0 && pasid < 2 ** stream.contextLg2 && !taken) return pasid;
+    fault.set(EventCode.C_BAD_SUBSTREAMID);
+    return REFUSED;
+  }
+
+  #bypass(transaction: Transaction, stream: Stream): TranslateStatus {
+    if (transaction.hi >>> (this.#unit.outputBits - 32) === 0) return pass(transaction);
+    this.#fault.set(EventCode.F_ADDR_SIZE);
+    return this.#refuse(transaction, stream, undefined);
+  }
+
+  #stage1(
+    transaction: Transaction,
+    slot: StreamSlot,
+    stream: Stream,
+    ssid: number,
+    want: number,
+  ): TranslateStatus {
+    const found = this.#contextOf(slot, stream, ssid);
+    if (!found) return this.#refuse(transaction, stream, undefined);
+    const { context } = found;
+    const { lo, hi } = transaction;
+    const range = rangeOf(hi, context);
+    const high = range ? canonicalHigh(hi, range) : hi;
+    const entry = range ? this.#lookup(found, stream, lo, high) : -1;
+    if (entry >= 0 && (want & this.iotlb.denied(entry)) === 0)
+      return this.#answer(transaction, slot, this.iotlb.page(entry), this.iotlb.lg2(entry), this.iotlb.denied(entry));
+    const page = this.#page;
+    const code = walkStage1(this.#memory, stream, context, lo, hi, want, this.guests, page, this.#fault);
+    if (this.#options.policy !== "normal") this.guests.invalidateAll();
+    if (code !== 0) return this.#refuse(transaction, stream, context);
+    const asid = page.global ? 0 : context.asid;
+    const kind = stream.world === StreamWorld.el2 ? (page.global ? Kind.el2Global : Kind.el2) : page.global ? Kind.el1Global : Kind.el1;
+    const dirty = updatesDirty(range!.format) || (stream.stage2 !== undefined && updatesDirty(stream.stage2.format));
+    return this.#found(transaction, slot, kind, stream.vmid, asid, high, want, dirty);
+  }
+
+  #stage2(transaction: Transaction, slot: StreamSlot, stream: Stream, want: number): TranslateStatus {
+    const { lo, hi } = transaction;
+    const space = this.spaces.find(Kind.stage2, stream.vmid, 0);
+    const entry = space < 0 ? -1 : this.iotlb.lookup(space, lo, hi);
+    if (entry >= 0 && (want & this.iotlb.denied(entry)) === 0)
+      return this.#answer(transaction, slot, this.iotlb.page(entry), this.iotlb.lg2(entry), this.iotlb.denied(entry));
+    const bits = intermediateBits(this.#unit);
+    const code = walkStage2(this.#memory, stream, bits, lo, hi, want, this.#page, this.#fault);
+    if (code !== 0) return this.#refuse(transaction, stream, undefined);
+    const dirty = updatesDirty(stream.stage2!.format);
+    return this.#found(transaction, slot, Kind.stage2, stream.vmid, 0, hi, want, dirty);
+  }
+
+  /** The IOTLB's entry for an address of a context: of its ASID, else a global one. */
+  #lookup(found: ContextSlot, stream: Stream, lo: number, high: number): number {
+    const { spaces, iotlb } = this;
+    const el2 = stream.world === StreamWorld.el2;
+    if (found.generation !== spaces.generation || found.space < 0) {
+      found.space = spaces.find(el2 ? Kind.el2 : Kind.el1, stream.vmid, found.context.asid);
+      found.generation = spaces.generation;
+    }
+    const own = found.space < 0 ? -1 : iotlb.lookup(found.space, lo, high);
+    if (own >= 0) return own;
+    const shared = spaces.find(el2 ? Kind.el2Global : Kind.el1Global, stream.vmid, 0);
+    return shared < 0 ? -1 : iotlb.lookup(shared, lo, high);
+  }
+
+  /** Remembers the page that a walk found, and answers from it. */
+  #found(
+    transaction: Transaction,
+    slot: StreamSlot,
+    kind: Kind,
+    vmid: number,
+    asid: number,
+    high: number,
+    want: number,
+    dirty: boolean,
+  ): TranslateStatus {
+    const page = this.#page;
+    const { lo } = transaction;
+    const lg2 = Math.min(page.lg2, PART_LG2);
+    const denied = EVERY_RIGHT & ~rememberedRights(page.rights, want, dirty);
+    if (this.#remembers()) {
+      const space = this.spaces.open(kind, vmid, asid);
+      if (page.leafLg2 > lg2) this.spaces.part(kind, vmid, asid, page.leafLg2);
+      const paHi = Math.floor(page.pa / WORD);
+      this.iotlb.enter(space, lo, high, lg2, page.pa - paHi * WORD, paHi, denied);
+    }
+    const offset = lo & (2 ** lg2 - 1);
+    return this.#answer(transaction, slot, page.pa - offset, lg2, denied);
+  }
+
+  /** Answers from the page of 2^lg2 bytes at `base`, which becomes the stream's last one. */
+  #answer(transaction: Transaction, slot: StreamSlot, base: number, lg2: number, denied: number): TranslateStatus {
+    const { lo, hi, pasid } = transaction;
+    const size = 2 ** lg2;
+    const offset = lo & (size - 1);
+    transaction.pa = base + offset;
+    transaction.span = size - offset;
+    if (this.#remembers()) {
+      slot.stamp = this.iotlb.stamp;
+      slot.pasid = pasid;
+      slot.mask = -1 << lg2;
+      slot.pageLo = lo & slot.mask;
+      slot.pageHi = hi | 0;
+      slot.pa = base;
+      slot.size = size;
+      slot.denied = denied;
+    }
+    return TranslateStatus.ok;
+  }
+
+  // ATS
+
+  /** §3.9.1 A translated transaction passes; where stages are split, stage 2 is still to come. */
+  #translated(transaction: Transaction, slot: StreamSlot, stream: Stream): TranslateStatus {
+    if (this.checksTranslated && stream.ats === 0) {
+      this.#fault.set(EventCode.F_TRANSL_FORBIDDEN);
+      return this.#refuse(transaction, stream, undefined);
+    }
+    if (this.checksTranslated && stream.ats === SPLIT)
+      return this.#stage2(transaction, slot, stream, slot.wants[transaction.access & 31]!);
+    return this.#bypass(transaction, stream);
+  }
+
+  /**
+   * §3.9.1.1 A translation request: the page with what it grants, or nothing granted when the walk faults as software may
+   * mend. Nothing is remembered but by the device. Refused requests leave their code in `transaction.fault`.
+   */
+  request(transaction: Transaction): TranslateStatus {
+    if (!this.enabled) return refused(transaction, ABORTED);
+    const slot = this.#streamOf(transaction.rid);
+    const { stream } = slot;
+    if (!stream) return refused(transaction, this.#fault.code);
+    if (stream.config === Config.abort || stream.ats === 0) {
+      this.#fault.set(EventCode.F_BAD_ATS_TREQ);
+      return this.#refuse(transaction, stream, undefined);
+    }
+    const substream = this.#substreamOf(stream, transaction.pasid);
+    if (substream === REFUSED) return refused(transaction, this.#fault.code);
+    if (substream === BYPASS && !stream.stage2) {
+      transaction.granted = Access.read | Access.write | Access.execute;
+      return pass(transaction);
+    }
+    let context: Context | undefined;
+    if (substream !== BYPASS) {
+      context = this.#contextOf(slot, stream, substream)?.context;
+      if (!context) return refused(transaction, this.#fault.code);
+    }
+    return this.#grant(transaction, slot, stream, context);
+  }
+
+  #grant(
+    transaction: Transaction,
+    slot: StreamSlot,
+    stream: Stream,
+    context: Context | undefined,
+  ): TranslateStatus {
+    const { lo, hi, access } = transaction;
+    const page = this.#page;
+    const split = stream.ats === SPLIT;
+    const walk = (want: number) =>
+      context
+        ? walkStage1(this.#memory, stream, context, lo, hi, want, this.guests, page, this.#fault)
+        : walkStage2(this.#memory, stream, intermediateBits(this.#unit), lo, hi, want, page, this.#fault);
+    // What is asked for, as far as it is granted: so that a page that is written becomes dirty.
+    let code = walk(slot.wants[access & 31]!);
+    if (code === EventCode.F_PERMISSION) code = walk(0);
+    if (code === EventCode.F_WALK_EABT) return refused(transaction, code);
+    transaction.granted = 0;
+    transaction.pa = 0;
+    transaction.span = 4096 - (lo & 0xfff);
+    if (code !== 0) return TranslateStatus.ok;
+    const privileged = slot.wants[access & 31]! > (Right.read | Right.write | Right.execute);
+    transaction.granted = (privileged ? page.rights >> 3 : page.rights) & 7;
+    transaction.pa = split && context ? page.guestAddress : page.pa;
+    transaction.span = page.span;
+    return TranslateStatus.ok;
+  }
+
+  // What is remembered
+
+  /** The stream's slot with its configuration: from the cache, else from memory. Without: `#fault` says why. */
+  #streamOf(sid: number): StreamSlot {
+    const slot = this.streams.open(sid);
+    if (slot.stream) {
+      if (this.#options.policy !== "none") return slot;
+      slot.forget();
+    }
+    const stream = readStream(this.#memory, this.#unit, this.table, sid, this.#fault);
+    slot.forget();
+    if (!stream) return slot;
+    slot.stream = stream;
+    const twoRanges = stream.world === StreamWorld.el1 || this.e2h;
+    for (let access = 0; access < 32; access++) slot.wants[access] = wantOf(access, stream, twoRanges);
+    return slot;
+  }
+
+  #contextOf(slot: StreamSlot, stream: Stream, ssid: number): ContextSlot | undefined {
+    const known = slot.contexts.get(ssid);
+    if (known) return known;
+    const context = readContext(this.#memory, this.#unit, stream, ssid, this.e2h, this.#fault);
+    if (!context) return undefined;
+    const made = { context, space: -1, generation: -1 };
+    if (this.#remembers()) slot.contexts.set(ssid, made);
+    return made;
+  }
+
+  #remembers(): boolean {
+    const { policy, random } = this.#options;
+    return policy === "normal" || (policy === "paranoid" && random!.below(2) === 0);
+  }
+
+  #forgetAtRandom(): void {
+    const drawn = this.#options.random!.below(16);
+    if (drawn === 0) this.iotlb.invalidateAll();
+    if (drawn === 1) this.streams.invalidateAll();
+  }
+
+  #refuse(transaction: Transaction, stream: Stream | undefined, context: Context | undefined): TranslateStatus {
+    refused(transaction, this.#fault.code);
+    return this.#options.refuse(transaction, this.#fault, stream, context);
+  }
+}
+
+/** STE.EATS of split stages. */
+const SPLIT = 2;
+
+const refused = (transaction: Transaction, code: number): TranslateStatus => {
+  transaction.fault = code;
+  transaction.pa = 0;
+  transaction.span = 0;
+  return TranslateStatus.fault;
+};
+
+const pass = (transaction: Transaction): TranslateStatus => {
+  const lo = transaction.lo >>> 0;
+  transaction.pa = (transaction.hi >>> 0) * WORD + lo;
+  transaction.span = WORD - lo;
+  return TranslateStatus.ok;
+};
+
+const updatesDirty = ({ levels }: PageTableFormat): boolean =>
+  levels[0]!.leaves.some((leaf) => leaf.dirty !== undefined || leaf.dirtyCleared !== undefined);
+
+/** An address as it is remembered: the top byte as bit 55. */
+const canonical = (range: AddressRange): AddressRange => ({ ...range, hi: (range.hi << 8) >> 8 });

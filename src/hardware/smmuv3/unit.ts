@@ -1,0 +1,377 @@
+/**
+ * An Arm SMMUv3 as silicon (IHI 0070): registers, queues, caches and translation put together, for the Non-secure
+ * programming interface. Software reaches it by its registers and its command queue alone; it reads what was written to
+ * memory, and remembers it until it is told to forget.
+ *
+ * Left out: what `spec.ts` leaves out; AArch32 tables; merging of events; broadcast TLB maintenance.
+ */
+import type { Random } from "../../base/clock.ts";
+import type { EventSink } from "../../base/events.ts";
+import type { HostMemory } from "../../memory/host-memory.ts";
+import type { ExplainStep } from "../../pagetable/step.ts";
+import {
+  type AtsUnit,
+  type DeviceTlbAnswer,
+  type DeviceTlbInvalidation,
+  type PageRequest,
+  type PageResponder,
+  PageResponse,
+} from "../ats.ts";
+import {
+  Access,
+  type IommuUnit,
+  NO_PASID,
+  type SendMessage,
+  type Transaction,
+  TranslateStatus,
+  type UnitContext,
+} from "../unit.ts";
+import { type Capabilities, completeCapabilities, type SmmuCapabilities } from "./capabilities.ts";
+import { CommandQueue } from "./command-queue.ts";
+import type { Context, Stream } from "./config.ts";
+import { Errors, type Wire } from "./errors.ts";
+import { explainTransaction } from "./explain.ts";
+import { ABORTED, describeFault, type Fault, isTranslationFault } from "./faults.ts";
+import { RecordQueue } from "./queues.ts";
+import { buildEvent, buildPageRequest } from "./records.ts";
+import { RegisterFile, registerName } from "./registers.ts";
+import {
+  CR0_VMW_SHIFT,
+  Cr0,
+  Cr2,
+  EventCode,
+  Gbpa,
+  Gerror,
+  Register,
+  REGISTER_BYTES,
+  STRTAB_ADDRESS_LO,
+} from "./spec.ts";
+import { Stalls } from "./stalls.ts";
+import { streamTableOf } from "./tables.ts";
+import { type CachePolicy, Transactions } from "./transactions.ts";
+
+export type { SmmuCapabilities } from "./capabilities.ts";
+export type { Wire } from "./errors.ts";
+export type { CachePolicy } from "./transactions.ts";
+
+export interface SmmuOptions extends UnitContext {
+  readonly name: string;
+  readonly memory: HostMemory;
+  readonly capabilities?: SmmuCapabilities;
+  /** `none`: nothing is remembered. `paranoid`: at random, things are forgotten and not remembered. Default `normal`. */
+  readonly cache?: CachePolicy;
+  /** Must be given for `paranoid`. */
+  readonly random?: Random;
+  /** IOTLB entries, a power of two; default 4096. */
+  readonly iotlbEntries?: number;
+  /** Interrupts that are not messages. Default: nobody is there. */
+  readonly wire?: (wire: Wire) => void;
+}
+
+export class SmmuV3Unit implements IommuUnit, AtsUnit {
+  readonly name: string;
+  readonly capabilities: Capabilities;
+  readonly registerBytes = REGISTER_BYTES;
+  onResume: (token: number, ok: boolean) => void = () => {};
+  invalidateDeviceTlb: (what: DeviceTlbInvalidation) => DeviceTlbAnswer = () => "done";
+  onPageResponse: PageResponder = () => {};
+
+  readonly #events: EventSink;
+  readonly #memory: HostMemory;
+  readonly #registers: RegisterFile;
+  readonly #errors: Errors;
+  readonly #commandQueue: CommandQueue;
+  readonly #eventQueue: RecordQueue;
+  readonly #pageRequests: RecordQueue;
+  readonly #transactions: Transactions;
+  readonly #stalls: Stalls;
+
+  constructor(options: SmmuOptions) {
+    const { name, memory, events, interrupt, cache = "normal", random, iotlbEntries = 4096 } = options;
+    if (cache === "paranoid" && !random)
+      throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
+    const unit = completeCapabilities(options.capabilities);
+    const registers = new RegisterFile(unit);
+    const send: SendMessage = (address, data) => {
+      if (events.on) events.emit("interrupt", { unit: name, address, data });
+      interrupt(address, data);
+    };
+    const wire = (line: Wire): void => {
+      if (events.on) events.emit("interrupt", { unit: name, wire: line });
+      options.wire?.(line);
+    };
+    this.name = name;
+    this.capabilities = unit;
+    this.#events = events;
+    this.#memory = memory;
+    this.#registers = registers;
+    this.#stalls = new Stalls(unit.stallMax);
+    this.#errors = new Errors({ registers, memory, unit, send, wire });
+    this.#transactions = new Transactions({
+      memory,
+      unit,
+      policy: cache,
+      random,
+      iotlbEntries,
+      refuse: (transaction, fault, stream, context) => this.#refuse(transaction, fault, stream, context),
+    });
+    this.#eventQueue = new RecordQueue(registers, memory, {
+      base: Register.EVENTQ_BASE,
+      prod: Register.EVENTQ_PROD,
+      cons: Register.EVENTQ_CONS,
+      maximumLg2: unit.eventQueueLg2,
+      entryLg2: 5,
+    });
+    this.#pageRequests = new RecordQueue(registers, memory, {
+      base: Register.PRIQ_BASE,
+      prod: Register.PRIQ_PROD,
+      cons: Register.PRIQ_CONS,
+      maximumLg2: unit.pageRequestQueueLg2,
+      entryLg2: 4,
+    });
+    this.#commandQueue = this.#makeCommandQueue();
+    this.#refresh();
+  }
+
+  #makeCommandQueue(): CommandQueue {
+    const transactions = this.#transactions;
+    const { streams } = transactions;
+    return new CommandQueue({
+      name: this.name,
+      memory: this.#memory,
+      registers: this.#registers,
+      unit: this.capabilities,
+      errors: this.#errors,
+      events: this.#events,
+      commands: {
+        invalidateStreams: (sid, lg2) => {
+          if (lg2 >= 32) streams.invalidateAll();
+          else streams.invalidate(sid - (sid % 2 ** lg2), 2 ** lg2);
+        },
+        invalidateContext: (sid, ssid) => streams.slot(sid)?.forgetContext(ssid),
+        invalidateContexts: (sid) => streams.slot(sid)?.forgetContexts(),
+        invalidateTlb: (opcode, vmid, asid, range) => transactions.invalidateTlb(opcode, vmid, asid, range),
+        invalidateDeviceTlb: (what) => this.invalidateDeviceTlb(what),
+        respond: (rid, pasid, group, response) => this.onPageResponse(rid, pasid, group, response),
+        resume: (sid, tag, retry) => this.#resume(sid, tag, retry),
+        terminate: (sid) => this.#terminate(sid),
+      },
+    });
+  }
+
+  reset(): void {
+    this.#registers.reset();
+    this.#commandQueue.reset();
+    this.#transactions.forget();
+    this.#refresh();
+    this.#terminate();
+  }
+
+  // Registers
+
+  mmioRead(offset: number, width: 4 | 8): bigint {
+    return this.#registers.read(offset, width);
+  }
+
+  mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
+    if (!this.#registers.takes(offset, width)) return;
+    if (this.#events.on)
+      this.#events.emit("register", {
+        unit: this.name,
+        register: registerName(offset),
+        offset,
+        width,
+        value,
+      });
+    this.#write(offset, Number(value & 0xffff_ffffn));
+    if (width === 8) this.#write(offset + 4, Number((value >> 32n) & 0xffff_ffffn));
+  }
+
+  #write(offset: number, value: number): void {
+    const registers = this.#registers;
+    if (offset === Register.GBPA) return this.#bypassAttributes(value);
+    const before = registers.get(offset);
+    if (!registers.store(offset, value)) return;
+    switch (offset) {
+      case Register.CR0:
+        return this.#control(before);
+      case Register.IRQ_CTRL:
+        registers.set(Register.IRQ_CTRLACK, registers.get(Register.IRQ_CTRL));
+        return;
+      case Register.GERRORN:
+      case Register.CMDQ_PROD:
+        this.#commandQueue.run();
+        return;
+      case Register.EVENTQ_CONS:
+        this.#writePending();
+        return;
+      case Register.CR2:
+      case Register.STRTAB_BASE:
+      case Register.STRTAB_BASE + 4:
+      case Register.STRTAB_BASE_CFG:
+        this.#refresh();
+    }
+  }
+
+  /** §6.3.14 Taken when Update is written as 1; it reads as 0 then. */
+  #bypassAttributes(value: number): void {
+    if ((value & Gbpa.UPDATE) === 0) return;
+    this.#registers.set(Register.GBPA, value & Gbpa.MASK);
+    this.#refresh();
+  }
+
+  /** §6.3.9 Everything takes effect at once. What stalls when the unit is disabled is terminated. */
+  #control(before: number): void {
+    const registers = this.#registers;
+    const now = registers.get(Register.CR0);
+    registers.set(Register.CR0ACK, now);
+    this.#refresh();
+    if (before & ~now & Cr0.SMMUEN) this.#terminate();
+    this.#commandQueue.run();
+    this.#writePending();
+  }
+
+  /** What translation depends on follows the registers. */
+  #refresh(): void {
+    const registers = this.#registers;
+    const transactions = this.#transactions;
+    const cr0 = registers.get(Register.CR0);
+    transactions.enabled = (cr0 & Cr0.SMMUEN) !== 0;
+    transactions.checksTranslated = (cr0 & Cr0.ATSCHK) !== 0;
+    transactions.aborting = (registers.get(Register.GBPA) & Gbpa.ABORT) !== 0;
+    transactions.e2h = (registers.get(Register.CR2) & Cr2.E2H) !== 0;
+    transactions.spaces.vmidMask = 0xffff & (-1 << ((cr0 & Cr0.VMW) >> CR0_VMW_SHIFT));
+    transactions.table = streamTableOf(
+      registers.address(Register.STRTAB_BASE, STRTAB_ADDRESS_LO),
+      registers.get(Register.STRTAB_BASE_CFG),
+      this.capabilities,
+    );
+  }
+
+  // Faults
+
+  /** Records the fault, stalls the transaction, or just refuses it. */
+  #refuse(
+    transaction: Transaction,
+    fault: Fault,
+    stream: Stream | undefined,
+    context: Context | undefined,
+  ): TranslateStatus {
+    const { code } = fault;
+    const policy = fault.stage2 ? stream?.stage2 : context;
+    const governed = isTranslationFault(code) && policy !== undefined;
+    const stalls = governed && policy.stalls && this.capabilities.stallMax > 0;
+    const record = stalls ? this.#stall(transaction) : !governed || policy.recorded;
+    const told = record !== false && code !== ABORTED && !this.#unrecorded(code);
+    if (told) {
+      const tag = typeof record === "number" ? record : -1;
+      const event = buildEvent(transaction, fault, stream, tag);
+      if (!this.#record(event) && tag >= 0) this.#stalls.keep(tag, event);
+    }
+    this.#tell(transaction, fault, told);
+    return stalls ? TranslateStatus.stalled : TranslateStatus.fault;
+  }
+
+  /** §6.3.12 Streams without an entry are recorded when CR2 says so. */
+  #unrecorded(code: number): boolean {
+    return (
+      code === EventCode.C_BAD_STREAMID && (this.#registers.get(Register.CR2) & Cr2.RECINVSID) === 0
+    );
+  }
+
+  /** The tag of the stall; false: the transaction waits for one. */
+  #stall(transaction: Transaction): number | false {
+    const tag = this.#stalls.claim(transaction.rid);
+    transaction.token = tag < 0 ? this.#stalls.wait() : this.#stalls.token(tag);
+    return tag < 0 ? false : tag;
+  }
+
+  #tell(transaction: Transaction, fault: Fault, recorded: boolean): void {
+    const events = this.#events;
+    if (!events.on) return;
+    const { rid, pasid, access, lo, hi } = transaction;
+    const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
+    const { code } = fault;
+    const reason = `${describeFault(code)}${fault.stage2 ? ", in stage 2" : ""}`;
+    events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded });
+  }
+
+  /** Writes an event; false: it did not get into the queue. */
+  #record(event: Uint32Array): boolean {
+    if ((this.#registers.get(Register.CR0) & Cr0.EVENTQEN) === 0) return false;
+    // §7.2 A queue whose memory does not answer is not written until that is acknowledged.
+    if (this.#errors.active(Gerror.EVENTQ_ABT_ERR)) return false;
+    const queue = this.#eventQueue;
+    const wasEmpty = queue.empty;
+    const written = queue.write(event);
+    if (written === "full") queue.overflow();
+    if (written === "abort") this.#errors.raise(Gerror.EVENTQ_ABT_ERR);
+    if (written === "written" && wasEmpty) this.#errors.interrupt("eventq");
+    return written === "written";
+  }
+
+  /** Stalls whose events found no room. */
+  #writePending(): void {
+    if (this.#stalls.pending) this.#stalls.writePending((event) => !this.#eventQueue.full && this.#record(event));
+  }
+
+  // Stalls
+
+  #resume(sid: number, tag: number, retry: boolean): void {
+    const token = this.#stalls.end(tag, sid);
+    if (token < 0) return;
+    this.onResume(token, retry);
+    this.#retryWaiting();
+  }
+
+  /** Ends the stalls of a stream, or all. */
+  #terminate(sid?: number): void {
+    for (const token of this.#stalls.endAll(sid)) this.onResume(token, false);
+    if (sid === undefined) for (const token of this.#stalls.next(true)) this.onResume(token, false);
+    else this.#retryWaiting();
+  }
+
+  #retryWaiting(): void {
+    for (const token of this.#stalls.next()) this.onResume(token, true);
+  }
+
+  // Translation
+
+  translate(transaction: Transaction): TranslateStatus {
+    return this.#transactions.translate(transaction);
+  }
+
+  explain(transaction: Transaction): Iterable<ExplainStep> {
+    return explainTransaction(this.#transactions, this.#memory, this.capabilities, transaction);
+  }
+
+  // ATS and page requests
+
+  requestTranslation(transaction: Transaction): TranslateStatus {
+    return this.#transactions.request(transaction);
+  }
+
+  /** §8.1 A request goes into the queue; one that cannot is answered by the unit when it is the last of its group. */
+  requestPage(request: PageRequest): void {
+    const cr0 = this.#registers.get(Register.CR0);
+    if ((cr0 & Cr0.SMMUEN) === 0 || (cr0 & Cr0.PRIQEN) === 0) return this.#respond(request, PageResponse.failure);
+    if (this.#errors.active(Gerror.PRIQ_ABT_ERR)) return this.#respond(request, PageResponse.failure);
+    const queue = this.#pageRequests;
+    const wasEmpty = queue.empty;
+    const written = queue.write(buildPageRequest(request));
+    if (written === "written") {
+      if (wasEmpty) this.#errors.interrupt("priq");
+    } else if (written === "full") {
+      // §8.2 The device may ask again.
+      queue.overflow();
+      this.#respond(request, PageResponse.success);
+    } else {
+      this.#errors.raise(Gerror.PRIQ_ABT_ERR);
+      this.#respond(request, PageResponse.failure);
+    }
+  }
+
+  #respond({ rid, pasid, group, last }: PageRequest, response: number): void {
+    if (last) this.onPageResponse(rid, pasid, group, response);
+  }
+}
