@@ -127,7 +127,8 @@ export const completeCapabilities = (chosen: SmmuCapabilities = {}): Capabilitie
   within("streamIdBits", streamIdBits, 1, 32);
   within("substreamIdBits", substreamIdBits, 0, 20);
   within("stallMax", stallMax, 0, 0xffff);
-  if (stalls !== "terminate" && stallMax === 0) throw new RangeError("a unit that stalls has stallMax above 0");
+  if (stalls !== "terminate" && stallMax === 0)
+    throw new RangeError("a unit that stalls has stallMax above 0");
   for (const [name, lg2] of Object.entries({ commandQueueLg2, eventQueueLg2, pageRequestQueueLg2 }))
     within(name, lg2, 0, 19);
   const size = ADDRESS_BITS.indexOf(outputBits);
@@ -256,7 +257,7 @@ export const capabilitiesOf = (registers: {
     coherent: f0("COHACC") === 1,
     rangeInvalidation: f3("RIL") === 1,
     hierarchyDisable: f3("HAD") === 1,
-    breakBeforeMake: (Math.min(f3("BBML"), 2) as 0 | 1 | 2),
+    breakBeforeMake: Math.min(f3("BBML"), 2) as 0 | 1 | 2,
     commandQueueLg2: f1("CMDQS"),
     eventQueueLg2: f1("EVENTQS"),
     pageRequestQueueLg2: f1("PRIQS"),

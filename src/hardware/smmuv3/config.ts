@@ -90,7 +90,8 @@ const badStage1 = (words: Words, unit: Capabilities): Illegal | undefined => {
   const format = s.S1FMT.get(words);
   if (contexts > 0 && (format === 3 || (format !== 0 && !unit.twoLevelContexts)))
     return `S1Fmt = ${format} is not implemented`;
-  if (s.S1STALLD.get(words) && unit.stalls !== "both") return "S1STALLD = 1 needs a unit that can stall and terminate";
+  if (s.S1STALLD.get(words) && unit.stalls !== "both")
+    return "S1STALLD = 1 needs a unit that can stall and terminate";
   const world = s.STRW.get(words);
   const nested = s.CONFIG.get(words) === Config.nested;
   if (world === StreamWorld.el1) return undefined;
@@ -167,8 +168,7 @@ export const decodeSte = (words: Words, unit: Capabilities): Stream | Illegal =>
   const stage1 = config === Config.stage1 || config === Config.nested;
   const illegal = stage1 ? badStage1(words, unit) : undefined;
   if (illegal) return illegal;
-  const stage2 =
-    config === Config.stage2 || config === Config.nested ? decodeStage2(words, unit) : undefined;
+  const stage2 = config === Config.stage2 || config === Config.nested ? decodeStage2(words, unit) : undefined;
   if (typeof stage2 === "string") return stage2;
   const dss = s.S1DSS.get(words);
   const ats = unit.ats ? s.EATS.get(words) : 0;
@@ -255,7 +255,12 @@ const badContext = (words: Words, unit: Capabilities, stream: Stream): Illegal |
 };
 
 /** §5.4 A context descriptor, of a stream. `e2h`: CR2.E2H. */
-export const decodeCd = (words: Words, unit: Capabilities, stream: Stream, e2h: boolean): Context | Illegal => {
+export const decodeCd = (
+  words: Words,
+  unit: Capabilities,
+  stream: Stream,
+  e2h: boolean,
+): Context | Illegal => {
   const illegal = badContext(words, unit, stream);
   if (illegal) return illegal;
   const twoRanges = stream.world === StreamWorld.el1 || e2h;

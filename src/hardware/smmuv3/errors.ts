@@ -66,4 +66,3 @@ export class Errors {
     else if (!memory.store32(address, data)) send(BigInt(address), data);
   }
 }
-

@@ -18,7 +18,7 @@ import { ABORTED, describeFault, walkFaultCode } from "./faults.ts";
 import { needOf, rightsOf, wantOf } from "./rights.ts";
 import { Kind, type Spaces } from "./spaces.ts";
 import { Cd, Config, EventCode, L1Cd, L1Std, S1Dss, Ste, StreamWorld } from "./spec.ts";
-import { contextAddress, contextSplit, spanEntries, type StreamTable, streamIndices } from "./tables.ts";
+import { contextAddress, contextSplit, type StreamTable, spanEntries, streamIndices } from "./tables.ts";
 import { canonicalHigh, indexedHigh, indexedLow, isInside, isUpper, PART_LG2, rangeOf } from "./translate.ts";
 
 /** What of a unit a translation depends on, besides memory. */
@@ -221,13 +221,22 @@ class Explainer {
     if (context instanceof Refusal) return outcomeOf(context);
     const { lo, hi } = this.#transaction;
     const range = rangeOf(hi, context);
-    if (!range) return outcomeOf(new Refusal(EventCode.F_TRANSLATION, "EPD = 1: walks of the range are disabled"));
+    if (!range)
+      return outcomeOf(new Refusal(EventCode.F_TRANSLATION, "EPD = 1: walks of the range are disabled"));
     const high = canonicalHigh(hi, range);
     const upper = isUpper(context, range);
     const name = upper ? "TTB1" : "TTB0";
     const walk = isInside(lo, high, range, upper)
-      ? yield* this.#walk(stream, range, (BigInt(indexedHigh(high, range) >>> 0) << 32n) | BigInt(indexedLow(lo, range) >>> 0), want)
-      : new Refusal(EventCode.F_TRANSLATION, `the address is not one of the ${range.inputBits} bits of ${name}`);
+      ? yield* this.#walk(
+          stream,
+          range,
+          (BigInt(indexedHigh(high, range) >>> 0) << 32n) | BigInt(indexedLow(lo, range) >>> 0),
+          want,
+        )
+      : new Refusal(
+          EventCode.F_TRANSLATION,
+          `the address is not one of the ${range.inputBits} bits of ${name}`,
+        );
     const found = judge(walk, want, context);
     const el2 = stream.world === StreamWorld.el2;
     const kinds = el2 ? ([Kind.el2, Kind.el2Global] as const) : ([Kind.el1, Kind.el1Global] as const);
@@ -259,7 +268,10 @@ class Explainer {
     const walk =
       address >> BigInt(bits) === 0n
         ? yield* explainWalk(format, this.#memory, table, address, needOf(want))
-        : new Refusal(EventCode.F_ADDR_SIZE, `${hex(address)} has more than ${bits} bits; stage 1 is bypassed`);
+        : new Refusal(
+            EventCode.F_ADDR_SIZE,
+            `${hex(address)} has more than ${bits} bits; stage 1 is bypassed`,
+          );
     const found = judge(walk, want, undefined);
     return yield* this.#finish(found, slot, [this.#unit.spaces.find(Kind.stage2, vmid, 0)], hi, want);
   }
@@ -282,7 +294,10 @@ class Explainer {
     const note = `holds ${hex(2 ** cached.lg2)} bytes at ${hex(cached.base)}`;
     if (found instanceof Refusal || found.pa !== pa) {
       const says = found instanceof Refusal ? describeFault(found.code) : found.reason;
-      yield { what: "IOTLB", note: `${note}. That is not what the tables say (${says}); it is used until it is invalidated` };
+      yield {
+        what: "IOTLB",
+        note: `${note}. That is not what the tables say (${says}); it is used until it is invalidated`,
+      };
     }
     return answer(pa, cached.lg2, lo, `the IOTLB ${note}`);
   }
@@ -290,7 +305,8 @@ class Explainer {
   #lastPage(slot: StreamSlot | undefined, want: number): Cached | undefined {
     const { lo, hi, pasid, translated: before } = this.#transaction;
     if (!slot || before || slot.stamp !== this.#unit.iotlb.stamp || slot.pasid !== pasid) return undefined;
-    if (slot.pageLo !== (lo & slot.mask) || slot.pageHi !== (hi | 0) || (want & slot.denied) !== 0) return undefined;
+    if (slot.pageLo !== (lo & slot.mask) || slot.pageHi !== (hi | 0) || (want & slot.denied) !== 0)
+      return undefined;
     return { base: slot.pa, lg2: Math.log2(slot.size) };
   }
 

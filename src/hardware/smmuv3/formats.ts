@@ -6,7 +6,12 @@
 import { compileWalker } from "../../pagetable/compile.ts";
 import type { PageTableFormat } from "../../pagetable/format.ts";
 import { type CachedNestedWalker, compileCachedNested } from "../../pagetable/nested.ts";
-import { type VmsaStage1Options, type VmsaStage2Options, vmsaStage1, vmsaStage2 } from "../../pagetable/vmsa.ts";
+import {
+  type VmsaStage1Options,
+  type VmsaStage2Options,
+  vmsaStage1,
+  vmsaStage2,
+} from "../../pagetable/vmsa.ts";
 import type { Walker } from "../../pagetable/walker.ts";
 
 const LIMIT = 128;

@@ -10,6 +10,7 @@ import {
   CR1_MASK,
   Cr0,
   Cr2,
+  Gbpa,
   GERROR_MASK,
   IrqCtrl,
   OVERFLOW,
@@ -71,7 +72,7 @@ const wordsOf = (unit: Capabilities): Word[] => {
       reset: Cr2.RECINVSID,
       locked: Cr0.SMMUEN,
     },
-    { offset: Register.GBPA },
+    { offset: Register.GBPA, reset: Gbpa.RESET },
     { offset: Register.IRQ_CTRL, writable: IrqCtrl.GERROR | IrqCtrl.EVENTQ | (unit.pri ? IrqCtrl.PRIQ : 0) },
     { offset: Register.IRQ_CTRLACK },
     { offset: Register.GERROR },
@@ -153,4 +154,5 @@ export class RegisterFile {
 const names = new Map<number, string>(Object.entries(Register).map(([name, offset]) => [offset, name]));
 
 /** The name of the register a word belongs to, for people. */
-export const registerName = (offset: number): string => names.get(offset) ?? names.get(offset - 4) ?? "reserved";
+export const registerName = (offset: number): string =>
+  names.get(offset) ?? names.get(offset - 4) ?? "reserved";

@@ -27,7 +27,8 @@ const INSTCFG = { data: 2, instruction: 3 } as const;
 
 /** §3.13.1 Whether a transaction counts as privileged, and as an instruction fetch: as it came, unless the stream overrides. */
 export const isPrivileged = (access: number, { privilege }: Stream): boolean =>
-  privilege === PRIVCFG.privileged || (privilege !== PRIVCFG.unprivileged && (access & Access.privileged) !== 0);
+  privilege === PRIVCFG.privileged ||
+  (privilege !== PRIVCFG.unprivileged && (access & Access.privileged) !== 0);
 export const isInstruction = (access: number, { instruction }: Stream): boolean =>
   (access & (Access.write | Access.atomic)) === 0 &&
   (instruction === INSTCFG.instruction || (instruction !== INSTCFG.data && (access & Access.execute) !== 0));

@@ -60,7 +60,11 @@ export const Idr0 = layout("IDR0", 4, {
   TTF: bits(2, 3, "translation tables", { 1: "AArch32", 2: "AArch64", 3: "both" }),
   COHACC: bit(4, "coherent accesses of the unit"),
   BTM: bit(5, "broadcast TLB maintenance"),
-  HTTU: bits(6, 7, "table updates by hardware", { 0: "none", 1: "access flag", 2: "access flag and dirty state" }),
+  HTTU: bits(6, 7, "table updates by hardware", {
+    0: "none",
+    1: "access flag",
+    2: "access flag and dirty state",
+  }),
   DORMHINT: bit(8, "dormant hint"),
   HYP: bit(9, "EL2"),
   ATS: bit(10, "PCIe ATS"),
@@ -137,7 +141,13 @@ export const CR1_MASK = 0xfff;
 export const Cr2 = { E2H: 1, RECINVSID: 2, PTM: 4 } as const;
 
 /** §6.3.14 What happens to transactions while SMMUEN is 0. */
-export const Gbpa = { ABORT: 0x10_0000, UPDATE: 0x8000_0000, MASK: 0x001f_ffff } as const;
+export const Gbpa = {
+  ABORT: 0x10_0000,
+  UPDATE: 0x8000_0000,
+  MASK: 0x001f_ffff,
+  /** Attributes as they come in (SHCFG = 1), no abort. */
+  RESET: 0x1000,
+} as const;
 
 /** §6.3.16 IRQ_CTRL, and IRQ_CTRLACK. */
 export const IrqCtrl = { GERROR: 1, PRIQ: 2, EVENTQ: 4 } as const;

@@ -54,7 +54,8 @@ export const streamIndices = (sid: number, { split }: StreamTable): readonly [nu
 };
 
 /** §5.1 Entries of the level 2 table that a Span stands for; 0 also for what is reserved. */
-export const spanEntries = (span: number, split: number): number => (span === 0 || span > split + 1 ? 0 : 2 ** (span - 1));
+export const spanEntries = (span: number, split: number): number =>
+  span === 0 || span > split + 1 ? 0 : 2 ** (span - 1);
 
 /** Where the entry of a stream is; -1, with the fault, when there is none. */
 export const locateSte = (memory: HostMemory, table: StreamTable, sid: number, fault: Fault): number => {

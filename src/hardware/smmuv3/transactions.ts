@@ -19,7 +19,15 @@ import { EVERY_RIGHT, Right, wantOf } from "./rights.ts";
 import { type AddressRange, Kind, SPACES, Spaces } from "./spaces.ts";
 import { Config, EventCode, Opcode, S1Dss, StreamWorld } from "./spec.ts";
 import { readContext, readStream, type StreamTable } from "./tables.ts";
-import { canonicalHigh, PART_LG2, Page, rangeOf, rememberedRights, walkStage1, walkStage2 } from "./translate.ts";
+import {
+  canonicalHigh,
+  PART_LG2,
+  Page,
+  rangeOf,
+  rememberedRights,
+  walkStage1,
+  walkStage2,
+} from "./translate.ts";
 
 /** How much a unit remembers; every choice is one the specification allows. */
 export type CachePolicy = "normal" | "none" | "paranoid";
@@ -44,6 +52,7 @@ const WORD = 0x1_0000_0000;
 const BYPASS = -1;
 const REFUSED = -2;
 const EL1_KINDS = [Kind.el1, Kind.el1Global] as const;
+const ALL_EL1_KINDS = [...EL1_KINDS, Kind.stage2] as const;
 const EL2_KINDS = [Kind.el2, Kind.el2Global] as const;
 
 export class Transactions {
@@ -84,34 +93,44 @@ export class Transactions {
 
   /** §4.4 What a TLB invalidation reaches. */
   invalidateTlb(opcode: number, vmid: number, asid: number, range: AddressRange): void {
-    const { spaces, guests } = this;
+    const { spaces } = this;
     switch (opcode) {
       case Opcode.TLBI_NH_ALL:
-        return spaces.invalidate(EL1_KINDS, vmid);
+        spaces.invalidate(EL1_KINDS, vmid);
+        return;
       case Opcode.TLBI_NH_ASID:
-        return spaces.invalidateAsid(Kind.el1, vmid, asid);
+        spaces.invalidateAsid(Kind.el1, vmid, asid);
+        return;
       case Opcode.TLBI_NH_VA:
-        return spaces.invalidatePages(EL1_KINDS, vmid, asid, canonical(range));
+        spaces.invalidatePages(EL1_KINDS, vmid, asid, canonical(range));
+        return;
       case Opcode.TLBI_NH_VAA:
-        return spaces.invalidatePages(EL1_KINDS, vmid, undefined, canonical(range));
+        spaces.invalidatePages(EL1_KINDS, vmid, undefined, canonical(range));
+        return;
       case Opcode.TLBI_EL2_ALL:
-        return spaces.invalidate(EL2_KINDS);
+        spaces.invalidate(EL2_KINDS);
+        return;
       case Opcode.TLBI_EL2_ASID:
-        return spaces.invalidateAsid(Kind.el2, 0, asid);
+        spaces.invalidateAsid(Kind.el2, 0, asid);
+        return;
       case Opcode.TLBI_EL2_VA:
-        return spaces.invalidatePages(EL2_KINDS, 0, asid, canonical(range));
+        spaces.invalidatePages(EL2_KINDS, 0, asid, canonical(range));
+        return;
       case Opcode.TLBI_EL2_VAA:
-        return spaces.invalidatePages(EL2_KINDS, 0, undefined, canonical(range));
+        spaces.invalidatePages(EL2_KINDS, 0, undefined, canonical(range));
+        return;
       case Opcode.TLBI_S2_IPA:
         // A stage 2 page may be remembered in parts: all intermediate addresses of the VMID go.
         this.#forgetGuests(vmid);
-        return spaces.invalidatePages([Kind.stage2], vmid, undefined, range);
+        spaces.invalidatePages([Kind.stage2], vmid, undefined, range);
+        return;
       case Opcode.TLBI_S12_VMALL:
         this.#forgetGuests(vmid);
-        return spaces.invalidate([...EL1_KINDS, Kind.stage2], vmid);
+        spaces.invalidate(ALL_EL1_KINDS, vmid);
+        return;
       default:
-        guests.invalidateAll();
-        return spaces.invalidate([...EL1_KINDS, Kind.stage2]);
+        this.guests.invalidateAll();
+        spaces.invalidate(ALL_EL1_KINDS);
     }
   }
 
@@ -207,14 +226,28 @@ export class Transactions {
     const high = range ? canonicalHigh(hi, range) : hi;
     const entry = range ? this.#lookup(found, stream, lo, high) : -1;
     if (entry >= 0 && (want & this.iotlb.denied(entry)) === 0)
-      return this.#answer(transaction, slot, this.iotlb.page(entry), this.iotlb.lg2(entry), this.iotlb.denied(entry));
+      return this.#answer(
+        transaction,
+        slot,
+        this.iotlb.page(entry),
+        this.iotlb.lg2(entry),
+        this.iotlb.denied(entry),
+      );
     const page = this.#page;
     const code = walkStage1(this.#memory, stream, context, lo, hi, want, this.guests, page, this.#fault);
     if (this.#options.policy !== "normal") this.guests.invalidateAll();
     if (code !== 0) return this.#refuse(transaction, stream, context);
     const asid = page.global ? 0 : context.asid;
-    const kind = stream.world === StreamWorld.el2 ? (page.global ? Kind.el2Global : Kind.el2) : page.global ? Kind.el1Global : Kind.el1;
-    const dirty = updatesDirty(range!.format) || (stream.stage2 !== undefined && updatesDirty(stream.stage2.format));
+    const kind =
+      stream.world === StreamWorld.el2
+        ? page.global
+          ? Kind.el2Global
+          : Kind.el2
+        : page.global
+          ? Kind.el1Global
+          : Kind.el1;
+    const dirty =
+      updatesDirty(range!.format) || (stream.stage2 !== undefined && updatesDirty(stream.stage2.format));
     return this.#found(transaction, slot, kind, stream.vmid, asid, high, want, dirty);
   }
 
@@ -223,7 +256,13 @@ export class Transactions {
     const space = this.spaces.find(Kind.stage2, stream.vmid, 0);
     const entry = space < 0 ? -1 : this.iotlb.lookup(space, lo, hi);
     if (entry >= 0 && (want & this.iotlb.denied(entry)) === 0)
-      return this.#answer(transaction, slot, this.iotlb.page(entry), this.iotlb.lg2(entry), this.iotlb.denied(entry));
+      return this.#answer(
+        transaction,
+        slot,
+        this.iotlb.page(entry),
+        this.iotlb.lg2(entry),
+        this.iotlb.denied(entry),
+      );
     const bits = intermediateBits(this.#unit);
     const code = walkStage2(this.#memory, stream, bits, lo, hi, want, this.#page, this.#fault);
     if (code !== 0) return this.#refuse(transaction, stream, undefined);
@@ -271,7 +310,13 @@ export class Transactions {
   }
 
   /** Answers from the page of 2^lg2 bytes at `base`, which becomes the stream's last one. */
-  #answer(transaction: Transaction, slot: StreamSlot, base: number, lg2: number, denied: number): TranslateStatus {
+  #answer(
+    transaction: Transaction,
+    slot: StreamSlot,
+    base: number,
+    lg2: number,
+    denied: number,
+  ): TranslateStatus {
     const { lo, hi, pasid } = transaction;
     const size = 2 ** lg2;
     const offset = lo & (size - 1);
@@ -397,7 +442,11 @@ export class Transactions {
     if (drawn === 1) this.streams.invalidateAll();
   }
 
-  #refuse(transaction: Transaction, stream: Stream | undefined, context: Context | undefined): TranslateStatus {
+  #refuse(
+    transaction: Transaction,
+    stream: Stream | undefined,
+    context: Context | undefined,
+  ): TranslateStatus {
     refused(transaction, this.#fault.code);
     return this.#options.refuse(transaction, this.#fault, stream, context);
   }

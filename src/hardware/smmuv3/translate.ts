@@ -88,10 +88,19 @@ export const walkStage1 = (
   const need = needOf(want);
   const code = stage2
     ? nestedWalkerOf(format, stage2.format)(
-        memory, table, stage2.table, low, indexed, need, page, guests, guests.tag(stage2.vmid),
+        memory,
+        table,
+        stage2.table,
+        low,
+        indexed,
+        need,
+        page,
+        guests,
+        guests.tag(stage2.vmid),
       )
     : walkerOf(format)(memory, table, low, indexed, need, page);
-  if (code !== 0) return stage2 && page.stage === 2 ? lowerFault(code, page, fault) : upperFault(code, page, fault);
+  if (code !== 0)
+    return stage2 && page.stage === 2 ? lowerFault(code, page, fault) : upperFault(code, page, fault);
   page.global = (page.lo & NOT_GLOBAL) === 0;
   page.leafLg2 = leafLg2(format, page.level);
   return finish(page, want, context, fault);

@@ -18,9 +18,7 @@ import {
   PageResponse,
 } from "../ats.ts";
 import {
-  Access,
   type IommuUnit,
-  NO_PASID,
   type SendMessage,
   type Transaction,
   TranslateStatus,
@@ -42,8 +40,8 @@ import {
   EventCode,
   Gbpa,
   Gerror,
-  Register,
   REGISTER_BYTES,
+  Register,
   STRTAB_ADDRESS_LO,
 } from "./spec.ts";
 import { Stalls } from "./stalls.ts";
@@ -189,12 +187,13 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
 
   #write(offset: number, value: number): void {
     const registers = this.#registers;
-    if (offset === Register.GBPA) return this.#bypassAttributes(value);
     const before = registers.get(offset);
+    if (offset === Register.GBPA) this.#bypassAttributes(value);
     if (!registers.store(offset, value)) return;
     switch (offset) {
       case Register.CR0:
-        return this.#control(before);
+        this.#control(before);
+        return;
       case Register.IRQ_CTRL:
         registers.set(Register.IRQ_CTRLACK, registers.get(Register.IRQ_CTRL));
         return;
@@ -274,9 +273,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
 
   /** §6.3.12 Streams without an entry are recorded when CR2 says so. */
   #unrecorded(code: number): boolean {
-    return (
-      code === EventCode.C_BAD_STREAMID && (this.#registers.get(Register.CR2) & Cr2.RECINVSID) === 0
-    );
+    return code === EventCode.C_BAD_STREAMID && (this.#registers.get(Register.CR2) & Cr2.RECINVSID) === 0;
   }
 
   /** The tag of the stall; false: the transaction waits for one. */
@@ -312,7 +309,8 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
 
   /** Stalls whose events found no room. */
   #writePending(): void {
-    if (this.#stalls.pending) this.#stalls.writePending((event) => !this.#eventQueue.full && this.#record(event));
+    if (this.#stalls.pending)
+      this.#stalls.writePending((event) => !this.#eventQueue.full && this.#record(event));
   }
 
   // Stalls
@@ -353,25 +351,25 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
 
   /** §8.1 A request goes into the queue; one that cannot is answered by the unit when it is the last of its group. */
   requestPage(request: PageRequest): void {
-    const cr0 = this.#registers.get(Register.CR0);
-    if ((cr0 & Cr0.SMMUEN) === 0 || (cr0 & Cr0.PRIQEN) === 0) return this.#respond(request, PageResponse.failure);
-    if (this.#errors.active(Gerror.PRIQ_ABT_ERR)) return this.#respond(request, PageResponse.failure);
-    const queue = this.#pageRequests;
-    const wasEmpty = queue.empty;
-    const written = queue.write(buildPageRequest(request));
+    const enables = Cr0.SMMUEN | Cr0.PRIQEN;
+    const enabled = (this.#registers.get(Register.CR0) & enables) === enables;
+    const broken = !enabled || this.#errors.active(Gerror.PRIQ_ABT_ERR);
+    const wasEmpty = this.#pageRequests.empty;
+    const written = broken ? "abort" : this.#pageRequests.write(buildPageRequest(request));
     if (written === "written") {
       if (wasEmpty) this.#errors.interrupt("priq");
-    } else if (written === "full") {
-      // §8.2 The device may ask again.
-      queue.overflow();
-      this.#respond(request, PageResponse.success);
-    } else {
-      this.#errors.raise(Gerror.PRIQ_ABT_ERR);
-      this.#respond(request, PageResponse.failure);
+      return;
     }
-  }
-
-  #respond({ rid, pasid, group, last }: PageRequest, response: number): void {
-    if (last) this.onPageResponse(rid, pasid, group, response);
+    if (written === "full") this.#pageRequests.overflow();
+    else if (!broken) this.#errors.raise(Gerror.PRIQ_ABT_ERR);
+    // §8.2 What does not fit the device may ask for again.
+    const { rid, pasid, group, last } = request;
+    if (last)
+      this.onPageResponse(
+        rid,
+        pasid,
+        group,
+        written === "full" ? PageResponse.success : PageResponse.failure,
+      );
   }
 }

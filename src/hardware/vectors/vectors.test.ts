@@ -1,6 +1,8 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { reportVectors } from "./report.ts";
 import { runVector } from "./run.ts";
+import { smmuv3Subject } from "./smmuv3.ts";
 import { parseVectors, type Vector } from "./vector.ts";
 import { vtdSubject } from "./vtd.ts";
 
@@ -19,6 +21,41 @@ describe("recorded translations of VT-d in legacy mode", () => {
   it("come out as recorded", () => {
     const failed = reports.filter(({ failures }) => failures.length > 0);
     expect(failed).toEqual([]);
+  });
+});
+
+describe("recorded translations of SMMUv3", () => {
+  const counts: [string, number, number, number][] = [
+    ["s1", 230, 8, 15],
+    ["s2", 135, 5, 49],
+    ["nested", 126, 6, 35],
+    ["commands", 99, 9, 1],
+  ];
+  it.each(counts)("%s: all come out as recorded, but for what deviates", (name, all, nothing, outcomes) => {
+    const vectors = load(`../smmuv3/data/smmuv3-${name}.jsonl`);
+    const reports = vectors.map((vector) => runVector(vector, smmuv3Subject));
+    expect(reports.filter(({ failures }) => failures.length > 0)).toEqual([]);
+    const judged = (how: string) => reports.filter((report) => report.judged === how).length;
+    expect([vectors.length, judged("nothing"), judged("outcomes")]).toEqual([all, nothing, outcomes]);
+  });
+});
+
+describe("a report on files", () => {
+  const text = readFileSync(new URL("../smmuv3/data/smmuv3-s2.jsonl", import.meta.url), "utf8");
+  const [line] = text.split("\n") as [string];
+
+  it("counts, and tells what failed", () => {
+    const broken = line.replace(/"expect":\{[^}]*\}/, '"expect":{"result":"ok","pa":"0x1000"}');
+    const other = line.replace('"smmuv3"', '"amdvi"');
+    const elsewhere = line.replace('"IDR5":"0x74"', '"IDR5":"0x174"');
+    const files = [{ name: "some.jsonl", text: [line, broken, other, elsewhere].join("\n") }];
+    const { lines, passed } = reportVectors(files);
+    expect(passed).toBe(false);
+    expect(lines.at(-1)).toBe("4 vectors, 1 as recorded, 0 known deviations, 3 failed");
+    expect(lines.join("\n")).toContain("recorded ok 0x1000");
+    expect(lines).toContain("  there is no model of the unit amdvi");
+    expect(lines).toContain("  IDR5 is 0x74, recorded 0x174");
+    expect(reportVectors([{ name: "good", text: line }]).passed).toBe(true);
   });
 });
 

@@ -1,0 +1,50 @@
+/**
+ * Runs whole files of vectors and counts: as recorded, known deviations of the recording, failed. The command around it is
+ * `npm run vectors`.
+ */
+import { runVector, type SubjectFactory } from "./run.ts";
+import { smmuv3Subject } from "./smmuv3.ts";
+import { parseVectors, type Vector } from "./vector.ts";
+import { vtdSubject } from "./vtd.ts";
+
+const subjects: { readonly [unit: string]: SubjectFactory } = { vtd: vtdSubject, smmuv3: smmuv3Subject };
+
+/** What became of one vector. */
+export interface Verdict {
+  readonly name: string;
+  readonly verdict: "as recorded" | "known deviation" | "failed";
+  readonly failures: readonly string[];
+}
+
+/** Runs a vector; whatever goes wrong with it is its failure. */
+export const judgeVector = (vector: Vector): Verdict => {
+  const { name, unit } = vector;
+  const make = subjects[unit];
+  if (!make) return { name, verdict: "failed", failures: [`there is no model of the unit ${unit}`] };
+  try {
+    const { judged, failures } = runVector(vector, make);
+    if (failures.length > 0) return { name, verdict: "failed", failures };
+    return { name, verdict: judged === "all" ? "as recorded" : "known deviation", failures };
+  } catch (error) {
+    return { name, verdict: "failed", failures: [(error as Error).message] };
+  }
+};
+
+/** Lines for people about files of vectors (name and text), the sum last; and whether nothing failed. */
+export const reportVectors = (
+  files: readonly { readonly name: string; readonly text: string }[],
+): { readonly lines: readonly string[]; readonly passed: boolean } => {
+  const lines: string[] = [];
+  const counts = { "as recorded": 0, "known deviation": 0, failed: 0 };
+  for (const { name, text } of files)
+    for (const vector of parseVectors(text)) {
+      const { verdict, failures } = judgeVector(vector);
+      counts[verdict] += 1;
+      if (verdict !== "failed") continue;
+      lines.push(`${name}: ${vector.name} failed`, ...failures.map((failure) => `  ${failure}`));
+    }
+  const { "as recorded": recorded, "known deviation": deviations, failed } = counts;
+  const all = recorded + deviations + failed;
+  lines.push(`${all} vectors, ${recorded} as recorded, ${deviations} known deviations, ${failed} failed`);
+  return { lines, passed: failed === 0 };
+};
