@@ -102,11 +102,17 @@ export class MockDomain implements PagingDomain {
     return this.#mapper.physical(iova);
   }
 
+  /** Where an access of a device that has the domain goes; -1: nothing that allows it is mapped. */
+  access(iova: number, write: boolean): number {
+    const permission = write ? Permission.write : Permission.read;
+    const [lo, hi] = [iova >>> 0, Math.floor(iova / 2 ** 32)];
+    const status = this.#walk(this.#memory, this.#mapper.root, lo, hi, permission, this.#found);
+    return status === 0 ? this.physical(iova) : -1;
+  }
+
   /** A device wrote here: false when nothing writable is mapped, or nobody wants to know. */
   written(iova: number): boolean {
-    if (!this.#tracking) return false;
-    const root = this.#mapper.root;
-    return this.#walk(this.#memory, root, this.#dirtyHome(iova), 0, Permission.write, this.#found) === 0;
+    return this.#tracking && this.access(this.#dirtyHome(iova), true) >= 0;
   }
 
   get tracking(): boolean {
