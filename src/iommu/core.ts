@@ -4,6 +4,7 @@
  * have one domain. While nobody owns a group, and while its owner has given it none, its domain is the blocked one.
  */
 import type { EventSink } from "../base/events.ts";
+import { allocate } from "../kernel/allocations.ts";
 import type { PciFunction } from "../pci/function.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type {
@@ -83,6 +84,7 @@ export class Group<F extends Requester = PciFunction> {
    */
   attach(domain: Domain, pasid?: number): void {
     const before = this.#domains.get(pasid ?? NO_PASID);
+    allocate("the handle of a domain");
     this.#devices.forEach((device, index) => {
       try {
         device.driver.attach(device.function, domain, pasid);

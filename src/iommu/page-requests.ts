@@ -1,7 +1,9 @@
 /**
  * Page requests from a unit to whoever owns the device's domain: requests of a group are collected until the last one
- * has come, then the group goes to the handler of the device's PASID, or else to that of the device. A group nobody handles is answered `invalid`.
+ * has come, then the group goes to the handler of the device's PASID, or else to that of the device. A group nobody
+ * handles, or of which a request found no memory, is answered `invalid`.
  */
+import { allocateAtomic } from "../kernel/allocations.ts";
 import type { IommuDriver, PageRequest, PageResponse, Requester } from "./driver.ts";
 
 export interface PageRequestGroup {
@@ -22,8 +24,8 @@ const NO_PASID = -1;
 
 interface DeviceRequests {
   readonly handlers: Map<number, PageRequestHandler>;
-  /** By group number. */
-  readonly partial: Map<number, PageRequest[]>;
+  /** By group number; undefined stands for a request that found no memory. */
+  readonly partial: Map<number, (PageRequest | undefined)[]>;
   partialCount: number;
 }
 
@@ -54,12 +56,9 @@ export class PageRequests {
 
   #take(device: Requester, request: PageRequest): void {
     const known = this.#devices.get(device);
+    const kept = hasMemory();
     if (known && !request.last) {
-      if (known.partialCount >= MOST_PARTIAL) return;
-      known.partialCount += 1;
-      const collected = known.partial.get(request.group);
-      if (collected) collected.push(request);
-      else known.partial.set(request.group, [request]);
+      collect(known, request, kept);
       return;
     }
     const handler = known?.handlers.get(request.pasid ?? NO_PASID) ?? known?.handlers.get(NO_PASID);
@@ -69,12 +68,8 @@ export class PageRequests {
         code,
         ...(request.pasid !== undefined && { pasid: request.pasid }),
       });
-    const before = known?.partial.get(request.group) ?? [];
-    if (known && before.length > 0) {
-      known.partial.delete(request.group);
-      known.partialCount -= before.length;
-    }
-    if (!handler) {
+    const before = known ? collected(known, request.group) : [];
+    if (!handler || !before || !kept) {
       if (request.last) respond("invalid");
       return;
     }
@@ -82,6 +77,34 @@ export class PageRequests {
     handler({ device, pasid, number, requests: [...before, request], respond });
   }
 }
+
+/** Whether there is memory for one more request. */
+const hasMemory = (): boolean => {
+  try {
+    allocateAtomic("a page request");
+    return true;
+  } catch {
+    return false;
+  }
+};
+
+/** Keeps a request until the last of its group has come. */
+const collect = (known: DeviceRequests, request: PageRequest, kept: boolean): void => {
+  if (known.partialCount >= MOST_PARTIAL) return;
+  known.partialCount += 1;
+  const before = known.partial.get(request.group);
+  if (before) before.push(kept ? request : undefined);
+  else known.partial.set(request.group, [kept ? request : undefined]);
+};
+
+/** Takes out what came before the last request of a group; undefined: some of it was lost. */
+const collected = (known: DeviceRequests, group: number): PageRequest[] | undefined => {
+  const all = known.partial.get(group) ?? [];
+  known.partial.delete(group);
+  known.partialCount -= all.length;
+  const kept = all.filter((request) => request !== undefined);
+  return kept.length === all.length ? kept : undefined;
+};
 
 const routers = new WeakMap<IommuDriver, PageRequests>();
 

@@ -208,6 +208,7 @@ export class Access extends IommufdObject {
 
   #change(next: Ioas | undefined): void {
     const before = this.#ioas;
+    if (next) this.#context.allocate("a place among the accesses of an IOAS");
     next?.pagetable.addHolder(this.#holder);
     if (next) next.users += 1;
     this.#ioas = next;

@@ -54,6 +54,7 @@ export class IommufdContext {
   /** Puts a new object in the table. Throws ENOMEM. */
   add<T extends IommufdObject>(object: T): T {
     this.allocate(object.type);
+    this.allocate(`the number of a ${object.type}`);
     return this.objects.add(object);
   }
 

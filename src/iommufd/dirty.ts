@@ -64,6 +64,7 @@ export const getDirtyBitmap = request(
     const granule = requireRange(argument, hwpt.ioas.pagetable.alignment);
     const { dirty } = trackingOf(hwpt);
     const clear = (argument.flags & IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) === 0;
+    context.allocate("a window of the bitmap");
     const bitmap = new Bitmap(call, argument.data, iova, granule);
     const [first, end] = [Number(iova), Number(iova + length)];
     if (hwpt.tracking || !clear)

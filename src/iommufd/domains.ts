@@ -3,6 +3,7 @@
  * domain maps is told to it in physically contiguous runs; without large pages, page by page.
  */
 import type { PagingDomain } from "../iommu/driver.ts";
+import { allocate } from "../kernel/allocations.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { PAGE_BYTES } from "./address.ts";
 import { type Area, lastOf, pageRange, release, showArea } from "./areas.ts";
@@ -28,6 +29,7 @@ export class Domains {
   /** Pins new areas and maps them in all domains. Throws ENOMEM, EFAULT, Restart, what a domain throws; then nothing has changed. */
   map(areas: readonly Area[]): void {
     if (!this.any) return;
+    allocate("a batch of pages");
     holdAll(areas.map(pageRange));
     const done: [PagingDomain, Area][] = [];
     try {
@@ -59,6 +61,7 @@ export class Domains {
 
   /** Fills an empty domain with all areas. Throws like `map`; then nothing has changed. */
   add(domain: PagingDomain, areas: Iterable<Area>): void {
+    allocate("a batch of pages");
     if (!this.any) holdAll(pageRanges(areas));
     let end = 0n;
     try {

@@ -79,7 +79,7 @@ export class FaultQueue extends IommufdObject {
     if (gone.length > 0) this.file.onReady?.();
   }
 
-  /** Whole groups, as many as fit. Throws ESPIPE, EINVAL (not even one fits), EFAULT. */
+  /** Whole groups, as many as fit. Throws ESPIPE, EINVAL (not even one fits), EFAULT, ENOMEM. */
   readTo(call: Call, at: bigint, length: number): number {
     const { size } = IommuHwptPgfault;
     if (length % size !== 0)
@@ -96,11 +96,12 @@ export class FaultQueue extends IommufdObject {
           throw new LinuxError("EINVAL", `the next group has ${bytes} bytes, and is read whole`, this.name);
         break;
       }
-      const cookie = this.#takeCookie();
+      let cookie: number | undefined;
       try {
+        cookie = this.#takeCookie();
         call.memory.write(at + BigInt(done), faultBytes(first, cookie));
       } catch (error) {
-        this.#giveCookie(cookie);
+        if (cookie !== undefined) this.#giveCookie(cookie);
         if (done === 0) throw error;
         break;
       }
@@ -129,8 +130,9 @@ export class FaultQueue extends IommufdObject {
     this.answer(() => true);
   }
 
-  /** The lowest that is free, from 1. */
+  /** The lowest that is free, from 1. Throws ENOMEM. */
   #takeCookie(): number {
+    this.context.allocate("the cookie of a page fault");
     if (!this.#zeroFree) return this.#cookies.take();
     this.#zeroFree = false;
     return 0;
@@ -241,10 +243,10 @@ export const faultQueueAlloc = request(
   ({ context, call, argument, respond, at }) => {
     requireFlags(argument.flags, 0);
     const queue = context.add(new FaultQueue(context));
-    context.allocate("a file");
     queue.users += 1;
     context.keep();
     try {
+      context.allocate("a file");
       call.install(queue.file, { at: at + BigInt(IommuFaultAlloc.offsets.out_fault_fd), closeOnExec: true });
       respond({ out_fault_id: queue.id });
     } catch (error) {

@@ -1,6 +1,7 @@
 /** /dev/iommu as it is opened: one file with objects of its own, and its ioctls. */
 import { type EventSink, silent } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
+import { allocate } from "../kernel/allocations.ts";
 import type { Call, DeviceNode, KernelFile, MapSegment, Suspended } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -103,6 +104,7 @@ export class IommufdSubsystem {
       minor: DYNAMIC_MINOR,
       mode: 0o600,
       open: () => {
+        allocate("a file");
         this.#opened += 1;
         return new IommufdFile(this.system, requests, `iommufd ${this.#opened}`);
       },

@@ -36,6 +36,7 @@ export const getHwInfo = request(
         `the IOMMU has no information of type 0x${type.toString(16)}`,
         device.name,
       );
+    if (info) context.allocate("what the IOMMU tells about itself");
     const bytes = info?.bytes ?? new Uint8Array(0);
     call.memory.write(data_uptr, bytes.subarray(0, Math.min(data_len, bytes.length)));
     const zeros = new Uint8Array(Math.min(CHUNK, Math.max(0, data_len - bytes.length)));

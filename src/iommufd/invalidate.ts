@@ -44,6 +44,7 @@ export const hwptInvalidate = request(
           "EINVAL",
           `entries of ${entryLength} bytes (1 to ${PAGE_BYTES}) at a pointer that is not 0`,
         );
+      if (count > 0) context.allocate("a list of invalidations");
       const outcome = invalidate(
         context,
         argument.hwpt_id,

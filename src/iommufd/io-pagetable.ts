@@ -130,10 +130,11 @@ export class IoPagetable implements PageMapper {
     return iova;
   }
 
-  /** The pieces behind [iova, iova + length). Throws ENOENT when something of it is not mapped. */
+  /** The pieces behind [iova, iova + length). Throws ENOENT when something of it is not mapped, ENOMEM. */
   pieces(iova: bigint, length: bigint): Piece[] {
     const found: Piece[] = [];
     this.#areas.walk(iova, length, (area, from, bytes) => {
+      this.#context.allocate("a list of pages");
       found.push({ pages: area.pages, start: area.start + (from - area.iova), length: bytes });
     });
     return found;
@@ -192,23 +193,28 @@ export class IoPagetable implements PageMapper {
 
   /**
    * Cuts areas in two where the range begins and ends, so that it can be unmapped. A place that is not aligned is left
-   * alone. Throws EBUSY when an area to be cut is pinned or needed by something.
+   * alone. Throws EBUSY when an area to be cut is pinned or needed by something, ENOMEM; then nothing was cut.
    */
   cut({ start, last }: AddressRange): void {
-    this.#cutAt(start);
-    if (last < MAX_ADDRESS) this.#cutAt(last + 1n);
+    const places = [start, last + 1n].filter((iova) => iova <= MAX_ADDRESS && this.#mustCut(iova));
+    for (const _ of places) this.#context.allocate("an area");
+    for (const iova of places) this.#cutAt(iova);
+  }
+
+  /** Whether an area can be cut in two there. */
+  #mustCut(iova: bigint): boolean {
+    const area = this.#areas.at(iova);
+    if (!area || area.iova === iova || (iova & (this.#alignment - 1n)) !== 0n) return false;
+    if (area.locks === 0 && area.accesses === 0) return true;
+    throw new LinuxError(
+      "EBUSY",
+      `the area ${showArea(area)} cannot be cut at ${hex(iova)}: it is pinned`,
+      this.#name(),
+    );
   }
 
   #cutAt(iova: bigint): void {
-    const area = this.#areas.at(iova);
-    if (!area || area.iova === iova || (iova & (this.#alignment - 1n)) !== 0n) return;
-    if (area.locks > 0 || area.accesses > 0)
-      throw new LinuxError(
-        "EBUSY",
-        `the area ${showArea(area)} cannot be cut at ${hex(iova)}: it is pinned`,
-        this.#name(),
-      );
-    this.#context.allocate("an area");
+    const area = this.#areas.at(iova)!;
     const low = { ...area, length: iova - area.iova };
     const high = { ...area, iova, start: area.start + low.length, length: area.length - low.length };
     if (this.#domains.any && lastPage(low) === firstPage(high)) area.pages.hold(lastPage(low), lastPage(low));

@@ -314,6 +314,7 @@ const changeProcess = request(
   "__reserved",
   ({ context, call, argument }) => {
     requireZero("__reserved", argument.__reserved);
+    context.allocate("a list of address spaces");
     const all = new Set<Pages>();
     for (const object of context.objects)
       if (object instanceof Ioas)

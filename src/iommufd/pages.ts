@@ -4,6 +4,8 @@
  * nobody uses are not pinned at all. Memory is that of a process, by user address, or that of a file, by offset; a
  * device's is `dma-buf-source.ts`.
  */
+
+import { allocate } from "../kernel/allocations.ts";
 import { type FileBacking, type Pin, Restart, type UserMemory } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -355,6 +357,7 @@ export class Pages {
 
   #pin(first: number, last: number): Segment {
     const count = last - first + 1;
+    allocate("a list of pinned pages");
     const pin = this.source.pin(first, count, this.writable);
     try {
       if (!this.source.whenTaken) this.#payer.charge(count);

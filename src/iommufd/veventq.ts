@@ -2,6 +2,7 @@
  * Event queues of vIOMMUs (linux/iommufd.h, "struct iommu_veventq_alloc"): events of one type, each with a header that
  * counts them, in a file of limited depth. What did not fit shows as one header with LOST_EVENTS.
  */
+import { allocateAtomic } from "../kernel/allocations.ts";
 import type { Call, KernelFile } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import {
@@ -53,15 +54,25 @@ export class VeventQueue extends IommufdObject implements EventListener {
     return this.#events.length > 0 || this.#lost !== undefined;
   }
 
+  /** Throws ENOMEM; then it is lost, and shows as that. */
   event(data: Uint8Array): void {
     const sequence = this.#sequence;
     this.#sequence = (sequence + 1) % SEQUENCES;
-    if (this.#events.length >= this.depth) this.#lost = sequence;
-    else {
-      this.#lost = undefined;
-      this.#events.push({ sequence, data });
+    try {
+      if (this.#events.length >= this.depth) this.#lost = sequence;
+      else this.#queue(sequence, data);
+    } catch (error) {
+      this.#lost = sequence;
+      throw error;
+    } finally {
+      this.file.onReady?.();
     }
-    this.file.onReady?.();
+  }
+
+  #queue(sequence: number, data: Uint8Array): void {
+    allocateAtomic("an event");
+    this.#lost = undefined;
+    this.#events.push({ sequence, data });
   }
 
   /** Whole events, as many as fit. Throws EINVAL (not even a header fits), EFAULT. */

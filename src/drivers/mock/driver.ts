@@ -18,6 +18,7 @@ import type {
   ReservedRegion,
   UserData,
 } from "../../iommu/driver.ts";
+import { allocate } from "../../kernel/allocations.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import {
@@ -79,6 +80,7 @@ export class MockDriver implements IommuDriver {
 
   probe(device: Requester): DeviceCapabilities {
     const mock = this.#mock(device);
+    allocate("a device of the mock IOMMU");
     this.#devices.set(mock, { domains: new Map(), armed: false, guest: undefined });
     return {
       cacheCoherent: false,
@@ -126,6 +128,7 @@ export class MockDriver implements IommuDriver {
       throw new LinuxError("EOPNOTSUPP", `there is no table format ${format}`, this.name);
     if (dirtyTracking && noDirty)
       throw new LinuxError("EOPNOTSUPP", "the device cannot track dirty pages", device.name);
+    allocate("a mock domain");
     const id = this.#ids.take();
     try {
       const domain = new MockDomain(
@@ -253,6 +256,7 @@ export class MockDriver implements IommuDriver {
         this.name,
       );
     const { size } = IommuHwptSelftest;
+    allocate("a nested mock domain");
     const { iotlb } = IommuHwptSelftest.read(data.read(size, IommuHwptSelftest.fieldEnd("iotlb")));
     return new MockNestedDomain(parent, iotlb);
   }

@@ -11,6 +11,7 @@ import type {
   UserData,
   VirtualIommu,
 } from "../../iommu/driver.ts";
+import { allocate } from "../../kernel/allocations.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import {
@@ -87,6 +88,7 @@ export class MockViommu implements VirtualIommu {
   }
 
   addDevice(device: Requester, virtualId: bigint): void {
+    allocate("a guest's number of a device");
     this.#devices.set(virtualId, this.#host.device(device));
   }
   removeDevice(_device: Requester, virtualId: bigint): void {
@@ -106,6 +108,7 @@ export class MockViommu implements VirtualIommu {
     if (this.#queues[index]) throw new LinuxError("EEXIST", `queue ${index} exists already`);
     if (index > 0 && !this.#queues[index - 1])
       throw new LinuxError("EIO", `queue ${index - 1} must be made before queue ${index}`);
+    allocate("a queue of a mock vIOMMU");
     const queue = {
       free: () => {
         this.#queues[0] = undefined;

@@ -36,6 +36,7 @@ import {
   type ReservedRegion,
   requirePlain,
 } from "../../iommu/driver.ts";
+import { allocate } from "../../kernel/allocations.ts";
 import type { Message, MsiController } from "../../kernel/msi.ts";
 import { MSI_BASE, MSI_BYTES } from "../../kernel/msi.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
@@ -178,6 +179,7 @@ export class VtdDriver implements IommuDriver {
   }
 
   allocatePaging(_device: Requester, options?: PagingOptions): VtdDomain {
+    allocate("a domain of the unit");
     requirePlain(options, this.name);
     const id = this.#domainIds.take();
     if (id < 0)
