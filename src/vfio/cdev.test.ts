@@ -4,6 +4,7 @@ import { CdevClient } from "../../test/support/cdev-client.ts";
 import { MapDomain, ModelHost, type ModelHostOptions } from "../../test/support/model-host.ts";
 import { outcome, reasonOf } from "../../test/support/vfio-client.ts";
 import { IommufdSubsystem } from "../iommufd/file.ts";
+import { Allocations } from "../kernel/allocations.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import * as iommu from "../uapi/iommufd.ts";
 import * as uapi from "../uapi/vfio.ts";
@@ -611,5 +612,92 @@ describe("VFIO_DEVICE_FEATURE", () => {
     feature(EXIT | SET);
     expect(kernel.vfio.live().eventfds).toBe(0);
     feature(WAKEUP | SET, wakeup(eventfd));
+  });
+});
+
+describe("an allocation that fails", () => {
+  const allocations = new Allocations();
+  const state = () => ({
+    ...kernel.vfio.live(),
+    ...kernel.iommufd.live(),
+    domain: domain(),
+    domains: host.driver.domains.size,
+    owned: host.core.groups.get(0)!.owned,
+    frames: host.memory.allocated,
+  });
+  /** What a program has before the call. */
+  const setUp = () => {
+    const task = new ModelTask(host.memory, { allocations });
+    task.memory.map(VA, 8 * PAGE);
+    const one = new CdevClient(task, kernel);
+    const iommufd = one.iommu();
+    const [left, right] = [one.ioas(iommufd), one.ioas(iommufd)];
+    for (const ioas of [left, right]) one.mapAt(iommufd, ioas, 0, VA, 4 * PAGE);
+    return { one, iommufd, left, right };
+  };
+  type Situation = ReturnType<typeof setUp>;
+  const bound = ({ one, iommufd }: Situation): number => {
+    const device = one.cdev();
+    one.bind(device, iommufd);
+    return device;
+  };
+
+  it.each<[string, (situation: Situation) => () => unknown]>([
+    [
+      "BIND_IOMMUFD",
+      ({ one, iommufd }) => {
+        const device = one.cdev();
+        return () => one.bind(device, iommufd);
+      },
+    ],
+    [
+      "ATTACH_IOMMUFD_PT",
+      (situation) => {
+        const device = bound(situation);
+        return () => situation.one.attachTo(device, situation.left);
+      },
+    ],
+    [
+      "a replacement",
+      (situation) => {
+        const device = bound(situation);
+        situation.one.attachTo(device, situation.left);
+        return () => situation.one.attachTo(device, situation.right);
+      },
+    ],
+    [
+      "SET_CONTAINER with an iommufd",
+      ({ one, iommufd }) => {
+        const group = one.group(0);
+        return () => one.setContainer(group, iommufd);
+      },
+    ],
+    [
+      "GET_DEVICE_FD with an iommufd",
+      ({ one, iommufd, left }) => {
+        const group = one.group(0);
+        one.compatIoas(iommufd, iommu.IOMMU_VFIO_IOAS_SET, left);
+        one.setContainer(group, iommufd);
+        return () => one.device(group, host.endpoint.name);
+      },
+    ],
+  ])("in %s is ENOMEM and changes nothing", (_what, prepare) => {
+    for (let nth = 1; nth < 200; nth += 1) {
+      const situation = setUp();
+      const { task } = situation.one;
+      const work = prepare(situation);
+      const before = state();
+      allocations.arm(task, nth);
+      const answer = outcome(work);
+      const failed = allocations.remaining(task) === 0;
+      allocations.arm(task, 0);
+      if (failed) expect({ answer, ...state() }).toEqual({ answer: "ENOMEM", ...before });
+      else expect(answer).toBeTypeOf("number");
+      task.exit();
+      if (failed) continue;
+      expect(nth).toBeGreaterThan(1);
+      return;
+    }
+    throw new Error("it never succeeds");
   });
 });
