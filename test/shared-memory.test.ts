@@ -44,7 +44,7 @@ describe("files mapped for devices", () => {
     expect({ status, stderr, stdout: stdout.split("\n") }).toEqual({
       status: 0,
       stderr: "",
-      stdout: ["memfd", "memory", "sealed", "dma-buf", ""],
+      stdout: ["memfd", "memory", "sealed", "elsewhere", "dma-buf", ""],
     });
     expect(await leftOver(host)).toEqual({});
   });

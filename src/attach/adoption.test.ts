@@ -40,7 +40,7 @@ const touch = (offset: number, pages: number) =>
   writeSync(file.fd, new Uint8Array(pages * FRAME_BYTES).fill(1), 0, pages * FRAME_BYTES, offset);
 const kept = () => (fstatSync(file.fd).blocks * 512) / FRAME_BYTES;
 const pin = (offset: number, count: number) =>
-  file.pin({ first: offset / FRAME_BYTES, count, va: VA, before: 0, after: 0 })!;
+  file.pin({ first: offset / FRAME_BYTES, count, va: VA, before: 0, after: 0, written: true })!;
 
 describe("adopted ranges", () => {
   it("lie congruent with their address modulo 2 MiB, far from each other", () => {
@@ -116,6 +116,7 @@ describe("runs of a file", () => {
         va: 0x7f00_0000_0000 + first * 4096,
         before: first,
         after: pages - first - 1,
+        written: true,
       });
     expect(banks.clientRuns).toBe(4);
   });

@@ -11,7 +11,7 @@ import type { FileBacking, Pin } from "../kernel/call.ts";
 import type { Banks } from "../memory/banks.ts";
 import { MAX_CLIENT_RUN } from "../memory/banks.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
-import { LinuxError } from "../uapi/errno.ts";
+import { Errno, LinuxError } from "../uapi/errno.ts";
 import { PagePin, type PinnedPages, releaseAll, type Segment } from "./page-pin.ts";
 
 export const O_WRONLY = 1;
@@ -63,17 +63,23 @@ class Run implements PinnedPages {
   readonly first: number;
   readonly count: number;
   readonly base: number;
+  /** False where the file does not let itself be mapped so, because it is sealed. */
+  readonly writable: boolean;
   readonly #pins: Uint32Array;
   /** Pins of all pages together. */
   total = 0;
   /** A page was lost to a truncation, and other memory lies in its place: not to be pinned again. */
   damaged = false;
 
-  constructor(file: ClientFile, first: number, count: number, base: number) {
+  constructor(
+    file: ClientFile,
+    { first, count, base, writable }: Pick<Run, "first" | "count" | "base" | "writable">,
+  ) {
     this.file = file;
     this.first = first;
     this.count = count;
     this.base = base;
+    this.writable = writable;
     this.#pins = new Uint32Array(count);
   }
 
@@ -95,7 +101,7 @@ class Run implements PinnedPages {
       }
       const from = i;
       while (i < index + count && this.#pins[i] === 0) this.#pins[i++] = 1;
-      banks.grant(this.base + from, i - from, this.file.writable);
+      banks.grant(this.base + from, i - from, this.writable);
     }
     this.total += count;
   }
@@ -135,6 +141,8 @@ export interface FileRange {
   /** How many pages before and after the range belong to the same mapping: they may be mapped along with it. */
   readonly before: number;
   readonly after: number;
+  /** Pages that cannot be written will not do. */
+  readonly written: boolean;
 }
 
 export class ClientFile {
@@ -162,14 +170,14 @@ export class ClientFile {
 
   /**
    * Pins a range of the file; undefined when it cannot be mapped: no more room, a kind of file whose pages are larger,
-   * or a part that was lost and is still pinned.
+   * a part that was lost and is still pinned, or one that is sealed.
    */
   pin(range: FileRange): Segment[] | undefined {
     const segments: Segment[] = [];
     const end = range.first + range.count;
     for (let page = range.first; page < end; ) {
       const run = this.#covering(page) ?? this.#map(page, range);
-      if (run === undefined || run.damaged) {
+      if (run === undefined || run.damaged || (range.written && !run.writable)) {
         releaseAll(segments);
         return undefined;
       }
@@ -186,7 +194,7 @@ export class ClientFile {
   /** Maps all of it, for good. As much as there is room for. */
   seal(): void {
     const count = Math.ceil(this.size / FRAME_BYTES);
-    const range = { first: 0, count, va: 0, before: 0, after: 0 };
+    const range = { first: 0, count, va: 0, before: 0, after: 0, written: true };
     for (let page = 0; page < count; ) {
       const run = this.#covering(page) ?? this.#map(page, range);
       if (run === undefined) break;
@@ -364,7 +372,8 @@ export class ClientFiles {
       throw new LinuxError("EFAULT", `the file has ${file.size} bytes; ${offset + length} are asked for`);
     const first = offset / FRAME_BYTES;
     const count = length / FRAME_BYTES;
-    const segments = file.pin({ first, count, va: offset, before: first, after: Number.POSITIVE_INFINITY });
+    const around = { before: first, after: Number.POSITIVE_INFINITY };
+    const segments = file.pin({ first, count, va: offset, ...around, written: false });
     if (segments === undefined)
       throw new LinuxError("ENOMEM", "the file's pages cannot be mapped into host memory");
     return new PagePin(offset, count, writable, segments, () => {});
@@ -384,17 +393,27 @@ export class ClientFiles {
       at = file.runs.findIndex((run) => run.first > first);
       if (at < 0) at = file.runs.length;
     }
-    let base: number;
-    try {
-      base = this.banks.mapClient(file.fd, first * FRAME_BYTES, count, va, file.writable);
-    } catch (error) {
-      if (error instanceof libc.SystemError) return undefined; // hugetlbfs wants whole huge pages
-      throw error;
-    }
-    if (base < 0) return undefined;
-    const run = new Run(file, first, count, base);
+    const placed = this.#place(file, { first, count, va });
+    if (placed === undefined) return undefined;
+    const run = new Run(file, { first, count, ...placed });
     file.runs.splice(at, 0, run);
     return run;
+  }
+
+  /** Undefined: no room, or hugetlbfs, which wants whole huge pages. */
+  #place(
+    file: ClientFile,
+    { first, count, va }: { readonly first: number; readonly count: number; readonly va: number },
+  ): { readonly base: number; readonly writable: boolean } | undefined {
+    for (const writable of file.writable ? [true, false] : [false])
+      try {
+        const base = this.banks.mapClient(file.fd, first * FRAME_BYTES, count, va, writable);
+        return base < 0 ? undefined : { base, writable };
+      } catch (error) {
+        if (!(error instanceof libc.SystemError)) throw error;
+        if (error.errno !== Errno.EPERM) return undefined;
+      }
+    return undefined;
   }
 
   busy(run: Run): void {

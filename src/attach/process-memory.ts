@@ -309,6 +309,7 @@ export class ProcessMemory implements UserMemory {
       va,
       before: (va - vma.start) / FRAME_BYTES,
       after: (vma.end - end) / FRAME_BYTES,
+      written: writable,
     });
     return segments ?? this.#pinRemote(piece);
   }

@@ -1,5 +1,6 @@
 /* Maps files for devices: memfds whose descriptor and mapping go, sealed ones, and dma-bufs, which are revoked. */
 #include "iommufd-mock.h"
+#include <sys/syscall.h>
 
 #define IOVA 0x1000000UL
 
@@ -80,6 +81,24 @@ static void sealed_memfd_is_written_by_devices(void)
     puts("sealed");
 }
 
+/* Sealed behind the library's back, as by a program that is not attached: it can be read, and written where it is mapped. */
+static void memfd_sealed_elsewhere_is_read(void)
+{
+    int file = memfd_create("elsewhere", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    must(file >= 0 && ftruncate(file, PAGE) == 0);
+    char *map = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0), seen[4];
+    must(map != MAP_FAILED && syscall(SYS_fcntl, file, F_ADD_SEALS, 0x10) == 0);
+    strcpy(map, "old");
+    must(map_file(fd, ioas, file, 0, PAGE, IOVA) == 0);
+    must(access_rw(fd, access_fd, IOVA, seen, 4, 0) == 0 && strcmp(seen, "old") == 0);
+    must(access_rw(fd, access_fd, IOVA, "new", 4, 1) == EFAULT);
+    must(map_memory(fd, ioas, map, PAGE, IOVA + PAGE) == 0);
+    must(access_rw(fd, access_fd, IOVA + PAGE, "new", 4, 1) == 0 && strcmp(map, "new") == 0);
+    must(access_rw(fd, access_fd, IOVA, seen, 4, 0) == 0 && strcmp(seen, "new") == 0);
+    must(unmap(fd, ioas, IOVA, 2 * PAGE) == 0 && munmap(map, PAGE) == 0 && close(file) == 0);
+    puts("elsewhere");
+}
+
 static void dmabuf_is_mapped_and_revoked(void)
 {
     uint8_t byte;
@@ -115,6 +134,7 @@ int main(void)
     memfd_outlives_its_descriptor();
     only_memory_and_however_it_was_opened();
     sealed_memfd_is_written_by_devices();
+    memfd_sealed_elsewhere_is_read();
     dmabuf_is_mapped_and_revoked();
     return 0;
 }

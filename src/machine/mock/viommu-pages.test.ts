@@ -7,7 +7,11 @@ import { IommufdSubsystem } from "../../iommufd/file.ts";
 import { ModelTask } from "../../kernel/model-task.ts";
 import * as uapi from "../../uapi/iommufd.ts";
 import * as mock from "../../uapi/iommufd-mock.ts";
-import { IOMMU_VIOMMU_TYPE_SELFTEST, IommuViommuSelftest } from "../../uapi/vendor/mock.ts";
+import {
+  IOMMU_HW_QUEUE_TYPE_SELFTEST,
+  IOMMU_VIOMMU_TYPE_SELFTEST,
+  IommuViommuSelftest,
+} from "../../uapi/vendor/mock.ts";
 import { testCommand } from "./test-command.ts";
 
 const PAGE = 4096;
@@ -40,7 +44,7 @@ afterEach(() => {
 });
 
 /** A vIOMMU, and where its pages are offered. */
-const viommu = (): { id: number; offset: bigint } => {
+const viommu = (): { id: number; offset: bigint; ioas: number } => {
   const ioas = uapi.IommuIoasAlloc.bytes({ size: uapi.IommuIoasAlloc.size });
   task.ioctl(fd, uapi.IOMMU_IOAS_ALLOC, ioas);
   const pt_id = uapi.IommuIoasAlloc.read(ioas).out_ioas_id;
@@ -63,7 +67,7 @@ const viommu = (): { id: number; offset: bigint } => {
   const answer = new Uint8Array(IommuViommuSelftest.size);
   task.memory.read(BigInt(DATA), answer);
   const { out_mmap_offset: offset } = IommuViommuSelftest.read(answer);
-  return { id: uapi.IommuViommuAlloc.read(made).out_viommu_id, offset };
+  return { id: uapi.IommuViommuAlloc.read(made).out_viommu_id, offset, ioas: pt_id };
 };
 
 const destroy = (id: number) =>
@@ -101,6 +105,24 @@ describe("the pages of a vIOMMU", () => {
     map(viommu().offset);
     task.exit();
     expect(iommufd.live()).toMatchObject({ files: 0, objects: 0 });
+  });
+
+  it("are not those of its queues, which lie in the guest's memory: a dma-buf is EINVAL", () => {
+    const { id: viommu_id, ioas } = viommu();
+    const { size } = mock.IommuTestCmd;
+    const get = { size, op: mock.IOMMU_TEST_OP_DMABUF_GET, dmabuf_get: { length: PAGE, open_flags: 0 } };
+    const buffer = task.ioctl(fd, mock.IOMMU_TEST_CMD, mock.IommuTestCmd.bytes(get));
+    const mapped = { size: uapi.IommuIoasMapFile.size, flags: 7, ioas_id: ioas, fd: buffer };
+    const where = { length: BigInt(PAGE), iova: 0x100_0000n };
+    task.ioctl(fd, uapi.IOMMU_IOAS_MAP_FILE, uapi.IommuIoasMapFile.bytes({ ...mapped, ...where }));
+    const queue = uapi.IommuHwQueueAlloc.bytes({
+      size: uapi.IommuHwQueueAlloc.size,
+      viommu_id,
+      type: IOMMU_HW_QUEUE_TYPE_SELFTEST,
+      nesting_parent_iova: where.iova,
+      length: where.length,
+    });
+    expect(() => task.ioctl(fd, uapi.IOMMU_HW_QUEUE_ALLOC, queue)).toThrow("memory of a device");
   });
 
   it("cannot be pinned: EFAULT", () => {
