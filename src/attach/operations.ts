@@ -4,7 +4,13 @@
  * through to the server, which turns it into an answer.
  */
 import { posix } from "node:path";
-import { type DeviceNode, type KernelFile, SUSPENDED, type Suspended } from "../kernel/call.ts";
+import {
+  type DeviceNode,
+  type KernelFile,
+  SUSPENDED,
+  type Suspended,
+  type UserMemory,
+} from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { AttachedCall } from "./attached-call.ts";
 import { describeIoctl } from "./describe.ts";
@@ -19,6 +25,8 @@ import {
   MmapBody,
   MmapSegment,
   OpenBody,
+  PagesBody,
+  PagesReply,
   ReplyFlag,
   SeekBody,
   SegmentKind,
@@ -51,6 +59,8 @@ export interface Context {
   target(): EmulatedFile;
   /** What open(2) of a path reaches; undefined: nothing of ours. */
   node(path: string): DeviceNode | undefined;
+  /** The memory of a process of the run. */
+  memoryOf(pid: number): UserMemory | undefined;
   /** Opens a window of prefetched memory for the time of the call. */
   prefetch(va: bigint, window: Uint8Array): void;
   /** What is left to do when a suspended call is resumed with a value. */
@@ -258,4 +268,16 @@ export const ring = (context: Context): Answer => {
   expectLength(body, FileBody.size);
   context.target().ringAgain();
   return { value: 0 };
+};
+
+/** What is held of a process, for its status file in /proc. */
+export const pages = (context: Context): Answer => {
+  const { body } = context;
+  expectLength(body, PagesBody.size);
+  const memory = context.memoryOf(body.view.getUint32(PagesBody.process, true));
+  const payload = new Uint8Array(PagesReply.size);
+  const view = new DataView(payload.buffer);
+  view.setBigUint64(PagesReply.locked, BigInt(memory?.lockedPages ?? 0), true);
+  view.setBigUint64(PagesReply.pinned, BigInt(memory?.pinnedPages ?? 0), true);
+  return { value: 0, payload };
 };

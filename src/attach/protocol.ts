@@ -18,6 +18,7 @@ export const Op = {
   fstat: 9,
   ring: 10,
   seek: 11,
+  pages: 12,
 } as const;
 
 /** Opens a mailbox for the thread of a connection (mailbox.ts): no business of the kernel's files. */
@@ -66,4 +67,6 @@ export const TransferBody = {
 export const SeekBody = { offset: 16, whence: 24, size: 32 } as const;
 export const MmapBody = { length: 16, offset: 24, protection: 32, flags: 36, size: 40 } as const;
 export const MmapSegment = { kind: 0, fd_index: 4, offset: 8, length: 16, fd_offset: 24, size: 32 } as const;
+export const PagesBody = { process: 0, size: 8 } as const;
+export const PagesReply = { locked: 0, pinned: 8, size: 16 } as const;
 export const FstatReply = { mode: 0, major: 4, minor: 8, pollable: 12, inode: 16, size: 24 } as const;

@@ -11,6 +11,7 @@ import {
   SUSPENDED,
   type Suspended,
   type Task,
+  type UserMemory,
 } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { AttachedCall, type CallHost, type Outcome } from "./attached-call.ts";
@@ -32,6 +33,7 @@ export interface RequestHost extends CallHost {
   node(path: string, task: Task): DeviceNode | undefined;
   /** Runs what a task asked for. */
   run<T>(task: Task, call: () => T): T;
+  memoryOf(pid: number): UserMemory | undefined;
   physical(pa: number, length: number): { readonly fd: number; readonly offset: number };
   reportBug(where: string, error: unknown): void;
   drop(control: Control): void;
@@ -49,6 +51,7 @@ const operationOf: ReadonlyMap<number, (context: operations.Context) => operatio
     [Op.fstat, operations.fstat],
     [Op.ring, operations.ring],
     [Op.seek, operations.seek],
+    [Op.pages, operations.pages],
   ]);
 const nameOf = new Map<number, string>(Object.entries(Op).map(([name, op]) => [op, name]));
 
@@ -109,6 +112,9 @@ export class Request implements Outcome, operations.Context {
 
   node(path: string): DeviceNode | undefined {
     return this.#host.node(path, this.call.task);
+  }
+  memoryOf(pid: number): UserMemory | undefined {
+    return this.#host.memoryOf(pid);
   }
   prefetch(va: bigint, window: Uint8Array): void {
     this.#control.process.user.open(va, window);

@@ -13,7 +13,7 @@ import { pidfdOpen } from "../base/libc.ts";
 import { isSayable, runsFolder } from "../base/places.ts";
 import type { WorkQueue } from "../base/scheduler.ts";
 import type { Allocations } from "../kernel/allocations.ts";
-import type { DeviceNode, FileBacking, Task } from "../kernel/call.ts";
+import type { DeviceNode, FileBacking, Task, UserMemory } from "../kernel/call.ts";
 import { Errno, LinuxError } from "../uapi/errno.ts";
 import type { Connection, OpHandler, OpHandlers, Reply } from "./connection.ts";
 import { Control } from "./control.ts";
@@ -326,6 +326,10 @@ export class AttachServer implements RequestHost {
   run<T>(task: Task, call: () => T): T {
     const { allocations } = this.#options;
     return allocations ? allocations.run(task, call) : call();
+  }
+
+  memoryOf(pid: number): UserMemory | undefined {
+    return this.#processes.get(pid)?.user;
   }
 
   physical(pa: number, length: number): { readonly fd: number; readonly offset: number } {

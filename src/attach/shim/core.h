@@ -1,4 +1,7 @@
-/* Private to the attach core: shim.c, route.c, open.c, status.c, folders.c, files.c, calls.c, stream.c, mmap.c, exec.c. */
+/*
+ * Private to the attach core: shim.c, route.c, open.c, status.c, folders.c, files.c, calls.c, stream.c, proc.c, mmap.c,
+ * exec.c.
+ */
 #ifndef SOFTIOMMU_CORE_H
 #define SOFTIOMMU_CORE_H
 
@@ -91,6 +94,10 @@ bool kept_range(unsigned from, unsigned *fd);
 /* A stream on an emulated descriptor, which it owns; NULL and errno. Allocates. */
 struct _IO_FILE;
 struct _IO_FILE *emulated_stream(int fd, const char *mode);
+
+/* ---- proc.c -------------------------------------------------------------------------------------------- */
+/* open(2) of /proc/PID/status for reading: a descriptor, -errno, or OPEN_PASS when it is another file. */
+long open_status(int dirfd, const char *path, int flags);
 
 /* ---- mmap.c -------------------------------------------------------------------------------------------- */
 /* Around fork: the child finds the table whole. */

@@ -48,6 +48,12 @@ static bool needs_mode(int flags)
     return (flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE;
 }
 
+static int open_unrouted(int dirfd, const char *path, int flags, mode_t mode)
+{
+    long fd = open_status(dirfd, path, flags);
+    return fd != OPEN_PASS ? (int)result_of(fd) : real.openat(dirfd, path, flags, mode);
+}
+
 #define MODE_ARGUMENT                                                                                        \
     mode_t mode = 0;                                                                                         \
     if (needs_mode(flags)) {                                                                                 \
@@ -63,7 +69,7 @@ EXPORT int openat64(int dirfd, const char *path, int flags, ...)
     MODE_ARGUMENT
     if (route(dirfd, path, shadow))
         return (int)result_of(routed_open(dirfd, path, shadow, flags));
-    return real.openat(dirfd, path, flags, mode);
+    return open_unrouted(dirfd, path, flags, mode);
 }
 
 EXPORT int openat(int dirfd, const char *path, int flags, ...) __attribute__((alias("openat64")));
@@ -74,7 +80,7 @@ EXPORT int open64(const char *path, int flags, ...)
     MODE_ARGUMENT
     if (route(AT_FDCWD, path, shadow))
         return (int)result_of(routed_open(AT_FDCWD, path, shadow, flags));
-    return real.openat(AT_FDCWD, path, flags, mode);
+    return open_unrouted(AT_FDCWD, path, flags, mode);
 }
 
 EXPORT int open(const char *path, int flags, ...) __attribute__((alias("open64")));
@@ -94,7 +100,7 @@ EXPORT int __open64_2(const char *path, int flags)
     char shadow[PATH_MAX];
     if (!needs_mode(flags) && route(AT_FDCWD, path, shadow))
         return (int)result_of(routed_open(AT_FDCWD, path, shadow, flags));
-    return real.open_2(path, flags);
+    return needs_mode(flags) ? real.open_2(path, flags) : open_unrouted(AT_FDCWD, path, flags, 0);
 }
 
 EXPORT int __open_2(const char *path, int flags) __attribute__((alias("__open64_2")));
@@ -104,7 +110,7 @@ EXPORT int __openat64_2(int dirfd, const char *path, int flags)
     char shadow[PATH_MAX];
     if (!needs_mode(flags) && route(dirfd, path, shadow))
         return (int)result_of(routed_open(dirfd, path, shadow, flags));
-    return real.openat_2(dirfd, path, flags);
+    return needs_mode(flags) ? real.openat_2(dirfd, path, flags) : open_unrouted(dirfd, path, flags, 0);
 }
 
 EXPORT int __openat_2(int dirfd, const char *path, int flags) __attribute__((alias("__openat64_2")));
@@ -121,13 +127,16 @@ static int flags_of_mode(const char *mode)
 EXPORT FILE *fopen64(const char *path, const char *mode)
 {
     char shadow[PATH_MAX];
-    if (!route(AT_FDCWD, path, shadow))
+    int flags = flags_of_mode(mode);
+    bool routed = route(AT_FDCWD, path, shadow);
+    long fd = routed ? routed_open(AT_FDCWD, path, shadow, flags) : open_status(AT_FDCWD, path, flags);
+    if (fd == OPEN_PASS)
         return real.fopen(path, mode);
-    long fd = result_of(routed_open(AT_FDCWD, path, shadow, flags_of_mode(mode)));
+    fd = result_of(fd);
     if (fd < 0)
         return NULL;
     /* Who opens a node as a stream wants its number (fileno); a file of text is read and written. */
-    bool text = !under_dev(known_path(shadow)) && emulated_cookie((int)fd, false);
+    bool text = routed && !under_dev(known_path(shadow)) && emulated_cookie((int)fd, false);
     FILE *file = text ? emulated_stream((int)fd, mode) : fdopen((int)fd, mode);
     if (!file)
         raw_close((int)fd);

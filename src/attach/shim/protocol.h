@@ -32,6 +32,7 @@ enum shim_op {
     OP_SEEK = 11,    /* body: struct seek_body; the value is the new position */
     /* src/attach/shim/mailbox.c, src/attach/mailbox.ts */
     OP_MAILBOX = 50, /* body: none; reply: the page (struct mailbox_page) and the eventfd that rings for a request */
+    OP_PAGES = 12,   /* body: struct pages_body; reply: struct pages_reply */
     /* src/attach/shim/adopt.c, src/attach/process-memory.ts */
     OP_ADOPT_FIRST = 100,
     OP_ADOPT_LAST = 199,
@@ -135,6 +136,17 @@ struct mmap_body {
     uint64_t offset;
     uint32_t protection;
     uint32_t flags;
+};
+
+struct pages_body {
+    uint32_t process;
+    uint32_t reserved;
+};
+
+/* What the daemon holds of a process, in pages; of one it does not know nothing. */
+struct pages_reply {
+    uint64_t locked;
+    uint64_t pinned;
 };
 
 enum segment_kind { SEGMENT_TRAP = 0, SEGMENT_MEMORY = 1 };
