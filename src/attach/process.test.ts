@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { MapFlag, mmap, munmap, must, Prot } from "../base/libc.ts";
 import type { UserMemory } from "../kernel/call.ts";
 import { Capability } from "../kernel/call.ts";
 import { AttachedProcess, Caller, PrefetchedMemory } from "./process.ts";
@@ -74,6 +75,17 @@ describe("a caller", () => {
     expect(self.memlockLimit()).toBeGreaterThan(0);
     expect(self.mlockedPages()).toBe(0);
     expect(typeof self.capable(Capability.sysAdmin)).toBe("boolean");
+  });
+
+  it("has the pages that it has locked now", () => {
+    const { process: self } = caller(process.pid);
+    const MAP_LOCKED = 0x2000;
+    const flags = MapFlag.private | MapFlag.anonymous | MAP_LOCKED;
+    expect(self.mlockedPages()).toBe(0);
+    const at = must("mmap", mmap(0, 3 * 4096, Prot.read | Prot.write, flags, -1, 0));
+    expect(self.mlockedPages()).toBe(3);
+    munmap(at, 3 * 4096);
+    expect(self.mlockedPages()).toBe(0);
   });
 
   it("has room for descriptors as far as numbers below its limit are free", () => {

@@ -2,7 +2,7 @@
  * A program image at the other end: its address space, what it may do, and which files it proved to hold. `Caller` is
  * one of its threads as the kernel rooms see it.
  */
-import { closeSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
 import { pidfdGetfd } from "../base/libc.ts";
 import { Capability, type Task, type UserMemory } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
@@ -83,6 +83,8 @@ export class AttachedProcess implements ClientProcess {
   /** What handlers see as the memory. */
   readonly user: PrefetchedMemory;
   /** Files it has shown to hold, and under which number. */
+  /** /proc/PID/status, once it was asked for. */
+  #status = -1;
   readonly #held = new Map<number, number>();
 
   constructor(pid: number, pidfd: number, image: string, memory: ClientMemory) {
@@ -148,11 +150,31 @@ export class AttachedProcess implements ClientProcess {
     this.#held.delete(cookie);
   }
 
+  /** VmLck as the real kernel counts it: no page of ours is in it. Asked at every map, so its file stays open. */
+  mlockedPages(): number {
+    try {
+      if (this.#status < 0) this.#status = openSync(`/proc/${this.pid}/status`, "r");
+      const length = readSync(this.#status, statusText, 0, statusText.length, 0);
+      const at = statusText.subarray(0, length).indexOf(VM_LOCKED);
+      if (at < 0) return 0;
+      return (
+        (Number.parseInt(statusText.toString("latin1", at + VM_LOCKED.length, length), 10) * 1024) /
+        FRAME_BYTES
+      );
+    } catch {
+      return 0; // it is gone
+    }
+  }
+
   end(): void {
     closeSync(this.pidfd);
+    if (this.#status >= 0) closeSync(this.#status);
     this.memory.close?.();
   }
 }
+
+const VM_LOCKED = "VmLck:";
+const statusText = Buffer.alloc(8192);
 
 const capabilityNumber: Readonly<Record<Capability, number>> = {
   [Capability.ipcLock]: 14,
@@ -196,13 +218,7 @@ export class Caller implements Task {
   memlockLimit(): number {
     return memlockOf(this.process.pid);
   }
-  /** VmLck as the real kernel counts it: no page of ours is in it. */
   mlockedPages(): number {
-    try {
-      const status = readFileSync(`/proc/${this.process.pid}/status`, "latin1");
-      return (Number(/^VmLck:\s*(\d+) kB$/m.exec(status)?.[1] ?? 0) * 1024) / FRAME_BYTES;
-    } catch {
-      return 0; // it is gone
-    }
+    return this.process.mlockedPages();
   }
 }
