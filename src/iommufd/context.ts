@@ -25,6 +25,8 @@ export interface IommufdSystem {
   readonly live: IommufdLive;
   /** Files that have objects. */
   readonly contexts: Set<IommufdContext>;
+  /** What mapping may take for a list of runs of pages; when it is full, another is taken. */
+  readonly batch: { bytes: number };
 }
 
 /** One /dev/iommu file: its objects, and what is set for all of them. Bound devices keep it when the file is closed. */

@@ -9,14 +9,20 @@ import { PAGE_BYTES } from "./address.ts";
 import { type Area, lastOf, pageRange, release, showArea } from "./areas.ts";
 import { holdAll } from "./pages.ts";
 
+/** A frame number and a count. */
+const RUN_BYTES = 12;
+
 export class Domains {
   readonly #name: () => string;
+  readonly #batch: { readonly bytes: number };
   readonly #domains: PagingDomain[] = [];
   /** IOMMU_OPTION_HUGE_PAGES: runs of pages are mapped as one. */
   largePages = true;
 
-  constructor(name: () => string) {
+  /** `batch`: what a list of runs may take. */
+  constructor(name: () => string, batch: { readonly bytes: number }) {
     this.#name = name;
+    this.#batch = batch;
   }
 
   get list(): readonly PagingDomain[] {
@@ -96,8 +102,12 @@ export class Domains {
     const first = Number(area.iova);
     let iova = first;
     const piece = this.largePages ? Number.POSITIVE_INFINITY : PAGE_BYTES;
+    const most = Math.max(1, Math.floor(this.#batch.bytes / RUN_BYTES));
+    let runs = 0;
     try {
       area.pages.physical(Number(area.start), Number(area.length), (pa, length) => {
+        if (runs > 0 && runs % most === 0) allocate("a batch of pages");
+        runs += 1;
         for (let done = 0; done < length; ) {
           const bytes = Math.min(length - done, piece - ((pa + done) % PAGE_BYTES));
           domain.map(iova, pa + done, bytes, area.protection);

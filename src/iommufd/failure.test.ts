@@ -151,6 +151,43 @@ describe("an allocation that fails", () => {
   });
 });
 
+describe("a batch of pages", () => {
+  it("is taken for every so many runs of frames, as many as the limit of temporary memory holds", () => {
+    const ioas = allocIoas();
+    const device = bind();
+    device.attach(ioas);
+    // Pages that came in this order have no neighbours in memory.
+    const va = 0x40_0000;
+    for (const page of [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15])
+      task.memory.map(va + page * 4096, 4096);
+    const argument = uapi.IommuIoasMap.bytes({
+      size: uapi.IommuIoasMap.size,
+      flags: 6,
+      ioas_id: ioas,
+      user_va: BigInt(va),
+      length: 0x1_0000n,
+    });
+    const allocated = (bytes: number): number => {
+      iommufd.system.batch.bytes = bytes;
+      allocations.arm(task, 1000);
+      allocations.run(task, () => task.ioctl(fd, uapi.IOMMU_IOAS_MAP, new Uint8Array(argument)));
+      return 1000 - allocations.remaining(task);
+    };
+    const least = allocated(65_536);
+    let runs = 0;
+    const [domain] = host.driver.domains;
+    const frames = [...domain!.pages.values()].map(({ pa }) => pa);
+    frames.forEach((pa, i) => {
+      if (i === 0 || pa !== frames[i - 1]! + 4096) runs += 1;
+    });
+    expect(runs).toBeGreaterThan(3);
+    expect(allocated(0)).toBe(least + runs - 1);
+    expect(allocated(24)).toBe(least + Math.ceil(runs / 2) - 1);
+    allocations.arm(task, 0);
+    device.unbind();
+  });
+});
+
 describe("an answer that cannot be written", () => {
   it("undoes a new object and leaves a mapping that was made", () => {
     const at = 0x20_0000;

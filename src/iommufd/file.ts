@@ -20,6 +20,9 @@ const MAP_SHARED = 1;
 const PROT_EXEC = 4;
 const TYPE_VFIO = 0x3b;
 
+/** As Linux has it, unless a test asks for less. */
+const BATCH_BYTES = 65_536;
+
 export interface IommufdParts {
   readonly memory: HostMemory;
   readonly scheduler: Scheduler;
@@ -90,6 +93,7 @@ export class IommufdSubsystem {
       users: new UserPins(),
       live: { files: 0, objects: 0, areas: 0 },
       contexts: new Set(),
+      batch: { bytes: BATCH_BYTES },
     };
     const requests = requestTable([
       ...ioasRequests,

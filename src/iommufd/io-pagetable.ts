@@ -59,7 +59,7 @@ export class IoPagetable implements PageMapper {
     this.#context = context;
     this.#name = name;
     this.#areas = new AreaMap(name);
-    this.#domains = new Domains(name);
+    this.#domains = new Domains(name, context.system.batch);
     this.#placer = new Placer(this.#areas, this.space, name);
   }
 

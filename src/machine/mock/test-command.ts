@@ -2,7 +2,7 @@
  * The test command of iommufd (IOMMU_TEST_CMD, Linux built with its iommufd test option): mock devices come and go,
  * accesses are files, and what is behind the interface is compared with what a program expects. It uses what any
  * device driver of the kernel could use, and the mock driver. Left out: addresses that fuzzers choose
- * (MOCK_FLAGS_ACCESS_SYZ) are taken as they are and not compared; the limit of temporary memory has no effect.
+ * (MOCK_FLAGS_ACCESS_SYZ) are taken as they are and not compared.
  */
 import type { EventSink } from "../../base/events.ts";
 import { MockDevice } from "../../drivers/mock/device.ts";
@@ -363,7 +363,12 @@ const otherOperations: ReadonlyMap<number, (request: TestRequest) => unknown> = 
   ],
   [mock.IOMMU_TEST_OP_ACCESS_PAGES, accessPages],
   [mock.IOMMU_TEST_OP_ACCESS_RW, accessRw],
-  [mock.IOMMU_TEST_OP_SET_TEMP_MEMORY_LIMIT, () => {}],
+  [
+    mock.IOMMU_TEST_OP_SET_TEMP_MEMORY_LIMIT,
+    ({ context, argument }: TestRequest) => {
+      context.system.batch.bytes = argument.memory_limit.limit;
+    },
+  ],
   [
     mock.IOMMU_TEST_OP_ACCESS_REPLACE_IOAS,
     ({ call, argument }: TestRequest) =>
