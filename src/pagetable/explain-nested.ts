@@ -6,6 +6,7 @@
 import type { HostMemory } from "../memory/host-memory.ts";
 import { explainWalk, type UsedEntry, type WalkOutcome, walkTables } from "./explain.ts";
 import { Permission, WalkFault } from "./format.ts";
+import type { GuestTranslation } from "./guest-cache.ts";
 import { Fetch, type NestedFormats } from "./nested.ts";
 import type { ExplainStep } from "./step.ts";
 
@@ -25,6 +26,17 @@ const verbs: { readonly [fetch in Fetch]: string } = {
   [Fetch.page]: "access the page of",
 };
 
+const nowhere = {
+  fault: WalkFault.none,
+  level: -1,
+  entryAddress: 0,
+  entry: 0n,
+  stage: 1,
+  fetch: 0,
+  guestLevel: -1,
+  guestAddress: 0,
+} as const;
+
 /** Whether the walk has bits of the entry to set or to clear. */
 const isStale = ({ kind, entry }: UsedEntry, need: number): boolean => {
   const written = (need & Permission.write) !== 0 && "lg2" in kind;
@@ -32,9 +44,12 @@ const isStale = ({ kind, entry }: UsedEntry, need: number): boolean => {
   return (entry & set) !== set || (written && (entry & (kind.dirtyCleared ?? 0n)) !== 0n);
 };
 
+/** What a cache would say instead of the second stage; undefined: the second stage is walked. */
+export type Remembered = (guest: bigint, need: number, fetch: Fetch) => GuestTranslation | undefined;
+
 /**
  * Walks the first stage at `root` (guest physical) over the second at `lower` (host physical) for an access that needs all
- * of `need`.
+ * of `need`. What is `remembered` is used as a walker with that cache would.
  */
 export function* explainNested(
   formats: NestedFormats,
@@ -43,10 +58,19 @@ export function* explainNested(
   lower: number,
   address: bigint,
   need: number,
+  remembered: Remembered = () => undefined,
 ): Generator<ExplainStep, NestedOutcome> {
   const { first, second, tableNeed = Permission.read } = formats;
   function* stageTwo(guest: bigint, wanted: number, fetch: Fetch, level: number) {
     const name = first.levels[level]!.name;
+    const known = fetch === Fetch.update ? undefined : remembered(guest, wanted, fetch);
+    if (known) {
+      const reason = `${hex(guest)} is remembered to be ${hex(known.pa)}`;
+      yield { what: `guest address ${hex(guest)}`, note: `${reason}: ${second.name} is not walked` };
+      const size = 2 ** known.lg2;
+      const span = size - Number(guest % BigInt(size));
+      return { ...nowhere, ...known, span, reason } satisfies NestedOutcome;
+    }
     const note = `${second.name} translates it to ${verbs[fetch]} the ${name}`;
     yield { what: `guest address ${hex(guest)}`, note };
     const walked = yield* explainWalk(second, memory, lower, guest, wanted);

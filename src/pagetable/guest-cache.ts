@@ -38,6 +38,13 @@ const placesOf = (frame: number, hi: number, tag: number): readonly number[] => 
   ];
 };
 
+/** What the cache says of a guest address. */
+export interface GuestTranslation {
+  readonly pa: number;
+  readonly lg2: number;
+  readonly allowed: number;
+}
+
 export class GuestCache {
   readonly words = new Int32Array((TABLE_ENTRIES + PAGE_ENTRIES) << GuestEntry.WORDS_LG2);
   readonly #tags: Int32Array;
@@ -58,6 +65,28 @@ export class GuestCache {
     if (tag >= this.#floor) return tag;
     if (this.#next >= this.#tagLimit) this.#clear();
     return (this.#tags[stage] = this.#next++);
+  }
+
+  /** What a walker that needs `need` would find of a guest address of a second stage, of a table or (`page`) of data. */
+  find(stage: number, guest: bigint, need: number, page: boolean): GuestTranslation | undefined {
+    const tag = this.#tags[stage]!;
+    if (tag < this.#floor) return undefined;
+    const { words } = this;
+    const lo = Number(guest & 0xffff_ffffn);
+    const hi = Number(guest >> 32n);
+    const at = placesOf(lo >>> PAGE_LG2, hi, tag)[page ? 1 : 0]!;
+    const key = (lo >>> PAGE_LG2) | (hi << 20);
+    const known =
+      words[at + GuestEntry.TAG] === tag &&
+      words[at + GuestEntry.KEY] === key &&
+      words[at + GuestEntry.KEY_HIGH] === hi >>> 12;
+    if (!known || (words[at + GuestEntry.GRANTED]! & need) !== need) return undefined;
+    const low = (words[at + GuestEntry.PA_LO]! | (lo & 0xfff)) >>> 0;
+    return {
+      pa: words[at + GuestEntry.PA_HI]! * 0x1_0000_0000 + low,
+      lg2: words[at + GuestEntry.LG2]!,
+      allowed: words[at + GuestEntry.ALLOWED]!,
+    };
   }
 
   invalidateAll(): void {

@@ -17,6 +17,8 @@ export interface ContextSlot {
 export class StreamSlot {
   readonly sid: number;
   stream: Stream | undefined;
+  /** The stream is remembered; else it is that of the transaction at hand. */
+  held = false;
   readonly contexts = new Map<number, ContextSlot>();
   /** `Right` bits that are wanted for each combination of `Access` bits. */
   readonly wants = new Uint8Array(32);
@@ -40,6 +42,7 @@ export class StreamSlot {
 
   forget(): void {
     this.stream = undefined;
+    this.held = false;
     this.contexts.clear();
     this.stamp = -1;
   }

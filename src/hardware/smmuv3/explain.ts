@@ -5,8 +5,10 @@
  */
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { explainWalk, type WalkOutcome } from "../../pagetable/explain.ts";
-import { explainNested, type NestedOutcome } from "../../pagetable/explain-nested.ts";
+import { explainNested, type NestedOutcome, type Remembered } from "../../pagetable/explain-nested.ts";
 import { Permission, WalkFault } from "../../pagetable/format.ts";
+import type { GuestCache } from "../../pagetable/guest-cache.ts";
+import { Fetch } from "../../pagetable/nested.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import type { Layout } from "../../uapi/layout.ts";
 import type { Iotlb } from "../iotlb.ts";
@@ -31,6 +33,7 @@ export interface Explained {
   readonly streams: StreamCache;
   readonly iotlb: Iotlb;
   readonly spaces: Spaces;
+  readonly guests: GuestCache;
 }
 
 type Steps<T> = Generator<ExplainStep, T>;
@@ -98,7 +101,8 @@ class Explainer {
     }
     const read = yield* this.#readStream(table, rid);
     const slot = this.#unit.streams.slot(rid);
-    const stream = yield* this.#remembered(read, slot?.stream, "configuration cache: stream table entry");
+    const held = slot?.held ? slot.stream : undefined;
+    const stream = yield* this.#remembered(read, held, "configuration cache: stream table entry");
     yield stream instanceof Refusal ? outcomeOf(stream) : yield* this.#translate(stream, slot);
   }
 
@@ -257,7 +261,10 @@ class Explainer {
     const need = needOf(want);
     if (!stage2) return yield* explainWalk(format, this.#memory, table, address, need);
     const formats = { first: format, second: stage2.format };
-    return yield* explainNested(formats, this.#memory, table, stage2.table, address, need);
+    const { guests } = this.#unit;
+    const known: Remembered = (guest, wanted, fetch) =>
+      guests.find(stage2.vmid, guest, wanted, fetch === Fetch.page);
+    return yield* explainNested(formats, this.#memory, table, stage2.table, address, need, known);
   }
 
   *#stage2(stream: Stream, slot: StreamSlot | undefined, want: number): Steps<ExplainStep> {

@@ -104,15 +104,17 @@ const wordsOf = (unit: Capabilities): Word[] => {
 };
 
 export class RegisterFile {
-  readonly #words = new Map<number, { readonly declared: Word; value: number }>();
+  /** Every word, by offset / 4. */
+  readonly #words = new Uint32Array(REGISTER_BYTES / 4);
+  readonly #declared = new Map<number, Word>();
 
   constructor(unit: Capabilities) {
-    for (const declared of wordsOf(unit)) this.#words.set(declared.offset, { declared, value: 0 });
+    for (const word of wordsOf(unit)) this.#declared.set(word.offset, word);
     this.reset();
   }
 
   reset(): void {
-    for (const word of this.#words.values()) word.value = (word.declared.reset ?? 0) >>> 0;
+    for (const { offset, reset = 0 } of this.#declared.values()) this.#words[offset / 4] = reset;
   }
 
   /** Whether an access is one the register file takes. */
@@ -129,19 +131,18 @@ export class RegisterFile {
 
   /** Stores what software may change of a word; whether there was anything. */
   store(offset: number, value: number): boolean {
-    const word = this.#words.get(offset);
-    if (!word?.declared.writable) return false;
-    if (word.declared.locked && this.get(Register.CR0) & word.declared.locked) return false;
-    word.value = (value & word.declared.writable) >>> 0;
+    const { writable = 0, locked = 0 } = this.#declared.get(offset) ?? {};
+    if (writable === 0 || (this.get(Register.CR0) & locked) !== 0) return false;
+    this.#words[offset / 4] = value & writable;
     return true;
   }
 
   get(offset: number): number {
-    return this.#words.get(offset)?.value ?? 0;
+    return this.#words[offset / 4]!;
   }
 
   set(offset: number, value: number): void {
-    this.#words.get(offset)!.value = value >>> 0;
+    this.#words[offset / 4] = value;
   }
 
   /** The address of a base or message register, without what else its words hold. */

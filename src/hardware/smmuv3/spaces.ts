@@ -4,7 +4,8 @@
  * invalidations by ASID, VMID, address and range end here.
  *
  * A page of stage 1 may be remembered in parts, because stage 2 has smaller ones: to invalidate any address of it is to
- * invalidate all of it. So each space knows the largest page that it holds in parts.
+ * invalidate all of it. So each space knows the largest page that it holds in parts. What was copied out of the IOTLB is
+ * good while its stamp stays: every invalidation changes it, also one of a space that holds nothing.
  */
 import type { Iotlb } from "../iotlb.ts";
 
@@ -98,16 +99,19 @@ export class Spaces {
 
   /** Forgets the spaces of these kinds; of one VMID, unless it is undefined. */
   invalidate(kinds: readonly Kind[], vmid?: number): void {
+    this.#iotlb.stamp += 1;
     for (const space of this.#matching(kinds, vmid)) this.#drop(space);
   }
 
   /** Forgets the space of an ASID; global pages stay. */
   invalidateAsid(kind: Kind, vmid: number, asid: number): void {
+    this.#iotlb.stamp += 1;
     for (const space of this.#ofAsid([kind], vmid, asid)) this.#drop(space);
   }
 
   /** Forgets pages by address: of an ASID, and the global ones; without ASID those of every ASID. */
   invalidatePages(kinds: readonly Kind[], vmid: number, asid: number | undefined, range: AddressRange): void {
+    this.#iotlb.stamp += 1;
     const spaces = asid === undefined ? this.#matching(kinds, vmid) : this.#ofAsid(kinds, vmid, asid);
     for (const space of spaces) this.#dropPages(space, range);
   }

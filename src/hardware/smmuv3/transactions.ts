@@ -408,14 +408,12 @@ export class Transactions {
   /** The stream's slot with its configuration: from the cache, else from memory. Without: `#fault` says why. */
   #streamOf(sid: number): StreamSlot {
     const slot = this.streams.open(sid);
-    if (slot.stream) {
-      if (this.#options.policy !== "none") return slot;
-      slot.forget();
-    }
+    if (slot.held) return slot;
     const stream = readStream(this.#memory, this.#unit, this.table, sid, this.#fault);
     slot.forget();
     if (!stream) return slot;
     slot.stream = stream;
+    slot.held = this.#remembers();
     const twoRanges = stream.world === StreamWorld.el1 || this.e2h;
     for (let access = 0; access < 32; access++) slot.wants[access] = wantOf(access, stream, twoRanges);
     return slot;
