@@ -58,6 +58,10 @@ export class AreaMap {
   get size(): number {
     return this.#map.size;
   }
+  /** Places that searches for holes have looked at so far: what placement costs. */
+  get looked(): number {
+    return this.#map.looked;
+  }
 
   /** In order. The map may be searched meanwhile. */
   *[Symbol.iterator](): Iterator<Area> {
