@@ -36,7 +36,10 @@ export class MockRig {
     scheduler: this.host.scheduler,
     extra: [testCommand(this.driver, silent)],
   });
+  /** Those that live. */
   readonly processes = new Set<MockProcess>();
+  /** Those that lived: what is accounted for them must go too. */
+  readonly spawned = new Set<MockProcess>();
   readonly #framesAtRest = this.host.memory.allocated;
 
   spawn(): MockProcess {
@@ -52,6 +55,10 @@ export class MockRig {
       devices: this.driver.devices,
       frames: this.host.memory.allocated - this.#framesAtRest,
       waiting: this.host.scheduler.pending,
+      accounted: [...this.spawned].reduce(
+        (sum, { task }) => sum + task.memory.pinnedPages + task.memory.lockedPages,
+        0,
+      ),
     };
   }
 
@@ -77,6 +84,7 @@ export class MockProcess {
     this.task.memory.map(DATA, DATA_BYTES);
     this.fd = this.task.open(rig.iommufd.node);
     rig.processes.add(this);
+    rig.spawned.add(this);
   }
 
   get context(): IommufdContext {

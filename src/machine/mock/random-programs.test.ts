@@ -1,0 +1,27 @@
+/** Whatever programs do, and whenever they die, nothing of them is left. */
+import { afterAll, describe, expect, it } from "vitest";
+import { MockRig } from "../../../test/support/mock-rig.ts";
+import { runRandomProgram } from "../../../test/support/random-program.ts";
+
+const PROGRAMS = 10_000;
+const STEPS = 25;
+
+describe("random programs", () => {
+  const rig = new MockRig();
+  afterAll(() => rig.close());
+
+  it(`after each of ${PROGRAMS} nothing is alive, pinned, accounted or allocated`, () => {
+    for (let seed = 1; seed <= PROGRAMS; seed += 1) {
+      try {
+        runRandomProgram(rig, seed, STEPS);
+        for (const process of [...rig.processes]) process.exit();
+        rig.host.scheduler.run();
+      } catch (error) {
+        throw new Error(`program ${seed}`, { cause: error });
+      }
+      const left = Object.entries(rig.live()).filter(([, count]) => count !== 0);
+      expect(left, `after program ${seed}`).toEqual([]);
+      rig.spawned.clear();
+    }
+  }, 300_000);
+});
