@@ -265,7 +265,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     if (told) {
       const tag = typeof record === "number" ? record : -1;
       const event = buildEvent(transaction, fault, stream, tag);
-      if (!this.#record(event) && tag >= 0) this.#stalls.keep(tag, event);
+      if (!this.#record(event, tag >= 0) && tag >= 0) this.#stalls.keep(tag, event);
     }
     this.#tell(transaction, fault, told);
     return stalls ? TranslateStatus.stalled : TranslateStatus.fault;
@@ -293,15 +293,15 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded });
   }
 
-  /** Writes an event; false: it did not get into the queue. */
-  #record(event: Uint32Array): boolean {
+  /** Writes an event; false: it did not get into the queue, and is lost unless it is kept. */
+  #record(event: Uint32Array, kept: boolean): boolean {
     if ((this.#registers.get(Register.CR0) & Cr0.EVENTQEN) === 0) return false;
     // §7.2 A queue whose memory does not answer is not written until that is acknowledged.
     if (this.#errors.active(Gerror.EVENTQ_ABT_ERR)) return false;
     const queue = this.#eventQueue;
     const wasEmpty = queue.empty;
     const written = queue.write(event);
-    if (written === "full") queue.overflow();
+    if (written === "full" && !kept) queue.overflow();
     if (written === "abort") this.#errors.raise(Gerror.EVENTQ_ABT_ERR);
     if (written === "written" && wasEmpty) this.#errors.interrupt("eventq");
     return written === "written";
@@ -309,8 +309,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
 
   /** Stalls whose events found no room. */
   #writePending(): void {
-    if (this.#stalls.pending)
-      this.#stalls.writePending((event) => !this.#eventQueue.full && this.#record(event));
+    if (this.#stalls.pending) this.#stalls.writePending((event) => this.#record(event, true));
   }
 
   // Stalls
