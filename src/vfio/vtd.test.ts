@@ -9,6 +9,7 @@ import { TranslateStatus } from "../hardware/unit.ts";
 import { Register } from "../hardware/vtd/spec.ts";
 import { VtdUnit } from "../hardware/vtd/unit.ts";
 import { IommufdSubsystem } from "../iommufd/file.ts";
+import { Allocations } from "../kernel/allocations.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import { Header } from "../pci/spec.ts";
 import { IOMMU_GET_HW_INFO, IOMMU_HW_INFO_FLAG_INPUT_TYPE, IommuHwInfo } from "../uapi/iommufd.ts";
@@ -185,4 +186,46 @@ describe("through a character device", () => {
     expect(ask(24).out_data_type).toBe(IOMMU_HW_INFO_TYPE_INTEL_VTD);
     client.task.exit();
   });
+});
+
+it("what iommufd allocates for a device fails in turn, and the unit has what it had", () => {
+  const allocations = new Allocations();
+  const task = new ModelTask(host.memory, { allocations });
+  task.memory.map(VA, 64 * PAGE);
+  const client = new CdevClient(task, { vfio, iommufd });
+  const fd = client.iommu();
+  const device = client.cdev();
+  const state = () => ({
+    ...iommufd.live(),
+    domains: driver.domains,
+    frames: host.memory.allocated,
+    pinned: task.memory.pinnedPages,
+  });
+  /** The answer, after every allocation failed once; how many there are must be told. */
+  const sweep = (least: number, call: () => number): number => {
+    for (let nth = 1; ; nth += 1) {
+      const before = state();
+      allocations.arm(task, nth);
+      const answer = outcome(call);
+      const fired = allocations.remaining(task) === 0;
+      allocations.arm(task, 0);
+      if (!fired) {
+        expect(nth - 1).toBeGreaterThanOrEqual(least);
+        return Number(answer);
+      }
+      expect([answer, state()]).toEqual(["ENOMEM", before]);
+    }
+  };
+  const ioas = client.ioas(fd);
+  client.mapAt(fd, ioas, 0x10_0000, VA, 4 * PAGE);
+  const id = sweep(2, () => client.bind(device, fd));
+  // The table of the bus is made once and stays: from here on the unit's frames are those of domains.
+  client.attachTo(device, ioas);
+  client.detachFrom(device);
+  sweep(8, () => client.attachTo(device, ioas));
+  const hwpt = sweep(8, () => client.hwpt(fd, id, ioas));
+  sweep(4, () => client.mapAt(fd, ioas, 2 ** 39 - 2 * PAGE, VA, 4 * PAGE));
+  sweep(1, () => client.attachTo(device, hwpt));
+  task.exit();
+  expect([driver.domains, iommufd.live().objects, task.memory.pinnedPages]).toEqual([0, 0, 0]);
 });
