@@ -74,6 +74,12 @@ interface ModelPin {
   readonly parts: readonly { readonly pages: Pages; readonly first: number; readonly last: number }[];
 }
 
+interface ModelReserved {
+  readonly owner: object;
+  readonly iova: number;
+  readonly length: number;
+}
+
 class Rig {
   readonly host = new ModelHost();
   readonly iommufd = new IommufdSubsystem(this.host);
@@ -86,6 +92,8 @@ class Rig {
   readonly domains: { readonly ioas: number; readonly domain: GrainDomain }[] = [];
   readonly areas: [ModelArea[], ModelArea[]] = [[], []];
   pins: ModelPin[] = [];
+  /** Reserved ranges, by owner. */
+  readonly reserved: [ModelReserved[], ModelReserved[]] = [[], []];
   readonly accesses = [0, 1].map((index) => {
     const access = createAccess(this.context, {
       pins: false,
@@ -135,6 +143,15 @@ class Rig {
         }
       expect(domain.grains.size).toBe(grains);
     }
+    for (const ioas of [0, 1] as const) {
+      const { usable } = this.ioas[ioas].pagetable.space;
+      const ranges = usable.map(({ start, last }) => [Number(start), Number(last)] as const);
+      const wrong: number[] = [];
+      for (let at = 0; at < WINDOW; at += GRAIN)
+        if (ranges.some(([start, last]) => start <= at && at <= last) === touches(this.reserved[ioas], at, 1))
+          wrong.push(at);
+      expect(wrong).toEqual([]);
+    }
     const used = new Map<Pages, Set<number>>();
     const use = (pages: Pages, first: number, last: number) => {
       const set = used.get(pages) ?? new Set();
@@ -172,6 +189,9 @@ const overlaps = (areas: readonly ModelArea[], iova: number, length: number): Mo
     .filter((one) => one.iova < iova + length && iova < one.iova + one.length)
     .sort((a, b) => a.iova - b.iova);
 
+const touches = (ranges: readonly ModelReserved[], iova: number, length: number): boolean =>
+  ranges.some((one) => one.iova < iova + length && iova < one.iova + one.length);
+
 const aligned = (alignment: number, ...values: readonly number[]): boolean =>
   values.every((value) => value % alignment === 0);
 
@@ -202,6 +222,7 @@ const map = fc
         const beyond = offset + length > USER_PAGES * PAGE_BYTES;
         let expected: string | undefined;
         if (!aligned(rig.alignment(ioas), iova, start, length)) expected = "EINVAL";
+        else if (touches(rig.reserved[ioas]!, iova, length)) expected = "EINVAL";
         else if (overlaps(areas, iova, length).length > 0) expected = "EEXIST";
         else if (mapped && beyond) expected = "EFAULT";
         const piece = { pages, start: BigInt(start), length: BigInt(length) };
@@ -255,6 +276,7 @@ const copy = fc
         if (!parts) expected = "ENOENT";
         else if (!parts.every((one) => aligned(rig.alignment(to), one.iova + shift, one.length, one.start)))
           expected = "EINVAL";
+        else if (touches(rig.reserved[to]!, target, length)) expected = "EINVAL";
         else if (overlaps(rig.areas[to]!, target, length).length > 0) expected = "EEXIST";
         else if (mapped && parts.some((one) => one.va + one.length > USER + USER_PAGES * PAGE_BYTES))
           expected = "EFAULT";
@@ -287,6 +309,49 @@ const attach = fc.record({ ioas: index, smallest: fc.constantFrom(2048n, 4096n),
       domain.room = Number.POSITIVE_INFINITY;
       if (got) expect(domain.grains.size).toBe(0);
       else rig.domains.push({ ioas, domain });
+    },
+);
+
+/** By one of two owners, who may reserve the same range. */
+const OWNERS = [{}, {}] as const;
+const reserve = fc
+  .record({ ioas: index, owner: fc.constantFrom(...OWNERS), iova: place(WINDOW), length: size })
+  .map(
+    ({ ioas, owner, iova, length }): Step =>
+      (rig) => {
+        const taken = overlaps(rig.areas[ioas]!, iova, length).length > 0;
+        const range = { start: BigInt(iova), last: BigInt(iova + length - 1) };
+        const got = rig.attempt(() => rig.ioas[ioas]!.pagetable.reserve(owner, range));
+        expect(got).toBe(taken ? "EADDRINUSE" : undefined);
+        if (!got) rig.reserved[ioas]!.push({ owner, iova, length });
+      },
+  );
+
+const unreserve = fc.record({ ioas: index, owner: fc.constantFrom(...OWNERS) }).map(
+  ({ ioas, owner }): Step =>
+    (rig) => {
+      rig.ioas[ioas]!.pagetable.unreserve(owner);
+      rig.reserved[ioas] = rig.reserved[ioas]!.filter((one) => one.owner !== owner);
+    },
+);
+
+/** From one domain to another without a moment of nothing: both are filled for a while. */
+const replace = fc.record({ at: fc.nat(2), smallest: fc.constantFrom(2048n, 4096n) }).map(
+  ({ at, smallest }): Step =>
+    (rig) => {
+      const one = rig.domains[at];
+      if (!one) return;
+      const areas = rig.areas[one.ioas]!;
+      const next = new GrainDomain(smallest | 0x20_0000n);
+      const fits = areas.every((area) => aligned(Number(smallest), area.iova, area.start, area.length));
+      const { pagetable } = rig.ioas[one.ioas]!;
+      const pinned = rig.task.memory.pinnedPages;
+      const got = rig.attempt(() => pagetable.attachDomain(next));
+      expect(got).toBe(fits ? undefined : "EADDRINUSE");
+      if (got) return;
+      expect(rig.task.memory.pinnedPages).toBe(pinned);
+      pagetable.detachDomain(one.domain);
+      rig.domains[at] = { ioas: one.ioas, domain: next };
     },
 );
 
@@ -352,6 +417,9 @@ describe("an IOAS", () => {
       { weight: 3, arbitrary: copy },
       { weight: 2, arbitrary: attach },
       { weight: 1, arbitrary: detach },
+      { weight: 1, arbitrary: replace },
+      { weight: 1, arbitrary: reserve },
+      { weight: 1, arbitrary: unreserve },
       { weight: 2, arbitrary: pin },
       { weight: 1, arbitrary: unpin },
     );
@@ -366,7 +434,7 @@ describe("an IOAS", () => {
       }),
       { numRuns: 120 },
     );
-  });
+  }, 120_000);
 });
 
 /** No IOVA of the test below lies beyond. */
