@@ -14,6 +14,15 @@ interface Frame {
   readonly pa: number;
   /** The mapping and the pins that hold it. */
   references: number;
+  /** Pages that lie together in host memory go back together. */
+  readonly run?: FrameRun;
+}
+
+/** Contiguous frames of host memory, given back when the last of them is dropped. */
+interface FrameRun {
+  readonly pa: number;
+  readonly frames: number;
+  left: number;
 }
 
 /** Pages of a file that are told when the last of them is unmapped. */
@@ -33,6 +42,8 @@ export interface MapOptions {
   readonly writable?: boolean;
   /** Must be adopted by its owner before it can be pinned. */
   readonly private?: boolean;
+  /** The pages lie together in host memory, as huge pages do. */
+  readonly contiguous?: boolean;
 }
 
 let nextId = 1;
@@ -54,11 +65,13 @@ export class ModelMemory implements UserMemory {
   map(va: number, length: number, options: MapOptions = {}): void {
     this.#checkWhole(va, length);
     this.unmap(va, length);
+    const run = options.contiguous ? this.#allocateRun(length / FRAME_BYTES) : undefined;
     for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
-      const pa = this.#host.allocate(1);
-      if (pa < 0) throw new LinuxError("ENOMEM", "no frame of host memory is free");
+      const frame = run
+        ? { pa: run.pa + (page * FRAME_BYTES - va), references: 1, run }
+        : { pa: this.#allocate(1), references: 1 };
       this.#pages.set(page, {
-        frame: { pa, references: 1 },
+        frame,
         writable: options.writable ?? true,
         adopted: !options.private,
       });
@@ -183,6 +196,16 @@ export class ModelMemory implements UserMemory {
     for (const page of pages) this.#unmapped(page);
   }
 
+  #allocate(frames: number): number {
+    const pa = this.#host.allocate(frames);
+    if (pa < 0) throw new LinuxError("ENOMEM", `host memory has no ${frames} free frame(s) together`);
+    return pa;
+  }
+
+  #allocateRun(frames: number): FrameRun {
+    return { pa: this.#allocate(frames), frames, left: frames };
+  }
+
   #unmapped({ frame, shared }: Page): void {
     this.#drop(frame);
     if (!shared) return;
@@ -193,7 +216,10 @@ export class ModelMemory implements UserMemory {
   #drop(frame: Frame): void {
     frame.references -= 1;
     if (frame.references < 0) throw new Error(`frame ${hex(frame.pa)} was given back twice`);
-    if (frame.references === 0) this.#host.free(frame.pa, 1);
+    if (frame.references > 0) return;
+    const { run } = frame;
+    if (!run) this.#host.free(frame.pa, 1);
+    else if (--run.left === 0) this.#host.free(run.pa, run.frames);
   }
 
   #eachPage(

@@ -152,6 +152,20 @@ describe("a modelled process", () => {
     expect(() => pin.unpin(0, 1)).toThrow("twice");
   });
 
+  it("contiguous pages lie together, and go back together when the last of them is unpinned", () => {
+    const before = memory.allocated;
+    const owner = new ModelTask(memory);
+    owner.memory.map(0x40_0000, 8 * 4096, { contiguous: true });
+    const pa = owner.memory.physical(0x40_0000);
+    for (let page = 1; page < 8; page += 1)
+      expect(owner.memory.physical(0x40_0000 + page * 4096)).toBe(pa + page * 4096);
+    const pin = owner.memory.pin(0x40_3000, 4096, true);
+    owner.exit();
+    expect(memory.allocated).toBe(before + 8);
+    pin.unpin(0, 1);
+    expect(memory.allocated).toBe(before);
+  });
+
   it("EFAULT for what is not mapped, read-only or beyond 47 bits, without effect", () => {
     task.memory.map(VA, 8192);
     task.memory.protect(VA + 4096, 4096, false);

@@ -41,7 +41,7 @@ export interface Invalidations {
 }
 
 /** IQERCD.IQEI. */
-const Iqei = { tail: 1, fetch: 2, type: 3, reserved: 4 } as const;
+const Iqei = { unknown: 0, tail: 1, fetch: 2, type: 3, reserved: 4 } as const;
 
 interface Kind {
   readonly layout: Layout;
@@ -58,6 +58,18 @@ const kind = (layout: Layout): Kind => {
 const BUDGET = 0x1_0000;
 const PAGE = 0xffff_f000;
 
+/**
+ * Who else answers for what a queue asks: whatever stands behind a unit that is not silicon (a guest's). It may collect
+ * what it is told, but what it was told before a wait descriptor has to be done when that is taken.
+ */
+export interface Downstream {
+  /** A well-formed descriptor at this byte of the queue is about to be carried out. */
+  take(words: Uint32Array, at: number): number;
+  /** Nothing follows for now. */
+  drain(): number;
+  /** Both return -1, or where in the queue the descriptor is that could not be carried out: the queue stops there (IQE). */
+}
+
 export interface QueueContext {
   readonly name: string;
   readonly memory: HostMemory;
@@ -67,6 +79,7 @@ export interface QueueContext {
   readonly completion: EventMessage;
   readonly invalidations: Invalidations;
   readonly events: EventSink;
+  readonly downstream?: Downstream | undefined;
 }
 
 export class InvalidationQueue {
@@ -131,10 +144,20 @@ export class InvalidationQueue {
       }
       // The head moves on first: what a descriptor sets going may look at it.
       registers.set(Register.IQH, next);
+      if (this.#refused(this.#context.downstream?.take(this.#words, head))) break;
       this.#execute();
     }
+    if (this.#enabled) this.#refused(this.#context.downstream?.drain());
     if (this.#timedOut && !this.#ready()) this.#timeOut();
     this.#running = false;
+  }
+
+  /** Stops at the descriptor that whoever stands behind the unit could not carry out. */
+  #refused(at = -1): boolean {
+    if (at < 0) return false;
+    this.#context.registers.set(Register.IQH, at);
+    this.#stop(Iqei.unknown);
+    return true;
   }
 
   #ready(): boolean {

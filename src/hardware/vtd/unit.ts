@@ -14,7 +14,7 @@ import type { IommuUnit, SendMessage, Transaction, TranslateStatus, UnitContext 
 import { type Capabilities, completeCapabilities, type VtdCapabilities } from "./capabilities.ts";
 import { EventMessage } from "./event-message.ts";
 import { FaultLog } from "./fault-log.ts";
-import { type DeviceTlbAnswer, InvalidationQueue } from "./queue.ts";
+import { type DeviceTlbAnswer, type Downstream, InvalidationQueue } from "./queue.ts";
 import { RegisterFile, registerName } from "./registers.ts";
 import { type CachePolicy, Remapping } from "./remapping.ts";
 import {
@@ -41,6 +41,8 @@ export interface VtdOptions extends UnitContext {
   readonly random?: Random;
   /** IOTLB entries, a power of two; default 4096. */
   readonly iotlbEntries?: number;
+  /** Who stands behind a unit that is not silicon. */
+  readonly downstream?: Downstream;
 }
 
 export class VtdUnit implements IommuUnit {
@@ -97,6 +99,7 @@ export class VtdUnit implements IommuUnit {
       ...common,
       registers,
       completion: this.#completion,
+      downstream: options.downstream,
       invalidations: {
         contextCache: (granularity, domain, rid, functionMask) =>
           remapping.invalidateContexts(granularity, domain, rid, functionMask),

@@ -1,0 +1,251 @@
+/**
+ * How a VMM reaches its host: requests of /dev/iommu and of a device's file (linux/iommufd.h, linux/vfio.h) as encoded
+ * bytes, each told to whoever records them. Vendor data and lists lie in the VMM's own memory, as for any program.
+ * Errors are the `LinuxError`s of the calls.
+ */
+import type { ModelTask } from "../kernel/model-task.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import * as iommufd from "../uapi/iommufd.ts";
+import { requestName } from "../uapi/requests.ts";
+import {
+  IOMMU_HWPT_DATA_VTD_S1,
+  IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
+  IommuHwptVtdS1,
+  IommuHwptVtdS1Invalidate,
+} from "../uapi/vendor/vtd.ts";
+import * as vfio from "../uapi/vfio.ts";
+
+/** One call that was made: its argument before and after, and the vendor data it pointed to. */
+export interface RecordedCall {
+  readonly kind: "iommufd" | "vfio-device";
+  readonly name: string;
+  readonly request: number;
+  readonly given: Uint8Array;
+  readonly data: Uint8Array | undefined;
+  readonly answered: Uint8Array;
+  /** Name of the errno when it failed. */
+  readonly error: string | undefined;
+}
+
+export interface HostMapping {
+  readonly iova: number;
+  readonly va: number;
+  readonly length: number;
+  readonly readable?: boolean;
+  readonly writable?: boolean;
+}
+
+/** One first-stage table of a guest, as a PASID table entry names it. */
+export interface FirstStage {
+  /** IOMMU_VTD_S1_*. */
+  readonly flags: bigint;
+  /** Guest physical address of the root. */
+  readonly table: number;
+  /** Bits of the addresses it translates. */
+  readonly addressWidth: number;
+}
+
+/** A range of a guest's addresses whose translations are to be forgotten; 2^64−1 pages from 0: all. */
+export interface ForgottenRange {
+  readonly address: bigint;
+  readonly pages: bigint;
+  readonly leavesOnly: boolean;
+}
+export const EVERYTHING = 2n ** 64n - 1n;
+
+/** Where vendor data is put, in the VMM's memory. */
+const DATA_VA = 0x7ffe_0000_0000;
+const DATA_BYTES = 64 * 1024;
+
+export class HostCalls {
+  readonly task: ModelTask;
+  /** Descriptor of /dev/iommu. */
+  readonly iommufd: number;
+  readonly #record: (call: RecordedCall) => void;
+
+  constructor(task: ModelTask, fd: number, record: (call: RecordedCall) => void = () => {}) {
+    this.task = task;
+    this.iommufd = fd;
+    this.#record = record;
+    task.memory.map(DATA_VA, DATA_BYTES);
+  }
+
+  // Devices
+
+  /** The device's id in the iommufd. */
+  bind(device: number): number {
+    const layout = vfio.VfioDeviceBindIommufd;
+    const bytes = layout.bytes({ argsz: layout.size, iommufd: this.iommufd });
+    this.#device(device, vfio.VFIO_DEVICE_BIND_IOMMUFD, bytes);
+    return layout.read(bytes).out_devid;
+  }
+
+  /** The device, or one PASID of it, gets a page table; what it had is replaced. */
+  attach(device: number, table: number, pasid?: number): void {
+    const layout = vfio.VfioDeviceAttachIommufdPt;
+    const tagged = pasid !== undefined;
+    const bytes = layout.bytes({
+      argsz: tagged ? layout.size : layout.fieldEnd("pt_id"),
+      flags: tagged ? vfio.VFIO_DEVICE_ATTACH_PASID : 0,
+      pt_id: table,
+      pasid: pasid ?? 0,
+    });
+    this.#device(device, vfio.VFIO_DEVICE_ATTACH_IOMMUFD_PT, bytes);
+  }
+
+  detach(device: number, pasid?: number): void {
+    const layout = vfio.VfioDeviceDetachIommufdPt;
+    const tagged = pasid !== undefined;
+    const bytes = layout.bytes({
+      argsz: tagged ? layout.size : layout.fieldEnd("flags"),
+      flags: tagged ? vfio.VFIO_DEVICE_DETACH_PASID : 0,
+      pasid: pasid ?? 0,
+    });
+    this.#device(device, vfio.VFIO_DEVICE_DETACH_IOMMUFD_PT, bytes);
+  }
+
+  // Address spaces
+
+  allocateIoas(): number {
+    const layout = iommufd.IommuIoasAlloc;
+    const bytes = layout.bytes({ size: layout.size });
+    this.#iommu(iommufd.IOMMU_IOAS_ALLOC, bytes);
+    return layout.read(bytes).out_ioas_id;
+  }
+
+  /** Maps the VMM's memory at `va` for devices. */
+  map(ioas: number, { iova, va, length, readable = true, writable = true }: HostMapping): void {
+    const layout = iommufd.IommuIoasMap;
+    const access =
+      (readable ? iommufd.IOMMU_IOAS_MAP_READABLE : 0) | (writable ? iommufd.IOMMU_IOAS_MAP_WRITEABLE : 0);
+    const bytes = layout.bytes({
+      size: layout.size,
+      flags: iommufd.IOMMU_IOAS_MAP_FIXED_IOVA | access,
+      ioas_id: ioas,
+      user_va: BigInt(va),
+      length: BigInt(length),
+      iova: BigInt(iova),
+    });
+    this.#iommu(iommufd.IOMMU_IOAS_MAP, bytes);
+  }
+
+  unmap(ioas: number, iova: number, length: number): void {
+    const layout = iommufd.IommuIoasUnmap;
+    const bytes = layout.bytes({
+      size: layout.size,
+      ioas_id: ioas,
+      iova: BigInt(iova),
+      length: BigInt(length),
+    });
+    this.#iommu(iommufd.IOMMU_IOAS_UNMAP, bytes);
+  }
+
+  destroy(id: number): void {
+    const layout = iommufd.IommuDestroy;
+    this.#iommu(iommufd.IOMMU_DESTROY, layout.bytes({ size: layout.size, id }));
+  }
+
+  // Page tables
+
+  /** A page table of the host for an address space; `flags` are IOMMU_HWPT_ALLOC_*. */
+  allocateHwpt(device: number, ioas: number, flags: number): number {
+    return this.#hwpt({ dev_id: device, pt_id: ioas, flags }, undefined);
+  }
+
+  /** A guest's first stage above a nest parent, with a fault queue when there is one. */
+  allocateNested(
+    device: number,
+    parent: number,
+    { flags, table, addressWidth }: FirstStage,
+    options: { readonly pasid: boolean; readonly faults: number | undefined },
+  ): number {
+    const { pasid, faults } = options;
+    const data = IommuHwptVtdS1.bytes({ flags, pgtbl_addr: BigInt(table), addr_width: addressWidth });
+    const wanted =
+      (pasid ? iommufd.IOMMU_HWPT_ALLOC_PASID : 0) |
+      (faults === undefined ? 0 : iommufd.IOMMU_HWPT_FAULT_ID_VALID);
+    return this.#hwpt({ dev_id: device, pt_id: parent, flags: wanted, fault_id: faults ?? 0 }, data);
+  }
+
+  /** Tells how many of the ranges were forgotten, and what stopped it. */
+  invalidate(
+    hwpt: number,
+    ranges: readonly ForgottenRange[],
+  ): { readonly done: number; readonly error?: LinuxError } {
+    const layout = iommufd.IommuHwptInvalidate;
+    const entry = IommuHwptVtdS1Invalidate;
+    const most = DATA_BYTES / entry.size;
+    for (let first = 0; first < ranges.length; first += most) {
+      const part = ranges.slice(first, first + most);
+      const data = new Uint8Array(part.length * entry.size);
+      part.forEach(({ address, pages, leavesOnly }, index) => {
+        entry.write(data, { addr: address, npages: pages, flags: leavesOnly ? 1 : 0 }, index * entry.size);
+      });
+      const bytes = layout.bytes({
+        size: layout.size,
+        hwpt_id: hwpt,
+        data_uptr: BigInt(DATA_VA),
+        data_type: IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
+        entry_len: entry.size,
+        entry_num: part.length,
+      });
+      try {
+        this.#iommu(iommufd.IOMMU_HWPT_INVALIDATE, bytes, data);
+      } catch (error) {
+        if (!(error instanceof LinuxError)) throw error;
+        return { done: first + layout.read(bytes).entry_num, error };
+      }
+    }
+    return { done: ranges.length };
+  }
+
+  // Page faults
+
+  /** A fault queue: its id, and the descriptor of its file. */
+  allocateFaults(): { readonly id: number; readonly fd: number } {
+    const layout = iommufd.IommuFaultAlloc;
+    const bytes = layout.bytes({ size: layout.size });
+    this.#iommu(iommufd.IOMMU_FAULT_QUEUE_ALLOC, bytes);
+    const { out_fault_id: id, out_fault_fd: fd } = layout.read(bytes);
+    return { id, fd };
+  }
+
+  #hwpt(
+    wanted: { dev_id: number; pt_id: number; flags: number; fault_id?: number },
+    data: Uint8Array | undefined,
+  ): number {
+    const layout = iommufd.IommuHwptAlloc;
+    const bytes = layout.bytes({
+      size: layout.size,
+      ...wanted,
+      ...(data && {
+        data_type: IOMMU_HWPT_DATA_VTD_S1,
+        data_len: data.length,
+        data_uptr: BigInt(DATA_VA),
+      }),
+    });
+    this.#iommu(iommufd.IOMMU_HWPT_ALLOC, bytes, data);
+    return layout.read(bytes).out_hwpt_id;
+  }
+
+  #iommu(request: number, bytes: Uint8Array, data?: Uint8Array): void {
+    this.#call("iommufd", this.iommufd, request, bytes, data);
+  }
+  #device(fd: number, request: number, bytes: Uint8Array): void {
+    this.#call("vfio-device", fd, request, bytes);
+  }
+
+  #call(kind: RecordedCall["kind"], fd: number, request: number, bytes: Uint8Array, data?: Uint8Array): void {
+    const given = bytes.slice();
+    if (data) this.task.memory.write(BigInt(DATA_VA), data);
+    let error: string | undefined;
+    try {
+      this.task.ioctl(fd, request, bytes);
+    } catch (thrown) {
+      if (thrown instanceof LinuxError) error = thrown.code;
+      throw thrown;
+    } finally {
+      this.#record({ kind, name: requestName(kind, request), request, given, data, answered: bytes, error });
+    }
+  }
+}

@@ -1,0 +1,37 @@
+/**
+ * What stands behind a virtual VT-d unit: it makes the host do what the guest's tables say. A nested one gives the
+ * guest's tables to the host's unit, a shadowing one copies them into mappings. Errors are `LinuxError`s of the host.
+ */
+
+/** A domain, or a part of it, whose translations the guest wants forgotten. */
+export interface Forget {
+  /** The guest's domain id; undefined: whatever the domain. */
+  readonly domain: number | undefined;
+  /** Undefined: whatever the PASID. */
+  readonly pasid: number | undefined;
+  /** Bytes [start, start + length); undefined: every address. */
+  readonly range: { readonly start: number; readonly length: number } | undefined;
+  /** Entries that are no leaves have not changed. */
+  readonly leavesOnly: boolean;
+}
+
+/** Devices and PASIDs whose entries the guest has changed. What is left out is meant whatever it is. */
+export interface Reread {
+  readonly rid?: number;
+  readonly domain?: number;
+  readonly pasid?: number;
+}
+
+export interface ForgetOutcome {
+  /** How many were done. */
+  readonly done: number;
+  /** What stopped it at the one after them. */
+  readonly error?: unknown;
+}
+
+export interface BackEnd {
+  /** The guest's root, context or PASID entries changed: reads them again. Throws what the host answers. */
+  reread(what: Reread): void;
+  /** In order; stops at the first that the host refuses. */
+  forget(list: readonly Forget[]): ForgetOutcome;
+}

@@ -1,0 +1,179 @@
+/**
+ * A VT-d unit that a VMM shows to its guest: the model of the silicon (`hardware/vtd`) over guest memory, whose
+ * invalidations go on to a back end. The guest reaches it by register writes, queue memory and descriptors alone.
+ *
+ * IOTLB invalidations are collected and handed on together before the next wait descriptor; what the host refuses stops
+ * the queue with IQE and the head at the descriptor that asked for it (§6.5.2.11). A unit reports caching mode (CAP.CM), so
+ * that a guest tells about entries it adds as well. Device-TLB descriptors end here: the host flushes those itself.
+ */
+import type { EventSink } from "../../base/events.ts";
+import type { SendMessage } from "../../hardware/unit.ts";
+import type { Downstream } from "../../hardware/vtd/queue.ts";
+import {
+  ContextCacheInvalidate,
+  Descriptor,
+  DescriptorType,
+  Gcmd,
+  Granularity,
+  IotlbInvalidate,
+  Register,
+  RtaddrRegister,
+} from "../../hardware/vtd/spec.ts";
+import { type VtdCapabilities, VtdUnit } from "../../hardware/vtd/unit.ts";
+import type { HostMemory } from "../../memory/host-memory.ts";
+import type { BackEnd, Forget } from "./back-end.ts";
+import { GuestTables, type Translation } from "./tables.ts";
+
+export interface FrontEndOptions {
+  readonly name: string;
+  /** The guest's. */
+  readonly memory: HostMemory;
+  readonly events: EventSink;
+  /** Interrupts the guest. */
+  readonly interrupt: SendMessage;
+  readonly capabilities: VtdCapabilities;
+}
+
+const PAGE = 4096;
+
+export class VtdFrontEnd implements Downstream {
+  readonly name: string;
+  readonly #unit: VtdUnit;
+  readonly #events: EventSink;
+  readonly #tables: GuestTables;
+  #backEnd: BackEnd | undefined;
+  /** Root table that the guest latched with SRTP. */
+  #root = 0;
+  readonly #pending: Forget[] = [];
+  /** Where in the queue each of them is asked for. */
+  readonly #places: number[] = [];
+
+  constructor(options: FrontEndOptions) {
+    this.name = options.name;
+    this.#events = options.events;
+    this.#unit = new VtdUnit({
+      ...options,
+      capabilities: { ...options.capabilities, cachingMode: true },
+      cache: "none",
+      downstream: this,
+    });
+    this.#tables = new GuestTables(options.memory, this.#unit.capabilities);
+  }
+
+  /** Who makes the host follow; once, before the guest runs. */
+  connect(backEnd: BackEnd): void {
+    this.#backEnd = backEnd;
+  }
+
+  get tables(): GuestTables {
+    return this.#tables;
+  }
+
+  // What the guest reaches
+
+  mmioRead(offset: number, width: 4 | 8): bigint {
+    return this.#unit.mmioRead(offset, width);
+  }
+
+  mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
+    const before = this.#status();
+    this.#unit.mmioWrite(offset, width, value);
+    if (offset !== Register.GCMD) return;
+    const latches = (Number(value) & Gcmd.SRTP) !== 0;
+    if (latches) this.#root = Number(RtaddrRegister.fields.RTA.of(this.#unit.mmioRead(Register.RTADDR, 8)));
+    const enabled = (this.#status() & Gcmd.TE) !== 0;
+    if (enabled !== ((before & Gcmd.TE) !== 0) || (latches && enabled)) this.#rereadAll();
+  }
+
+  #status(): number {
+    return Number(this.#unit.mmioRead(Register.GSTS, 4));
+  }
+
+  /** What the guest wants of a device now. */
+  translationOf(rid: number): Translation {
+    if ((this.#status() & Gcmd.TE) === 0) return { kind: "passThrough", domain: 0 };
+    return this.#tables.translationOf(this.#root, rid);
+  }
+
+  /** Translation was turned on or off, or has another root: no register tells that the host could not follow. */
+  #rereadAll(): void {
+    try {
+      this.#backEnd?.reread({});
+    } catch (error) {
+      this.#report("new tables", error);
+    }
+  }
+
+  // What its queue asks
+
+  take(words: Uint32Array, at: number): number {
+    const { TYPE, TYPE_HIGH } = Descriptor.fields;
+    switch (TYPE.get(words) | (TYPE_HIGH.get(words) << 4)) {
+      case DescriptorType.iotlb:
+        this.#collect(iotlbRequest(words), at);
+        return -1;
+      case DescriptorType.contextCache: {
+        const { G, SID, FM } = ContextCacheInvalidate.fields;
+        // What a domain-selective one is about is known only after reading: everything is read.
+        const one = G.get(words) === Granularity.device && FM.get(words) === 0;
+        return this.#reread(one ? { rid: SID.get(words) } : {}, at);
+      }
+      case DescriptorType.wait:
+        return this.drain();
+      default:
+        return -1;
+    }
+  }
+
+  drain(): number {
+    if (this.#pending.length === 0) return -1;
+    const list = this.#pending.splice(0);
+    const places = this.#places.splice(0);
+    const { done, error } = this.#backEnd?.forget(list) ?? { done: list.length };
+    if (done === list.length) return -1;
+    this.#report("an invalidation", error);
+    return places[done]!;
+  }
+
+  #collect(request: Forget, at: number): void {
+    this.#pending.push(request);
+    this.#places.push(at);
+  }
+
+  #reread(what: Parameters<BackEnd["reread"]>[0], at: number): number {
+    const stopped = this.drain();
+    if (stopped >= 0) return stopped;
+    try {
+      this.#backEnd?.reread(what);
+      return -1;
+    } catch (error) {
+      this.#report("changed entries", error);
+      return at;
+    }
+  }
+
+  #report(what: string, error: unknown): void {
+    const reason = error instanceof Error ? error.message : String(error);
+    if (this.#events.on) this.#events.emit("device", { device: this.name, what, reason });
+  }
+}
+
+/** §6.5.2.3 */
+const iotlbRequest = (words: Uint32Array): Forget => {
+  const { G, DID, IH, AM, ADDR } = IotlbInvalidate.fields;
+  const granularity = G.get(words);
+  const paged = granularity === Granularity.page;
+  return {
+    domain: granularity === Granularity.global ? undefined : DID.get(words),
+    pasid: undefined,
+    range: paged ? alignedRange(words[2]! & ADDR.mask, words[3]!, AM.get(words)) : undefined,
+    leavesOnly: paged && IH.get(words) === 1,
+  };
+};
+
+/** 2^maskLg2 pages around an address. */
+const alignedRange = (lo: number, hi: number, maskLg2: number) => {
+  const length = PAGE * 2 ** maskLg2;
+  const address = hi * 2 ** 32 + (lo >>> 0);
+  return { start: Math.floor(address / length) * length, length };
+};

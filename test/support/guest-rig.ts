@@ -1,0 +1,79 @@
+/** A machine with two test functions, a VMM on it and a guest in the VMM: what tests of guests begin with. */
+import { ManualClock } from "../../src/base/clock.ts";
+import { silent } from "../../src/base/events.ts";
+import { WorkQueue } from "../../src/base/scheduler.ts";
+import { Guest } from "../../src/guest/guest.ts";
+import { TestDevice } from "../../src/guest/test-device.ts";
+import { Vmm } from "../../src/guest/vmm.ts";
+import { parseDevice, parseMachine, withDevices } from "../../src/machine/file.ts";
+import { Machine } from "../../src/machine/machine.ts";
+import { PRESETS } from "../../src/machine/presets.ts";
+import type { RecordedCall } from "../../src/viommu/host-calls.ts";
+
+export const RAM_BYTES = 16 * 2 ** 20;
+const FUNCTIONS = ["0000:7e:00.0", "0000:7f:00.0"] as const;
+/** Requester ids that the guest knows them by. */
+export const GUEST_RIDS = [0x0008, 0x0010] as const;
+
+export class GuestRig {
+  readonly machine: Machine;
+  readonly vmm: Vmm;
+  readonly calls: RecordedCall[] = [];
+  readonly work = new WorkQueue();
+  readonly devices: readonly TestDevice[];
+  #guest: Guest | undefined;
+
+  constructor(preset = "vtd") {
+    const description = parseMachine(PRESETS.get(preset)!, preset);
+    const added = FUNCTIONS.map((at) => parseDevice(`test@${at}`));
+    this.machine = new Machine(withDevices(description, added), {
+      events: silent,
+      clock: new ManualClock(),
+      scheduler: this.work,
+    });
+    this.vmm = new Vmm({
+      host: this.machine,
+      name: "vmm",
+      ramBytes: RAM_BYTES,
+      devices: FUNCTIONS.map((name, index) => ({
+        path: this.machine.vfio.deviceNodes.get(name)!.path,
+        rid: GUEST_RIDS[index]!,
+      })),
+      events: silent,
+      capabilities: { addressWidths: [39, 48], hostAddressWidth: 46 },
+      record: (call) => this.calls.push(call),
+    });
+    this.devices = this.vmm.devices.map((bar) => new TestDevice(bar));
+  }
+
+  /** Boots the guest when first asked. */
+  get guest(): Guest {
+    this.#guest ??= new Guest({
+      name: "guest",
+      memory: this.vmm.memory,
+      iommu: this.vmm.iommu,
+      addressWidth: 46,
+      events: silent,
+    });
+    return this.#guest;
+  }
+
+  /** Names of the calls since the last time. */
+  takeCalls(): string[] {
+    return this.calls.splice(0).map(({ name }) => name);
+  }
+
+  /** What the device did with a request of so many bytes. */
+  settle(device: TestDevice): string {
+    this.work.run();
+    return device.result;
+  }
+
+  /** Counts of what clients left on the host. */
+  close(): Record<string, number> {
+    this.vmm.exit();
+    const left = Object.fromEntries(Object.entries(this.machine.live()).filter(([, count]) => count !== 0));
+    this.machine.close();
+    return left;
+  }
+}
