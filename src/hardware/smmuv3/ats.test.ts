@@ -1,8 +1,9 @@
 import { describe, expect, it } from "vitest";
 import { type PageRequest, PageResponse } from "../ats.ts";
 import { Access, NO_PASID, TranslateStatus } from "../unit.ts";
+import { EventCode, PageRequestRecord } from "./queue-spec.ts";
 import { access, readWrite, requestOf, SmmuRig, type SteFields } from "./rig.suite.ts";
-import { Config, Cr0, EventCode, Gerror, PageRequestRecord, Register } from "./spec.ts";
+import { Config, Cr0, Gerror, Register } from "./spec.ts";
 
 const RID = 0x18;
 const { read, write } = Access;
@@ -65,6 +66,9 @@ describe("§3.9.1 translation requests", () => {
     expect(ask(rig, 0x5000, read)).toMatchObject({ pa: ipa });
     expect(translated(rig, ipa + 0x10)).toBe(0x7000_0010);
     expect(translated(rig, ipa + 0x1000)).toBe(-EventCode.F_TRANSLATION);
+    // An address of the other kind is not taken for it.
+    expect(translated(rig, ipa + 0x10)).toBe(0x7000_0010);
+    expect(access(rig, RID, ipa + 0x10)).toEqual({ ok: false, code: EventCode.F_TRANSLATION });
   });
 });
 

@@ -3,7 +3,7 @@
  * stream said when they were read; and, in front of the IOTLB, the page a stream used last. What is not valid is not
  * remembered.
  */
-import { NO_PASID } from "../unit.ts";
+import { NO_PASID, type Transaction } from "../unit.ts";
 import type { Context, Stream } from "./config.ts";
 
 /** A context, and the number of its address space as long as `generation` is that of the spaces. */
@@ -38,6 +38,18 @@ export class StreamSlot {
 
   constructor(sid: number) {
     this.sid = sid;
+  }
+
+  /** The page of 2^lg2 bytes at `base` was used last. */
+  keep({ lo, hi, pasid }: Transaction, stamp: number, base: number, lg2: number, denied: number): void {
+    this.stamp = stamp;
+    this.pasid = pasid;
+    this.mask = -1 << lg2;
+    this.pageLo = lo & this.mask;
+    this.pageHi = hi | 0;
+    this.pa = base;
+    this.size = 2 ** lg2;
+    this.denied = denied;
   }
 
   forget(): void {

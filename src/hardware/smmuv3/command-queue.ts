@@ -11,25 +11,20 @@ import { PageResponse } from "../ats.ts";
 import { NO_PASID } from "../unit.ts";
 import type { Capabilities } from "./capabilities.ts";
 import type { Errors } from "./errors.ts";
-import { type QueuePlace, queueAddress, queueLg2 } from "./queues.ts";
-import type { RegisterFile } from "./registers.ts";
-import type { AddressRange } from "./spaces.ts";
 import {
   AtcCommand,
-  CMDQ_ERR_SHIFT,
-  CommandError,
   Completion,
-  Cr0,
-  Gerror,
   Opcode,
   PriCommand,
-  QUEUE_INDEX,
-  Register,
   ResumeCommand,
   StreamCommand,
   SyncCommand,
   TlbiCommand,
-} from "./spec.ts";
+} from "./queue-spec.ts";
+import { type QueuePlace, queueAddress, queueLg2 } from "./queues.ts";
+import type { RegisterFile } from "./registers.ts";
+import type { AddressRange } from "./spaces.ts";
+import { CMDQ_ERR_SHIFT, CommandError, Cr0, Gerror, QUEUE_INDEX, Register } from "./spec.ts";
 
 /** What commands ask for. */
 export interface Commands {

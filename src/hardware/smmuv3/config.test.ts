@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { Access } from "../unit.ts";
+import { EventCode, Opcode } from "./queue-spec.ts";
 import {
   access,
   type CdFields,
@@ -10,7 +11,7 @@ import {
   type SteFields,
   sync,
 } from "./rig.suite.ts";
-import { Cd, Config, Cr0, Cr2, EventCode, L1Cd, L1Std, Opcode, Register, Ste } from "./spec.ts";
+import { Cd, Config, Cr0, Cr2, L1Cd, L1Std, Register, Ste } from "./spec.ts";
 import type { SmmuCapabilities } from "./unit.ts";
 
 const RID = 0x18;

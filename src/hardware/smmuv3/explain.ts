@@ -7,20 +7,20 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import { explainWalk, type WalkOutcome } from "../../pagetable/explain.ts";
 import { explainNested, type NestedOutcome, type Remembered } from "../../pagetable/explain-nested.ts";
 import { Permission, WalkFault } from "../../pagetable/format.ts";
-import type { GuestCache } from "../../pagetable/guest-cache.ts";
 import { Fetch } from "../../pagetable/nested.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import type { Layout } from "../../uapi/layout.ts";
-import type { Iotlb } from "../iotlb.ts";
 import { NO_PASID, type Transaction } from "../unit.ts";
 import type { StreamCache, StreamSlot } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { type Context, decodeCd, decodeSte, intermediateBits, type Stream } from "./config.ts";
 import { ABORTED, describeFault, walkFaultCode } from "./faults.ts";
+import { EventCode } from "./queue-spec.ts";
 import { needOf, rightsOf, wantOf } from "./rights.ts";
-import { Kind, type Spaces } from "./spaces.ts";
-import { Cd, Config, EventCode, L1Cd, L1Std, S1Dss, Ste, StreamWorld } from "./spec.ts";
+import { Kind } from "./spaces.ts";
+import { Cd, Config, L1Cd, L1Std, S1Dss, Ste, StreamWorld } from "./spec.ts";
 import { contextAddress, contextSplit, type StreamTable, spanEntries, streamIndices } from "./tables.ts";
+import type { Tlb } from "./tlb.ts";
 import { canonicalHigh, indexedHigh, indexedLow, isInside, isUpper, PART_LG2, rangeOf } from "./translate.ts";
 
 /** What of a unit a translation depends on, besides memory. */
@@ -31,9 +31,7 @@ export interface Explained {
   readonly table: StreamTable;
   readonly e2h: boolean;
   readonly streams: StreamCache;
-  readonly iotlb: Iotlb;
-  readonly spaces: Spaces;
-  readonly guests: GuestCache;
+  readonly tlb: Tlb;
 }
 
 type Steps<T> = Generator<ExplainStep, T>;
@@ -245,8 +243,8 @@ class Explainer {
     const el2 = stream.world === StreamWorld.el2;
     const kinds = el2 ? ([Kind.el2, Kind.el2Global] as const) : ([Kind.el1, Kind.el1Global] as const);
     const spaces = [
-      this.#unit.spaces.find(kinds[0], stream.vmid, context.asid),
-      this.#unit.spaces.find(kinds[1], stream.vmid, 0),
+      this.#unit.tlb.spaces.find(kinds[0], stream.vmid, context.asid),
+      this.#unit.tlb.spaces.find(kinds[1], stream.vmid, 0),
     ];
     return yield* this.#finish(found, slot, spaces, high, want);
   }
@@ -261,7 +259,7 @@ class Explainer {
     const need = needOf(want);
     if (!stage2) return yield* explainWalk(format, this.#memory, table, address, need);
     const formats = { first: format, second: stage2.format };
-    const { guests } = this.#unit;
+    const { guests } = this.#unit.tlb;
     const known: Remembered = (guest, wanted, fetch) =>
       guests.find(stage2.vmid, guest, wanted, fetch === Fetch.page);
     return yield* explainNested(formats, this.#memory, table, stage2.table, address, need, known);
@@ -280,7 +278,7 @@ class Explainer {
             `${hex(address)} has more than ${bits} bits; stage 1 is bypassed`,
           );
     const found = judge(walk, want, undefined);
-    return yield* this.#finish(found, slot, [this.#unit.spaces.find(Kind.stage2, vmid, 0)], hi, want);
+    return yield* this.#finish(found, slot, [this.#unit.tlb.spaces.find(Kind.stage2, vmid, 0)], hi, want);
   }
 
   /** The outcome: what is remembered, if that grants the access, else what the tables say. */
@@ -311,14 +309,15 @@ class Explainer {
 
   #lastPage(slot: StreamSlot | undefined, want: number): Cached | undefined {
     const { lo, hi, pasid, translated: before } = this.#transaction;
-    if (!slot || before || slot.stamp !== this.#unit.iotlb.stamp || slot.pasid !== pasid) return undefined;
+    if (!slot || before || slot.stamp !== this.#unit.tlb.iotlb.stamp || slot.pasid !== pasid)
+      return undefined;
     if (slot.pageLo !== (lo & slot.mask) || slot.pageHi !== (hi | 0) || (want & slot.denied) !== 0)
       return undefined;
     return { base: slot.pa, lg2: Math.log2(slot.size) };
   }
 
   #cached(spaces: readonly number[], high: number, want: number): Cached | undefined {
-    const { iotlb } = this.#unit;
+    const { iotlb } = this.#unit.tlb;
     for (const space of spaces) {
       const entry = space < 0 ? -1 : iotlb.lookup(space, this.#transaction.lo, high);
       if (entry < 0) continue;

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { Access, TranslateStatus } from "../unit.ts";
+import { EventCode, Opcode, ResumeCommand } from "./queue-spec.ts";
 import {
   access,
   type CdFields,
@@ -10,7 +11,7 @@ import {
   type SteFields,
   tlbi,
 } from "./rig.suite.ts";
-import { Config, Cr0, Cr2, EventCode, Gerror, Opcode, Register, ResumeCommand } from "./spec.ts";
+import { Config, Cr0, Cr2, Gerror, Register } from "./spec.ts";
 
 const RID = 0x18;
 const { read, write, execute, privileged } = Access;

@@ -3,7 +3,7 @@
  * and which of them a context or stream may keep from being recorded, or stall.
  */
 import { WalkFault } from "../../pagetable/format.ts";
-import { EventClass, EventCode } from "./spec.ts";
+import { EventClass, EventCode } from "./queue-spec.ts";
 
 /** Refused, and no event says so: an aborting stream, GBPA, a record that R forbids is told by its own code. */
 export const ABORTED = 0x100;

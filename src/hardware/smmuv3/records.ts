@@ -3,8 +3,8 @@ import type { PageRequest } from "../ats.ts";
 import { Access, NO_PASID, type Transaction } from "../unit.ts";
 import type { Stream } from "./config.ts";
 import { type Fault, isTranslationFault } from "./faults.ts";
+import { EVENT_BYTES, EventCode, EventRecord, PageRequestRecord, PRI_BYTES } from "./queue-spec.ts";
 import { isInstruction, isPrivileged, isRead } from "./rights.ts";
-import { EVENT_BYTES, EventCode, EventRecord, PageRequestRecord, PRI_BYTES } from "./spec.ts";
 
 const WORD = 0x1_0000_0000;
 /** Index of the first word of the input address, and of the fetched one. */

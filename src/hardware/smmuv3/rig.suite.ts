@@ -6,19 +6,15 @@ import { answer, EventLog, request, type UnitUnderTest } from "../unit.suite.ts"
 import { Access, NO_PASID, type Transaction } from "../unit.ts";
 import { SparseMemory } from "../vectors/sparse-memory.ts";
 import {
-  Cd,
   COMMAND_BYTES,
-  Config,
-  Cr0,
   EVENT_BYTES,
   EventRecord,
   Opcode,
-  Register,
-  Ste,
   StreamCommand,
   SyncCommand,
   TlbiCommand,
-} from "./spec.ts";
+} from "./queue-spec.ts";
+import { Cd, Config, Cr0, Register, Ste } from "./spec.ts";
 import { type CachePolicy, type SmmuCapabilities, SmmuV3Unit, type Wire } from "./unit.ts";
 
 export type Stages = "stage1" | "stage2" | "nested";

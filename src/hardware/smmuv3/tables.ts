@@ -9,7 +9,8 @@ import type { Capabilities } from "./capabilities.ts";
 import { alignedDown, type Context, decodeCd, decodeSte, type Stage2, type Stream } from "./config.ts";
 import { type Fault, walkFaultCode } from "./faults.ts";
 import { walkerOf } from "./formats.ts";
-import { EventClass, EventCode, L1Cd, L1Std, StrtabBaseCfg, TWO_LEVEL } from "./spec.ts";
+import { EventClass, EventCode } from "./queue-spec.ts";
+import { L1Cd, L1Std, StrtabBaseCfg, TWO_LEVEL } from "./spec.ts";
 
 const WORD = 0x1_0000_0000;
 export const STRUCTURE_LG2 = 6;

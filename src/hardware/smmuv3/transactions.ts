@@ -8,17 +8,16 @@
 import type { Random } from "../../base/clock.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { PageTableFormat } from "../../pagetable/format.ts";
-import { GuestCache } from "../../pagetable/guest-cache.ts";
-import { Iotlb } from "../iotlb.ts";
 import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
 import { type ContextSlot, StreamCache, type StreamSlot } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { type Context, intermediateBits, type Stream } from "./config.ts";
 import { ABORTED, Fault } from "./faults.ts";
+import { EventCode } from "./queue-spec.ts";
 import { EVERY_RIGHT, Right, wantOf } from "./rights.ts";
-import { type AddressRange, Kind, SPACES, Spaces } from "./spaces.ts";
-import { Config, EventCode, Opcode, S1Dss, StreamWorld } from "./spec.ts";
+import { Config, S1Dss, StreamWorld } from "./spec.ts";
 import { readContext, readStream, type StreamTable } from "./tables.ts";
+import { Tlb, TlbSpace } from "./tlb.ts";
 import {
   canonicalHigh,
   PART_LG2,
@@ -51,10 +50,6 @@ const WORD = 0x1_0000_0000;
 /** Stage 1 is passed by. */
 const BYPASS = -1;
 const REFUSED = -2;
-const EL1_KINDS = [Kind.el1, Kind.el1Global] as const;
-const ALL_EL1_KINDS = [...EL1_KINDS, Kind.stage2] as const;
-const EL2_KINDS = [Kind.el2, Kind.el2Global] as const;
-
 export class Transactions {
   /** CR0.SMMUEN, and what the base registers and CR2 say. */
   enabled = false;
@@ -65,78 +60,25 @@ export class Transactions {
   /** CR0.ATSCHK. */
   checksTranslated = false;
   readonly streams = new StreamCache();
-  readonly iotlb: Iotlb;
-  readonly spaces: Spaces;
-  readonly guests = new GuestCache(0x1_0000);
+  readonly tlb: Tlb;
   readonly #options: TransactionsOptions;
   readonly #memory: HostMemory;
   readonly #unit: Capabilities;
   readonly #fault = new Fault();
   readonly #page = new Page();
+  readonly #space = new TlbSpace();
 
   constructor(options: TransactionsOptions) {
     this.#options = options;
     this.#memory = options.memory;
     this.#unit = options.unit;
-    this.iotlb = new Iotlb({ contexts: SPACES, capacity: options.iotlbEntries });
-    this.spaces = new Spaces(this.iotlb);
+    this.tlb = new Tlb(options.iotlbEntries);
   }
-
-  // Invalidations
 
   /** Nothing is remembered. */
   forget(): void {
     this.streams.invalidateAll();
-    this.spaces.forget();
-    this.guests.invalidateAll();
-  }
-
-  /** §4.4 What a TLB invalidation reaches. */
-  invalidateTlb(opcode: number, vmid: number, asid: number, range: AddressRange): void {
-    const { spaces } = this;
-    switch (opcode) {
-      case Opcode.TLBI_NH_ALL:
-        spaces.invalidate(EL1_KINDS, vmid);
-        return;
-      case Opcode.TLBI_NH_ASID:
-        spaces.invalidateAsid(Kind.el1, vmid, asid);
-        return;
-      case Opcode.TLBI_NH_VA:
-        spaces.invalidatePages(EL1_KINDS, vmid, asid, canonical(range));
-        return;
-      case Opcode.TLBI_NH_VAA:
-        spaces.invalidatePages(EL1_KINDS, vmid, undefined, canonical(range));
-        return;
-      case Opcode.TLBI_EL2_ALL:
-        spaces.invalidate(EL2_KINDS);
-        return;
-      case Opcode.TLBI_EL2_ASID:
-        spaces.invalidateAsid(Kind.el2, 0, asid);
-        return;
-      case Opcode.TLBI_EL2_VA:
-        spaces.invalidatePages(EL2_KINDS, 0, asid, canonical(range));
-        return;
-      case Opcode.TLBI_EL2_VAA:
-        spaces.invalidatePages(EL2_KINDS, 0, undefined, canonical(range));
-        return;
-      case Opcode.TLBI_S2_IPA:
-        // A stage 2 page may be remembered in parts: all intermediate addresses of the VMID go.
-        this.#forgetGuests(vmid);
-        spaces.invalidatePages([Kind.stage2], vmid, undefined, range);
-        return;
-      case Opcode.TLBI_S12_VMALL:
-        this.#forgetGuests(vmid);
-        spaces.invalidate(ALL_EL1_KINDS, vmid);
-        return;
-      default:
-        this.guests.invalidateAll();
-        spaces.invalidate(ALL_EL1_KINDS);
-    }
-  }
-
-  #forgetGuests(vmid: number): void {
-    if (this.spaces.vmidMask === 0xffff) this.guests.invalidateStage(vmid);
-    else this.guests.invalidateAll();
+    this.tlb.forget();
   }
 
   // Translation
@@ -147,7 +89,7 @@ export class Transactions {
     const { lo } = transaction;
     if (
       slot !== undefined &&
-      slot.stamp === this.iotlb.stamp &&
+      slot.stamp === this.tlb.iotlb.stamp &&
       (lo & slot.mask) === slot.pageLo &&
       (transaction.hi | 0) === slot.pageHi &&
       transaction.pasid === slot.pasid &&
@@ -224,89 +166,54 @@ export class Transactions {
     const { lo, hi } = transaction;
     const range = rangeOf(hi, context);
     const high = range ? canonicalHigh(hi, range) : hi;
-    const entry = range ? this.#lookup(found, stream, lo, high) : -1;
-    if (entry >= 0 && (want & this.iotlb.denied(entry)) === 0)
-      return this.#answer(
-        transaction,
-        slot,
-        this.iotlb.page(entry),
-        this.iotlb.lg2(entry),
-        this.iotlb.denied(entry),
-      );
+    const entry = range ? this.tlb.find(found, stream, lo, high) : -1;
+    if (this.#grants(entry, want)) return this.#fromEntry(transaction, slot, entry);
     const page = this.#page;
-    const code = walkStage1(this.#memory, stream, context, lo, hi, want, this.guests, page, this.#fault);
-    if (this.#options.policy !== "normal") this.guests.invalidateAll();
+    const { guests } = this.tlb;
+    const code = walkStage1(this.#memory, stream, context, lo, hi, want, guests, page, this.#fault);
+    if (this.#options.policy !== "normal") guests.invalidateAll();
     if (code !== 0) return this.#refuse(transaction, stream, context);
-    const asid = page.global ? 0 : context.asid;
-    const kind =
-      stream.world === StreamWorld.el2
-        ? page.global
-          ? Kind.el2Global
-          : Kind.el2
-        : page.global
-          ? Kind.el1Global
-          : Kind.el1;
-    const dirty =
-      updatesDirty(range!.format) || (stream.stage2 !== undefined && updatesDirty(stream.stage2.format));
-    return this.#found(transaction, slot, kind, stream.vmid, asid, high, want, dirty);
+    const dirty = updatesDirty(range?.format) || updatesDirty(stream.stage2?.format);
+    const space = this.#space.ofContext(stream, context.asid, page.global);
+    return this.#found(transaction, slot, space, high, rememberedRights(page.rights, want, dirty));
   }
 
   #stage2(transaction: Transaction, slot: StreamSlot, stream: Stream, want: number): TranslateStatus {
     const { lo, hi } = transaction;
-    const space = this.spaces.find(Kind.stage2, stream.vmid, 0);
-    const entry = space < 0 ? -1 : this.iotlb.lookup(space, lo, hi);
-    if (entry >= 0 && (want & this.iotlb.denied(entry)) === 0)
-      return this.#answer(
-        transaction,
-        slot,
-        this.iotlb.page(entry),
-        this.iotlb.lg2(entry),
-        this.iotlb.denied(entry),
-      );
+    const entry = this.tlb.findStage2(stream.vmid, lo, hi);
+    if (this.#grants(entry, want)) return this.#fromEntry(transaction, slot, entry);
+    const page = this.#page;
     const bits = intermediateBits(this.#unit);
-    const code = walkStage2(this.#memory, stream, bits, lo, hi, want, this.#page, this.#fault);
+    const code = walkStage2(this.#memory, stream, bits, lo, hi, want, page, this.#fault);
     if (code !== 0) return this.#refuse(transaction, stream, undefined);
-    const dirty = updatesDirty(stream.stage2!.format);
-    return this.#found(transaction, slot, Kind.stage2, stream.vmid, 0, hi, want, dirty);
+    const dirty = updatesDirty(stream.stage2?.format);
+    const space = this.#space.ofStage2(stream.vmid);
+    return this.#found(transaction, slot, space, hi, rememberedRights(page.rights, want, dirty));
   }
 
-  /** The IOTLB's entry for an address of a context: of its ASID, else a global one. */
-  #lookup(found: ContextSlot, stream: Stream, lo: number, high: number): number {
-    const { spaces, iotlb } = this;
-    const el2 = stream.world === StreamWorld.el2;
-    if (found.generation !== spaces.generation || found.space < 0) {
-      found.space = spaces.find(el2 ? Kind.el2 : Kind.el1, stream.vmid, found.context.asid);
-      found.generation = spaces.generation;
-    }
-    const own = found.space < 0 ? -1 : iotlb.lookup(found.space, lo, high);
-    if (own >= 0) return own;
-    const shared = spaces.find(el2 ? Kind.el2Global : Kind.el1Global, stream.vmid, 0);
-    return shared < 0 ? -1 : iotlb.lookup(shared, lo, high);
+  #grants(entry: number, want: number): boolean {
+    return entry >= 0 && (want & this.tlb.iotlb.denied(entry)) === 0;
+  }
+
+  #fromEntry(transaction: Transaction, slot: StreamSlot, entry: number): TranslateStatus {
+    const { iotlb } = this.tlb;
+    return this.#answer(transaction, slot, iotlb.page(entry), iotlb.lg2(entry), iotlb.denied(entry));
   }
 
   /** Remembers the page that a walk found, and answers from it. */
   #found(
     transaction: Transaction,
     slot: StreamSlot,
-    kind: Kind,
-    vmid: number,
-    asid: number,
+    space: TlbSpace,
     high: number,
-    want: number,
-    dirty: boolean,
+    rights: number,
   ): TranslateStatus {
     const page = this.#page;
     const { lo } = transaction;
     const lg2 = Math.min(page.lg2, PART_LG2);
-    const denied = EVERY_RIGHT & ~rememberedRights(page.rights, want, dirty);
-    if (this.#remembers()) {
-      const space = this.spaces.open(kind, vmid, asid);
-      if (page.leafLg2 > lg2) this.spaces.part(kind, vmid, asid, page.leafLg2);
-      const paHi = Math.floor(page.pa / WORD);
-      this.iotlb.enter(space, lo, high, lg2, page.pa - paHi * WORD, paHi, denied);
-    }
-    const offset = lo & (2 ** lg2 - 1);
-    return this.#answer(transaction, slot, page.pa - offset, lg2, denied);
+    const denied = EVERY_RIGHT & ~rights;
+    if (this.#remembers()) this.tlb.enter(space, lo, high, page, lg2, denied);
+    return this.#answer(transaction, slot, page.pa - (lo & (2 ** lg2 - 1)), lg2, denied);
   }
 
   /** Answers from the page of 2^lg2 bytes at `base`, which becomes the stream's last one. */
@@ -317,21 +224,13 @@ export class Transactions {
     lg2: number,
     denied: number,
   ): TranslateStatus {
-    const { lo, hi, pasid } = transaction;
     const size = 2 ** lg2;
-    const offset = lo & (size - 1);
+    const offset = transaction.lo & (size - 1);
     transaction.pa = base + offset;
     transaction.span = size - offset;
-    if (this.#remembers()) {
-      slot.stamp = this.iotlb.stamp;
-      slot.pasid = pasid;
-      slot.mask = -1 << lg2;
-      slot.pageLo = lo & slot.mask;
-      slot.pageHi = hi | 0;
-      slot.pa = base;
-      slot.size = size;
-      slot.denied = denied;
-    }
+    // What was translated before is an address of another kind.
+    if (!transaction.translated && this.#remembers())
+      slot.keep(transaction, this.tlb.iotlb.stamp, base, lg2, denied);
     return TranslateStatus.ok;
   }
 
@@ -386,7 +285,7 @@ export class Transactions {
     const split = stream.ats === SPLIT;
     const walk = (want: number) =>
       context
-        ? walkStage1(this.#memory, stream, context, lo, hi, want, this.guests, page, this.#fault)
+        ? walkStage1(this.#memory, stream, context, lo, hi, want, this.tlb.guests, page, this.#fault)
         : walkStage2(this.#memory, stream, intermediateBits(this.#unit), lo, hi, want, page, this.#fault);
     // What is asked for, as far as it is granted: so that a page that is written becomes dirty.
     let code = walk(slot.wants[access & 31]!);
@@ -436,7 +335,7 @@ export class Transactions {
 
   #forgetAtRandom(): void {
     const drawn = this.#options.random!.below(16);
-    if (drawn === 0) this.iotlb.invalidateAll();
+    if (drawn === 0) this.tlb.iotlb.invalidateAll();
     if (drawn === 1) this.streams.invalidateAll();
   }
 
@@ -467,8 +366,7 @@ const pass = (transaction: Transaction): TranslateStatus => {
   return TranslateStatus.ok;
 };
 
-const updatesDirty = ({ levels }: PageTableFormat): boolean =>
-  levels[0]!.leaves.some((leaf) => leaf.dirty !== undefined || leaf.dirtyCleared !== undefined);
-
-/** An address as it is remembered: the top byte as bit 55. */
-const canonical = (range: AddressRange): AddressRange => ({ ...range, hi: (range.hi << 8) >> 8 });
+const updatesDirty = (format: PageTableFormat | undefined): boolean => {
+  const [leaf] = format?.levels[0]?.leaves ?? [];
+  return leaf !== undefined && (leaf.dirty ?? leaf.dirtyCleared) !== undefined;
+};

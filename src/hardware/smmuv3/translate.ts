@@ -10,8 +10,8 @@ import { Fetch, NestedResult } from "../../pagetable/nested.ts";
 import type { Context, Range, Stream } from "./config.ts";
 import { type Fault, walkFaultCode } from "./faults.ts";
 import { nestedWalkerOf, walkerOf } from "./formats.ts";
+import { EventClass, EventCode } from "./queue-spec.ts";
 import { needOf, Right, rightsOf } from "./rights.ts";
-import { EventClass, EventCode } from "./spec.ts";
 
 const WORD = 0x1_0000_0000;
 /** Bit 55 of an address, in its upper word: which range it is in. */

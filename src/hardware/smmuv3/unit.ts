@@ -30,6 +30,7 @@ import type { Context, Stream } from "./config.ts";
 import { Errors, type Wire } from "./errors.ts";
 import { explainTransaction } from "./explain.ts";
 import { ABORTED, describeFault, type Fault, isTranslationFault } from "./faults.ts";
+import { EventCode } from "./queue-spec.ts";
 import { RecordQueue } from "./queues.ts";
 import { buildEvent, buildPageRequest } from "./records.ts";
 import { RegisterFile, registerName } from "./registers.ts";
@@ -37,7 +38,6 @@ import {
   CR0_VMW_SHIFT,
   Cr0,
   Cr2,
-  EventCode,
   Gbpa,
   Gerror,
   REGISTER_BYTES,
@@ -148,7 +148,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
         },
         invalidateContext: (sid, ssid) => streams.slot(sid)?.forgetContext(ssid),
         invalidateContexts: (sid) => streams.slot(sid)?.forgetContexts(),
-        invalidateTlb: (opcode, vmid, asid, range) => transactions.invalidateTlb(opcode, vmid, asid, range),
+        invalidateTlb: (opcode, vmid, asid, range) => transactions.tlb.invalidate(opcode, vmid, asid, range),
         invalidateDeviceTlb: (what) => this.invalidateDeviceTlb(what),
         respond: (rid, pasid, group, response) => this.onPageResponse(rid, pasid, group, response),
         resume: (sid, tag, retry) => this.#resume(sid, tag, retry),
@@ -239,7 +239,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     transactions.checksTranslated = (cr0 & Cr0.ATSCHK) !== 0;
     transactions.aborting = (registers.get(Register.GBPA) & Gbpa.ABORT) !== 0;
     transactions.e2h = (registers.get(Register.CR2) & Cr2.E2H) !== 0;
-    transactions.spaces.vmidMask = 0xffff & (-1 << ((cr0 & Cr0.VMW) >> CR0_VMW_SHIFT));
+    transactions.tlb.spaces.vmidMask = 0xffff & (-1 << ((cr0 & Cr0.VMW) >> CR0_VMW_SHIFT));
     transactions.table = streamTableOf(
       registers.address(Register.STRTAB_BASE, STRTAB_ADDRESS_LO),
       registers.get(Register.STRTAB_BASE_CFG),
