@@ -89,7 +89,7 @@ export class Iotlb {
    */
   lookup(context: number, lo: number, hi: number): number {
     const tag = this.#tags[context]!;
-    if (tag < this.#floor) return -1;
+    if (!(tag >= this.#floor)) return -1;
     const words = this.#words;
     const keyLo = (lo & PAGE_MASK) | PAGE_LG2;
     const keyHi = hi | 0;

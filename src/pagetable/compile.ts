@@ -86,7 +86,8 @@ export const judge = (format: PageTableFormat, index: number, kind: TableKind | 
 /** Sets the accessed bits of the entries used, and the dirty bit of the leaf. */
 const note = (format: PageTableFormat, index: number, leaf: LeafKind): string[] => {
   const lines: string[] = [];
-  for (let above = format.levels.length - 1; above > index; above--) {
+  const tablesToo = format.accessedAtOnce !== true;
+  for (let above = format.levels.length - 1; tablesToo && above > index; above--) {
     const accessed = format.levels[above]!.tables.find((table) => table.accessed !== undefined)?.accessed;
     if (accessed === undefined) continue;
     const set = changeBits(format, "or64", `entry${above}`, accessed);
@@ -144,7 +145,12 @@ const tableBlock = (
   }
   if (table.accessed !== undefined) {
     const missing = `!(${holds({ mask: table.accessed, value: table.accessed })})`;
-    lines.push(`if (${missing}) entry${index} = bank * 4294967296 + at * 4;`);
+    const place = "bank * 4294967296 + at * 4";
+    lines.push(
+      format.accessedAtOnce
+        ? `if (${missing} && !${changeBits(format, "or64", place, table.accessed)}) ${ended(WalkFault.tableUnreadable, index)}`
+        : `if (${missing}) entry${index} = ${place};`,
+    );
   }
   lines.push(`base = elo & ${hex(lowWord(table.address))};`, `bank = ${upperWord(table)};`);
   if (skipping) lines.push(`next = ${table.to};`);
@@ -209,7 +215,9 @@ const wholeSource = (format: PageTableFormat): string[] => {
   const top = format.levels.length - 1;
   const skipping = format.levels.some(({ tables }, index) => tables.some(({ to }) => to !== index - 1));
   const noting = format.levels.flatMap(({ tables }, index) =>
-    tables.some(({ accessed }) => accessed !== undefined) ? [`entry${index} = 0`] : [],
+    !format.accessedAtOnce && tables.some(({ accessed }) => accessed !== undefined)
+      ? [`entry${index} = 0`]
+      : [],
   );
   return [
     "const words = memory.words, states = memory.state;",

@@ -79,21 +79,31 @@ export function* explainNested(
     const place = { stage: 2, fetch, guestLevel: level, guestAddress: Number(guest) } as const;
     return { ...walked, ...place, reason: fault === WalkFault.none ? reason : why } satisfies NestedOutcome;
   }
-  const used: UsedEntry[] = [];
+  /** Entries whose bits are set when the walk has succeeded. */
+  const later: UsedEntry[] = [];
+  function* write({ at, level }: UsedEntry) {
+    const may = yield* stageTwo(at, tableNeed | Permission.write, Fetch.update, level);
+    return may.fault === WalkFault.none ? undefined : may;
+  }
+  function* use(entry: UsedEntry) {
+    if (!isStale(entry, need)) return undefined;
+    if (first.accessedAtOnce && !("lg2" in entry.kind)) return yield* write(entry);
+    later.push(entry);
+    return undefined;
+  }
   function* locate(at: bigint, level: number) {
     const found = yield* stageTwo(at, tableNeed, Fetch.table, level);
     return found.fault === WalkFault.none ? found.pa : found;
   }
-  const outcome = yield* walkTables<NestedOutcome>(first, memory, root, address, need, { locate, used });
+  const outcome = yield* walkTables<NestedOutcome>(first, memory, root, address, need, { locate, use });
   if ("stage" in outcome) return outcome;
   const own = { stage: 1, fetch: 0, guestLevel: -1, guestAddress: 0 } as const;
   if (outcome.fault !== WalkFault.none) return { ...outcome, ...own };
   const page = yield* stageTwo(BigInt(outcome.pa), need, Fetch.page, outcome.level);
   if (page.fault !== WalkFault.none) return page;
-  for (const entry of used) {
-    if (!isStale(entry, need)) continue;
-    const may = yield* stageTwo(entry.at, tableNeed | Permission.write, Fetch.update, entry.level);
-    if (may.fault !== WalkFault.none) return may;
+  for (const entry of later) {
+    const refused = yield* write(entry);
+    if (refused) return refused;
   }
   const smaller = page.lg2 < outcome.lg2 ? page : outcome;
   return {

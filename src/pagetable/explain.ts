@@ -96,6 +96,9 @@ export interface UsedEntry {
   readonly entry: bigint;
 }
 
+/** Told of every entry that is gone through; an object ends the walk. */
+export type Use<Stop extends object> = (entry: UsedEntry) => Generator<ExplainStep, Stop | undefined>;
+
 /** Where the walk's address of an entry of a level (index) is in host memory; an object ends the walk. */
 export type Locate<Stop extends object> = (
   at: bigint,
@@ -114,14 +117,14 @@ export const explainWalk = (
   need: number,
 ): Generator<ExplainStep, WalkOutcome> => walkTables<never>(format, memory, root, address, need, {});
 
-/** The same when entries lie where `locate` says; every entry that was gone through is added to `used`. */
+/** The same when entries lie where `locate` says, and `use` is told of them. */
 export function* walkTables<Stop extends object>(
   format: PageTableFormat,
   memory: HostMemory,
   root: number,
   address: bigint,
   need: number,
-  { locate, used = [] }: { readonly locate?: Locate<Stop>; readonly used?: UsedEntry[] },
+  { locate, use }: { readonly locate?: Locate<Stop>; readonly use?: Use<Stop> },
 ): Generator<ExplainStep, WalkOutcome | Stop> {
   let at = { level: -1, entryAddress: 0, entry: 0n };
   const end = (fault: WalkFault, reason: string): WalkOutcome => {
@@ -178,7 +181,7 @@ export function* walkTables<Stop extends object>(
       yield { ...found, fields, note: refusal.reason };
       return end(refusal.fault, `the ${what} at ${hex(entryAddress)}: ${refusal.reason}`);
     }
-    used.push({ level: index, kind, at: place, entry });
+    const entered = { level: index, kind, at: place, entry };
     const also = judgement.remarks.map((remark) => `; ${remark}`).join("");
     const target = addressIn(kind, entry);
 
@@ -188,6 +191,8 @@ export function* walkTables<Stop extends object>(
       const pa = Number(target + offset);
       const note = `a page of ${hex(size)} bytes at ${hex(target)}${also}`;
       yield { ...found, fields, note };
+      const ended = use && (yield* use(entered));
+      if (ended) return ended;
       return {
         ...end(WalkFault.none, `${hex(address)} is ${hex(pa)}, in ${note}`),
         pa,
@@ -205,6 +210,8 @@ export function* walkTables<Stop extends object>(
       return end(WalkFault.inputWidth, reason);
     }
     yield { ...found, fields, note: `next table at ${hex(target)}${also}` };
+    const ended = use && (yield* use(entered));
+    if (ended) return ended;
     table = target;
     index = kind.to;
   }

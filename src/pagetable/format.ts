@@ -141,6 +141,8 @@ export interface PageTableFormat {
   readonly empty: bigint;
   /** Whether an access is refused at the first entry that denies it, or only at the leaf, by all together. */
   readonly deniedAt: "entry" | "leaf";
+  /** The accessed bit of a table's entry is set when the walk goes on through it, not when it has succeeded. */
+  readonly accessedAtOnce?: boolean;
   /** Width of physical addresses that the mapper writes: a leaf or table lies below 2^outputBits. At most 52. */
   readonly outputBits: number;
   /** The leaf bits that say this protection, or -1n when the format cannot say it. */

@@ -4,8 +4,8 @@
  * (`compile.ts`), from the declarations of both formats; `explain-nested.ts` is the document it must agree with, and
  * `nested.suite.ts` holds the two equal.
  *
- * Accessed and dirty bits of the first stage are set when the walk has succeeded, and need write permission of the second
- * stage for the tables they are in. The second stage sets its own bits at each of its walks.
+ * Accessed and dirty bits of the first stage are set when the walk has succeeded (those of tables at once, if the format
+ * says so), and need write permission of the second stage for the tables they are in. The second stage sets its own bits at each of its walks.
  */
 import {
   changeBits,
@@ -122,12 +122,19 @@ const findTable = (cached: boolean, index: number, tableNeed: number): string[] 
   ];
 };
 
-const tableBlock = (
-  format: PageTableFormat,
-  index: number,
-  table: TableKind,
-  skipping: boolean,
-): string[] => {
+/** Makes the second stage say where the entry is that is to be written, in `out.pa`. */
+const locateToWrite = (
+  { tableNeed = Permission.read }: NestedFormats,
+  level: number | string,
+  lo: string,
+  hi: string,
+): string[] => [
+  `  fault = second(memory, lower, ${lo}, ${hi}, ${hex(tableNeed | Permission.write)}, out);`,
+  `  if (fault !== 0) ${below(Fetch.update, level, lo, hi)}`,
+];
+
+const tableBlock = (formats: NestedFormats, index: number, table: TableKind, skipping: boolean): string[] => {
+  const { first: format } = formats;
   const lines = judge(format, index, table);
   if (table.to < index - 1) {
     const next = format.levels[table.to]!;
@@ -137,7 +144,14 @@ const tableBlock = (
   }
   if (table.accessed !== undefined) {
     const missing = `!(${holds({ mask: table.accessed, value: table.accessed })})`;
-    lines.push(`if (${missing}) { stale${index} = true; lo${index} = glo; hi${index} = ghi; }`);
+    if (format.accessedAtOnce)
+      lines.push(
+        `if (${missing}) {`,
+        ...locateToWrite(formats, index, "glo", "ghi"),
+        `  if (!${changeBits(format, "or64", "out.pa", table.accessed)}) ${ended(WalkFault.tableUnreadable, index)}`,
+        "}",
+      );
+    else lines.push(`if (${missing}) { stale${index} = true; lo${index} = glo; hi${index} = ghi; }`);
   }
   lines.push(`base = elo & ${hex(lowWord(table.address))};`, `bank = ${upperWord(table)};`);
   if (skipping) lines.push(`next = ${table.to};`);
@@ -169,15 +183,11 @@ const leafBlock = (format: PageTableFormat, index: number, leaf: LeafKind): stri
   return [...lines, "break walk;"];
 };
 
-const levelBlock = (
-  { first: format, tableNeed = Permission.read }: NestedFormats,
-  cached: boolean,
-  index: number,
-  skipping: boolean,
-): string[] => {
+const levelBlock = (formats: NestedFormats, cached: boolean, index: number, skipping: boolean): string[] => {
+  const { first: format, tableNeed = Permission.read } = formats;
   const level: FormatLevel = format.levels[index]!;
   const choices = [
-    ...level.tables.map((kind) => ({ kind, body: tableBlock(format, index, kind, skipping) })),
+    ...level.tables.map((kind) => ({ kind, body: tableBlock(formats, index, kind, skipping) })),
     ...level.leaves.map((kind) => ({ kind, body: leafBlock(format, index, kind) })),
   ];
   const lines = [
@@ -225,20 +235,16 @@ const findPage = (cached: boolean): string[] => {
 };
 
 /** Sets the bits of the first stage's entries that are to be set. */
-const update = ({ first: format, tableNeed = Permission.read }: NestedFormats): string[] => {
-  const need = hex(tableNeed | Permission.write);
-  const writable = (level: number | string, lo: string, hi: string) => [
-    `  fault = second(memory, lower, ${lo}, ${hi}, ${need}, out);`,
-    `  if (fault !== 0) ${below(Fetch.update, level, lo, hi)}`,
-  ];
+const update = (formats: NestedFormats): string[] => {
+  const { first: format } = formats;
   const failed = `return ended(out, ${WalkFault.tableUnreadable}, level, bank, at, elo, ehi);`;
   const tables = format.levels.map(({ tables }, index) => {
     const accessed = tables.find((table) => table.accessed !== undefined)?.accessed;
-    return accessed === undefined
+    return accessed === undefined || format.accessedAtOnce
       ? []
       : [
           `if (stale${index}) {`,
-          ...writable(index, `lo${index}`, `hi${index}`),
+          ...locateToWrite(formats, index, `lo${index}`, `hi${index}`),
           `  if (!${changeBits(format, "or64", "out.pa", accessed)}) ${failed}`,
           "}",
         ];
@@ -250,7 +256,7 @@ const update = ({ first: format, tableNeed = Permission.read }: NestedFormats): 
   return [
     ...tables.reverse().flat(),
     "if ((setLo | setHi | clearLo | clearHi) !== 0) {",
-    ...writable("level", "glo", "ghi"),
+    ...locateToWrite(formats, "level", "glo", "ghi"),
     `  ${change("or64", "setLo", "setHi")}`,
     `  ${change("clear64", "clearLo", "clearHi")}`,
     "}",
@@ -262,7 +268,7 @@ const body = (formats: NestedFormats, cached: boolean): string[] => {
   const top = format.levels.length - 1;
   const skipping = format.levels.some(({ tables }, index) => tables.some(({ to }) => to !== index - 1));
   const stale = format.levels.flatMap(({ tables }, index) =>
-    tables.some(({ accessed }) => accessed !== undefined)
+    !format.accessedAtOnce && tables.some(({ accessed }) => accessed !== undefined)
       ? [`stale${index} = false, lo${index} = 0, hi${index} = 0`]
       : [],
   );

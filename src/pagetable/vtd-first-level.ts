@@ -1,7 +1,7 @@
 /**
  * First-stage page tables of Intel VT-d in scalable mode (revision 4.1, §3.6 and §9.7; "first-level" before revision
  * 3): x86-64 tables of 4 or 5 levels, with an extended accessed flag. What a unit's capabilities and a PASID table entry
- * make of the bits is in the options.
+ * make of the bits is in the options. An access is refused at the first entry that denies it, as recorded units do.
  */
 import type { PageTableFormat } from "./format.ts";
 import { x86Paging } from "./x86-64.ts";
@@ -25,6 +25,7 @@ export const vtdFirstLevel = (levels: 4 | 5, options: FirstLevelOptions = {}): P
     ...rest,
     physicalBits: hostAddressWidth,
     executeDisable,
+    deniedAt: "entry",
     name: "VT-d first stage",
     prefix: "FS-",
   });

@@ -1,7 +1,8 @@
 /**
  * 64-bit page tables of x86 processors (Intel SDM volume 3, §4.5; "4-level" and "5-level paging"): 4 or 5 levels of 512
  * little-endian entries, leaves of 4 KiB, 2 MiB and 1 GiB, canonical addresses. What the entries of all levels allow
- * together is what is allowed, and it is judged at the leaf, after the walk.
+ * together is what is allowed, and it is judged at the leaf, after the walk (or at the first entry that denies). Accessed
+ * bits are set as the walk goes.
  *
  * `Permission.user` is what an access without supervisor privilege needs. The first stage of VT-d
  * (`vtd-first-level.ts`) and guest tables of AMD-Vi are this format with a few bits of their own. Left out: protection
@@ -32,6 +33,8 @@ export interface X86Options {
   readonly accessedDirty?: boolean;
   /** Bit 10 is set with every accessed bit (VT-d's extended accessed flag). Default false. */
   readonly extendedAccessed?: boolean;
+  /** See `PageTableFormat`. Default at the leaf. */
+  readonly deniedAt?: PageTableFormat["deniedAt"];
   /** Name of the format, and before the names of its entries: "FS-" makes "FS-PDE". */
   readonly name?: string;
   readonly prefix?: string;
@@ -160,7 +163,8 @@ export const x86Paging = (levels: 4 | 5, options: X86Options = {}): PageTableFor
     bigEndian: false,
     absent: { mask: P, value: 0n },
     empty: 0n,
-    deniedAt: "leaf",
+    deniedAt: options.deniedAt ?? "leaf",
+    accessedAtOnce: true,
     outputBits: physicalBits,
     leafBits(protection) {
       if (!(protection & Protection.read)) return -1n;

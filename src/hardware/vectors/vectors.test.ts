@@ -59,6 +59,25 @@ describe("a report on files", () => {
   });
 });
 
+describe("recorded translations of VT-d in scalable mode", () => {
+  const vectors = load("../vtd/data/vtd-scalable.jsonl");
+  const reports = vectors.map((vector) => runVector(vector, vtdSubject));
+
+  it("are all that was recorded", () => {
+    expect(vectors.length).toBe(229);
+    const judged = (how: string) => reports.filter((report) => report.judged === how).length;
+    expect({ nothing: judged("nothing"), outcomes: judged("outcomes") }).toEqual({
+      nothing: 18,
+      outcomes: 25,
+    });
+  });
+
+  it("come out as recorded", () => {
+    const failed = reports.filter(({ failures }) => failures.length > 0);
+    expect(failed).toEqual([]);
+  });
+});
+
 describe("running a vector", () => {
   const [first] = load("../vtd/data/vtd-legacy.jsonl") as [Vector];
   const run = (changes: Partial<Vector>) => runVector({ ...first, ...changes }, vtdSubject);

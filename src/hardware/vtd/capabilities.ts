@@ -49,6 +49,36 @@ export interface VtdCapabilities {
   readonly extendedInterruptMode?: boolean;
   /** ESRTPS: setting the root table pointer invalidates the caches; default true. */
   readonly rootPointerInvalidates?: boolean;
+  /** SMTS and what it brings; default: legacy mode only. */
+  readonly scalable?: ScalableCapabilities;
+}
+
+/** What a unit with scalable mode has; every default is to have it not. */
+export interface ScalableCapabilities {
+  /** SSTS, FSTS, NEST: translation types. Pass-through is ECAP.PT. */
+  readonly secondStage?: boolean;
+  readonly firstStage?: boolean;
+  readonly nested?: boolean;
+  /** FL5LP and FL1GP: first stages of 5 levels, and their 1 GiB pages. */
+  readonly fiveLevels?: boolean;
+  readonly firstStageGigabyte?: boolean;
+  /** PASID and PSS: bits of PASIDs of requests; none without. */
+  readonly pasidBits?: number;
+  /** RPS: RID_PASID is used, else it is 0. */
+  readonly ridPasid?: boolean;
+  /** SRS, ERS: requests for supervisor privilege and for execution. */
+  readonly supervisorRequests?: boolean;
+  readonly executeRequests?: boolean;
+  /** EAFS. */
+  readonly extendedAccessed?: boolean;
+  /** SSADS: accessed and dirty bits of the second stage. */
+  readonly secondStageAccessedDirty?: boolean;
+  /** PRS, with PDS: page requests, and wait descriptors that drain them. */
+  readonly pageRequests?: boolean;
+  /** MTS: memory types may be given. */
+  readonly memoryTypes?: boolean;
+  /** SMPWCS: page walks may be made to snoop. */
+  readonly pageWalkCoherency?: boolean;
 }
 
 /** The same, complete, with the registers made of it. */
@@ -80,7 +110,23 @@ export interface Capabilities {
     readonly extendedInterruptMode: boolean;
     readonly rootPointerInvalidates: boolean;
     readonly queueErrorRecord: boolean;
+    readonly scalable: boolean;
+    readonly secondStage: boolean;
+    readonly firstStage: boolean;
+    readonly nested: boolean;
+    readonly fiveLevels: boolean;
+    readonly pasid: boolean;
+    readonly ridPasid: boolean;
+    readonly supervisorRequests: boolean;
+    readonly executeRequests: boolean;
+    readonly extendedAccessed: boolean;
+    readonly secondStageAccessedDirty: boolean;
+    readonly pageRequests: boolean;
+    readonly memoryTypes: boolean;
+    readonly pageWalkCoherency: boolean;
   };
+  /** Log2 of the leaf sizes of the first stage. */
+  readonly firstStagePageLg2s: readonly number[];
 }
 
 const within = (what: string, value: number, from: number, to: number): number => {
@@ -91,6 +137,28 @@ const within = (what: string, value: number, from: number, to: number): number =
 const offsetWithin = (what: string, value: number): number => {
   if (value % 16 !== 0) throw new RangeError(`${what} 0x${value.toString(16)} is not a multiple of 16`);
   return within(what, value, 0xf0, 0x3ff0);
+};
+
+const scalableOf = ({ scalable }: VtdCapabilities) => {
+  const given = scalable ?? {};
+  if (given.nested && !(given.firstStage && given.secondStage))
+    throw new RangeError("scalable.nested needs both stages: set firstStage and secondStage");
+  return {
+    scalable: scalable !== undefined,
+    secondStage: given.secondStage ?? false,
+    firstStage: given.firstStage ?? false,
+    nested: given.nested ?? false,
+    fiveLevels: given.fiveLevels ?? false,
+    pasid: given.pasidBits !== undefined,
+    ridPasid: given.ridPasid ?? false,
+    supervisorRequests: given.supervisorRequests ?? false,
+    executeRequests: given.executeRequests ?? false,
+    extendedAccessed: given.extendedAccessed ?? false,
+    secondStageAccessedDirty: given.secondStageAccessedDirty ?? false,
+    pageRequests: given.pageRequests ?? false,
+    memoryTypes: given.memoryTypes ?? false,
+    pageWalkCoherency: given.pageWalkCoherency ?? false,
+  };
 };
 
 /** RangeError, with what is allowed, for a choice no unit can have. */
@@ -125,7 +193,9 @@ export const completeCapabilities = (chosen: VtdCapabilities): Capabilities => {
     extendedInterruptMode: chosen.extendedInterruptMode ?? false,
     rootPointerInvalidates: chosen.rootPointerInvalidates ?? true,
     queueErrorRecord: major >= 4,
+    ...scalableOf(chosen),
   };
+  const { scalable = {} } = chosen;
   const maximumAddressMask = within("maximumAddressMask", chosen.maximumAddressMask ?? 18, 0, 52);
   const cap = CapRegister.make({
     ND: (domainBits - 4) / 2,
@@ -141,6 +211,8 @@ export const completeCapabilities = (chosen: VtdCapabilities): Capabilities => {
     MAMV: has.pageSelective ? maximumAddressMask : 0,
     DWD: true,
     DRD: true,
+    FL1GP: scalable.firstStageGigabyte ?? false,
+    FL5LP: has.fiveLevels,
     ESRTPS: has.rootPointerInvalidates,
   });
   const ecap = EcapRegister.make({
@@ -153,6 +225,21 @@ export const completeCapabilities = (chosen: VtdCapabilities): Capabilities => {
     SC: has.snoopControl,
     IRO: iotlbOffset / 16,
     MHMV: has.interruptRemapping ? 15 : 0,
+    SMTS: has.scalable,
+    SSTS: has.secondStage,
+    FSTS: has.firstStage,
+    NEST: has.nested,
+    PASID: has.pasid,
+    PSS: has.pasid ? within("scalable.pasidBits", scalable.pasidBits!, 1, 20) - 1 : 0,
+    RPS: has.ridPasid,
+    SRS: has.supervisorRequests,
+    ERS: has.executeRequests,
+    EAFS: has.extendedAccessed,
+    SSADS: has.secondStageAccessedDirty,
+    PRS: has.pageRequests,
+    PDS: has.pageRequests,
+    MTS: has.memoryTypes,
+    SMPWCS: has.pageWalkCoherency,
   });
   return {
     version: within("version.major", major, 0, 15) * 16 + within("version.minor", minor, 0, 15),
@@ -169,5 +256,6 @@ export const completeCapabilities = (chosen: VtdCapabilities): Capabilities => {
     iotlbOffset,
     maximumAddressMask,
     has,
+    firstStagePageLg2s: [12, 21, ...(scalable.firstStageGigabyte ? [30] : [])],
   };
 };

@@ -49,23 +49,24 @@ interface Reading {
   readonly table: number;
 }
 
-type Steps<T> = Generator<ExplainStep, T>;
+export type Steps<T> = Generator<ExplainStep, T>;
 
-const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
-const fault = (code: number, why?: string): ExplainStep => ({
+export const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
+export const fault = (code: number, why?: string): ExplainStep => ({
   what: "outcome",
   outcome: { ok: false, code, reason: why ? `${describeFault(code)}: ${why}` : describeFault(code) },
 });
-const translated = (pa: number, span: number, note: string): ExplainStep => ({
+export const translated = (pa: number, span: number, note: string): ExplainStep => ({
   what: "outcome",
   note,
   outcome: { ok: true, pa, span },
 });
 
-const load128 = (memory: HostMemory, pa: number): bigint | undefined => {
+/** The integer of a structure of so many bytes; undefined where no memory answers. */
+export const loadStructure = (memory: HostMemory, pa: number, bytes: number): bigint | undefined => {
   let value = 0n;
-  for (const half of [8, 0]) {
-    if (!memory.load64(pa + half)) return undefined;
+  for (let at = bytes - 8; at >= 0; at -= 8) {
+    if (!memory.load64(pa + at)) return undefined;
     value = (value << 64n) | (BigInt(memory.hi >>> 0) << 32n) | BigInt(memory.lo >>> 0);
   }
   return value;
@@ -81,7 +82,7 @@ const refused = (code: number, why?: string): Reading => ({ fault: code, ...(why
 function* readContext(unit: Explained, memory: HostMemory, rid: number): Steps<Reading> {
   const { config, root } = unit;
   const rootAt = rootEntryAddress(root, rid);
-  const rootEntry = load128(memory, rootAt);
+  const rootEntry = loadStructure(memory, rootAt, RootEntry.bytes);
   const bus = `bus ${hex(rid >>> 8)}`;
   if (rootEntry === undefined) {
     yield { what: "root entry", address: rootAt, note: `no memory answers; ${bus}` };
@@ -108,7 +109,7 @@ function* readContext(unit: Explained, memory: HostMemory, rid: number): Steps<R
 }
 
 function* readContextEntry(config: TranslationConfig, memory: HostMemory, at: number): Steps<Reading> {
-  const value = load128(memory, at);
+  const value = loadStructure(memory, at, ContextEntry.bytes);
   const where = `context entry at ${hex(at)}`;
   if (value === undefined) {
     yield { what: "context entry", address: at, note: "no memory answers" };
@@ -271,6 +272,12 @@ export function* explainTranslation(
   }
   if (used.fault !== 0) {
     yield fault(used.fault, used.why);
+    return;
+  }
+  if (transaction.translated) {
+    yield used.translationType === TranslationType.deviceTlb
+      ? translated(pa, WORD - (lo >>> 0), "a translated request of a function with a device-TLB")
+      : fault(FaultCode.requestBlocked, "a translated request");
     return;
   }
   const width = unit.config.widths[used.aw]!;

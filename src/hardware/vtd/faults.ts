@@ -4,9 +4,11 @@
  * the specification makes of the ways a page-table walk can end.
  */
 import { WalkFault } from "../../pagetable/format.ts";
+import { Fetch } from "../../pagetable/nested.ts";
 import { Access } from "../unit.ts";
+import { Ttm } from "./spec.ts";
 
-/** Codes that legacy-mode translation gives, by what they say. */
+/** Codes that translation gives, by what they say. */
 export const FaultCode = {
   /** An access that is aborted and not recorded: no code of the specification. */
   aborted: 0x00,
@@ -24,8 +26,57 @@ export const FaultCode = {
   tableReserved: 0x0c,
   requestBlocked: 0x0d,
   interruptAddress: 0x0e,
-  /** Not legacy mode's own: a request with PASID while the tables are legacy ones. */
+  // the root table address
+  tableModeInvalid: 0x30,
   pasidInLegacyMode: 0x31,
+  pageRequestInLegacyMode: 0x32,
+  tableModeAborts: 0x33,
+  // scalable mode: root and context entry
+  scalableRootAccess: 0x38,
+  scalableRootNotPresent: 0x39,
+  scalableRootReserved: 0x3a,
+  scalableContextAccess: 0x40,
+  scalableContextNotPresent: 0x41,
+  scalableContextReserved: 0x42,
+  scalableContextInvalid: 0x43,
+  deviceTlbDisabled: 0x44,
+  pasidDisabled: 0x45,
+  pasidBeyondDirectory: 0x46,
+  pageRequestsDisabled: 0x47,
+  ridPasidInvalid: 0x48,
+  // PASID directory and table
+  directoryAccess: 0x50,
+  directoryNotPresent: 0x51,
+  directoryReserved: 0x52,
+  pasidAccess: 0x58,
+  pasidNotPresent: 0x59,
+  pasidReserved: 0x5a,
+  pasidInvalid: 0x5b,
+  executeDisabled: 0x5c,
+  supervisorDisabled: 0x5d,
+  // first stage
+  firstAccess: 0x70,
+  firstNotPresent: 0x71,
+  firstReserved: 0x72,
+  firstRootAccess: 0x73,
+  nestedTableWidth: 0x74,
+  nestedRootRead: 0x75,
+  nestedTableRead: 0x76,
+  nestedTableWrite: 0x77,
+  // second stage
+  secondAccess: 0x78,
+  secondPermission: 0x79,
+  secondReserved: 0x7a,
+  secondRootAccess: 0x7b,
+  // general
+  notCanonical: 0x80,
+  userPage: 0x81,
+  noExecute: 0x82,
+  unitWidth: 0x83,
+  secondWidth: 0x84,
+  noWrite: 0x85,
+  noRead: 0x86,
+  translatedInterrupt: 0x87,
 } as const;
 
 export interface FaultReason {
@@ -180,6 +231,10 @@ export const describeFault = (code: number): string => {
     : `reserved fault reason ${code.toString(16).toUpperCase()}h`;
 };
 
+/** §11.4.6 What a translation table mode that is not legacy or scalable does to every request. */
+export const modeFault = (mode: number): number =>
+  mode === Ttm.abort ? FaultCode.tableModeAborts : mode === Ttm.reserved ? FaultCode.tableModeInvalid : 0;
+
 /** What a legacy-mode second-stage walk that ended so is reported as. */
 export const secondStageFault = (fault: number, access: number): number => {
   switch (fault) {
@@ -197,4 +252,62 @@ export const secondStageFault = (fault: number, access: number): number => {
     default:
       return (access & (Access.write | Access.atomic)) !== 0 ? FaultCode.write : FaultCode.read;
   }
+};
+
+/** The group of the codes that scalable-mode translation gives when a table of the second stage ended it. */
+const secondStageCode = (fault: number, top: boolean): number => {
+  switch (fault) {
+    case WalkFault.tableUnreadable:
+      return top ? FaultCode.secondRootAccess : FaultCode.secondAccess;
+    case WalkFault.reserved:
+    case WalkFault.outputWidth:
+      return FaultCode.secondReserved;
+    case WalkFault.inputWidth:
+      return FaultCode.secondWidth;
+    default:
+      return FaultCode.secondPermission;
+  }
+};
+
+/** What a first-stage walk that ended so, at the root table or below, is reported as. */
+const firstStageCode = (fault: number, top: boolean): number => {
+  switch (fault) {
+    case WalkFault.tableUnreadable:
+      return top ? FaultCode.firstRootAccess : FaultCode.firstAccess;
+    case WalkFault.notPresent:
+      return FaultCode.firstNotPresent;
+    case WalkFault.inputWidth:
+      return FaultCode.notCanonical;
+    case WalkFault.user:
+      return FaultCode.userPage;
+    case WalkFault.execute:
+      return FaultCode.noExecute;
+    case WalkFault.write:
+      return FaultCode.noWrite;
+    case WalkFault.read:
+      return FaultCode.noRead;
+    default:
+      return FaultCode.firstReserved;
+  }
+};
+
+/** Where a scalable-mode walk ended: see `NestedResult`; `top` and `guestTop` say that the level is that of the root. */
+export interface WalkEnd {
+  readonly fault: number;
+  readonly stage: number;
+  readonly fetch: number;
+  readonly top: boolean;
+  readonly guestTop: boolean;
+}
+
+/** §7.1.3 What a scalable-mode walk that ended so is reported as. */
+export const scalableFault = ({ fault, stage, fetch, top, guestTop }: WalkEnd): number => {
+  if (stage === 1) return firstStageCode(fault, top);
+  const code = secondStageCode(fault, top);
+  if (fetch === Fetch.page) return code;
+  // On the way to a first-stage entry the faults of the second stage's mapping have codes of their own.
+  if (code === FaultCode.secondWidth) return FaultCode.nestedTableWidth;
+  if (code !== FaultCode.secondPermission) return code;
+  if (fetch === Fetch.update) return FaultCode.nestedTableWrite;
+  return guestTop ? FaultCode.nestedRootRead : FaultCode.nestedTableRead;
 };

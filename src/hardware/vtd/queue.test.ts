@@ -277,7 +277,9 @@ describe("§4.3, §6.5.2.5 device-TLB invalidation", () => {
       return "done";
     };
     rig.submit(invalidate);
-    expect(asked).toEqual([[0x123, 0x8765_7000 | 0, 0x9, true]]);
+    // Bits 12 to 14 are ones and bit 15 is zero: 2^16 bytes.
+    const range = { lo: 0x8765_0000, hi: 0x9, lg2: 16 };
+    expect(asked).toEqual([[{ rid: 0x123, pasid: -1, global: false, ...range }]]);
     expect(fsts(rig)).toBe(0);
   });
 

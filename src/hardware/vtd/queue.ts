@@ -4,15 +4,26 @@
  * the queue with IQE and the head at it, until software clears IQE.
  *
  * Device-TLBs are asked at once; one that does not answer in time aborts the next wait descriptor and stops the queue
- * with ITE. Descriptors of scalable mode are of no valid type yet.
+ * with ITE. Both widths of descriptors are taken whatever the table mode; the upper half of a wide one is reserved.
  */
 import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { Layout } from "../../uapi/layout.ts";
+import type { DeviceTlbAnswer, DeviceTlbInvalidation } from "../ats.ts";
+import { NO_PASID } from "../unit.ts";
 import type { Capabilities } from "./capabilities.ts";
 import type { EventMessage } from "./event-message.ts";
 import type { FaultLog } from "./fault-log.ts";
 import type { RegisterFile } from "./registers.ts";
+import {
+  PageGroupResponse,
+  PasidCacheGranularity,
+  PasidCacheInvalidate,
+  PasidDeviceTlbInvalidate,
+  PasidIotlbGranularity,
+  PasidIotlbInvalidate,
+  ResponseCode,
+} from "./scalable-spec.ts";
 import {
   ContextCacheInvalidate,
   DESCRIPTOR_BYTES,
@@ -27,21 +38,36 @@ import {
   IotlbInvalidate,
   IqaRegister,
   Register,
+  WIDE_DESCRIPTOR_BYTES,
 } from "./spec.ts";
-
-/** How a device-TLB answered an invalidation request (§4.3): completed, not in time, or with an invalid completion. */
-export type DeviceTlbAnswer = "done" | "timeout" | "invalid";
 
 /** What descriptors ask for. Addresses are two words. */
 export interface Invalidations {
   contextCache(granularity: number, domain: number, rid: number, functionMask: number): void;
   iotlb(granularity: number, domain: number, lo: number, hi: number, addressMask: number): void;
-  /** `sized`: the address encodes how much (§4.1.2). */
-  deviceTlb(rid: number, lo: number, hi: number, sized: boolean): DeviceTlbAnswer;
+  pasidCache(granularity: number, domain: number, pasid: number): void;
+  pasidIotlb(
+    granularity: number,
+    domain: number,
+    pasid: number,
+    lo: number,
+    hi: number,
+    addressMask: number,
+  ): void;
+  deviceTlb(what: DeviceTlbInvalidation): DeviceTlbAnswer;
+  pageGroupResponse(rid: number, pasid: number, group: number, response: number): void;
 }
 
+/** §4.1.2 lg2 of the bytes that an address with S set encodes: by the lowest bit that is zero, from bit 12 on. */
+const encodedLg2 = (lo: number, hi: number): number => {
+  const low = ~lo & PAGE;
+  if (low !== 0) return 32 - Math.clz32(low & -low);
+  const high = ~hi;
+  return high === 0 ? 64 : 64 - Math.clz32(high & -high);
+};
+
 /** IQERCD.IQEI. */
-const Iqei = { unknown: 0, tail: 1, fetch: 2, type: 3, reserved: 4 } as const;
+const Iqei = { unknown: 0, tail: 1, fetch: 2, type: 3, reserved: 4, tailAlignment: 6 } as const;
 
 interface Kind {
   readonly layout: Layout;
@@ -85,7 +111,8 @@ export interface QueueContext {
 export class InvalidationQueue {
   readonly #context: QueueContext;
   readonly #kinds = new Map<number, Kind>();
-  readonly #words = new Uint32Array(Descriptor.words);
+  /** The descriptor at the head; the second half is of wide ones. */
+  readonly #words = new Uint32Array(2 * Descriptor.words);
   #enabled = false;
   #running = false;
   /** A device-TLB did not answer; the next wait descriptor finds out. */
@@ -95,11 +122,17 @@ export class InvalidationQueue {
 
   constructor(context: QueueContext) {
     this.#context = context;
-    const { deviceTlb, interruptRemapping } = context.capabilities.has;
+    const { deviceTlb, interruptRemapping, scalable, pageRequests, pasid } = context.capabilities.has;
     this.#kinds.set(DescriptorType.contextCache, kind(ContextCacheInvalidate));
     this.#kinds.set(DescriptorType.iotlb, kind(IotlbInvalidate));
     this.#kinds.set(DescriptorType.wait, kind(InvalidationWait));
     if (deviceTlb) this.#kinds.set(DescriptorType.deviceTlb, kind(DeviceTlbInvalidate));
+    if (scalable) {
+      this.#kinds.set(DescriptorType.pasidCache, kind(PasidCacheInvalidate));
+      this.#kinds.set(DescriptorType.pasidIotlb, kind(PasidIotlbInvalidate));
+    }
+    if (deviceTlb && pasid) this.#kinds.set(DescriptorType.pasidDeviceTlb, kind(PasidDeviceTlbInvalidate));
+    if (pageRequests) this.#kinds.set(DescriptorType.pageGroupResponse, kind(PageGroupResponse));
     if (interruptRemapping)
       this.#kinds.set(DescriptorType.interruptEntryCache, kind(InterruptEntryInvalidate));
   }
@@ -132,11 +165,14 @@ export class InvalidationQueue {
     for (let budget = BUDGET; budget > 0 && this.#ready(); budget--) {
       const head = registers.get(Register.IQH);
       const size = this.#size();
-      if (registers.get(Register.IQT) >= size) {
-        this.#stop(Iqei.tail);
+      const tail = registers.get(Register.IQT);
+      const bytes = this.#descriptorBytes();
+      const wrong = tail >= size ? Iqei.tail : tail % bytes !== 0 ? Iqei.tailAlignment : 0;
+      if (wrong !== 0) {
+        this.#stop(wrong);
         break;
       }
-      const next = (head + DESCRIPTOR_BYTES) % size;
+      const next = (head + bytes) % size;
       const error = this.#fetch(head);
       if (error !== 0) {
         this.#stop(error);
@@ -171,6 +207,12 @@ export class InvalidationQueue {
     return 0x1000 << (this.#context.registers.get(Register.IQA) & QS.mask);
   }
 
+  /** IQA.DW. */
+  #descriptorBytes(): number {
+    const wide = this.#context.registers.get(Register.IQA) & IqaRegister.fields.DW.mask;
+    return wide === 0 ? DESCRIPTOR_BYTES : WIDE_DESCRIPTOR_BYTES;
+  }
+
   #stop(error: number): void {
     const { registers, capabilities, faults } = this.#context;
     if (capabilities.has.queueErrorRecord) registers.set(Register.IQERCD, error);
@@ -188,15 +230,17 @@ export class InvalidationQueue {
     const base =
       registers.get(Register.IQA + 4) * 0x1_0000_0000 + ((registers.get(Register.IQA) & PAGE) >>> 0);
     const words = this.#words;
-    if (!memory.load64(base + head)) return Iqei.fetch;
-    words[0] = memory.lo;
-    words[1] = memory.hi;
-    if (!memory.load64(base + head + 8)) return Iqei.fetch;
-    words[2] = memory.lo;
-    words[3] = memory.hi;
+    const wide = this.#descriptorBytes() / 4;
+    for (let at = 0; at < wide; at += 2) {
+      if (!memory.load64(base + head + at * 4)) return Iqei.fetch;
+      words[at] = memory.lo;
+      words[at + 1] = memory.hi;
+    }
     const found = this.#kinds.get(this.#type());
     if (found === undefined) return Iqei.type;
-    for (let i = 0; i < words.length; i++) if ((words[i]! & found.reserved[i]!) !== 0) return Iqei.reserved;
+    for (let i = 0; i < Descriptor.words; i++)
+      if ((words[i]! & found.reserved[i]!) !== 0) return Iqei.reserved;
+    for (let i = Descriptor.words; i < wide; i++) if (words[i] !== 0) return Iqei.reserved;
     return this.#malformed() ? Iqei.reserved : 0;
   }
 
@@ -220,6 +264,26 @@ export class InvalidationQueue {
           return (words[2]! & (AM.mask | IH.mask | PAGE)) !== 0 || words[3]! !== 0;
         const { has, maximumAddressMask } = this.#context.capabilities;
         return !has.pageSelective || AM.get(words) > maximumAddressMask;
+      }
+      case DescriptorType.pasidCache:
+        return PasidCacheInvalidate.fields.G.get(words) === PasidCacheGranularity.reserved;
+      case DescriptorType.pasidIotlb: {
+        const { G, AM, IH } = PasidIotlbInvalidate.fields;
+        const granularity = G.get(words);
+        if (granularity === PasidIotlbGranularity.pasid)
+          return (words[2]! & (AM.mask | IH.mask | PAGE)) !== 0 || words[3]! !== 0;
+        return (
+          granularity !== PasidIotlbGranularity.page ||
+          AM.get(words) > this.#context.capabilities.maximumAddressMask
+        );
+      }
+      case DescriptorType.pageGroupResponse: {
+        const code = PageGroupResponse.fields.RC.get(words);
+        return !(
+          code === ResponseCode.success ||
+          code === ResponseCode.invalid ||
+          code === ResponseCode.failure
+        );
       }
       default:
         return false;
@@ -245,16 +309,31 @@ export class InvalidationQueue {
         invalidations.iotlb(G.get(words), DID.get(words), words[2]! & PAGE, words[3]!, AM.get(words));
         return;
       }
+      case DescriptorType.pasidCache: {
+        const { G, DID, PASID } = PasidCacheInvalidate.fields;
+        invalidations.pasidCache(G.get(words), DID.get(words), PASID.get(words));
+        return;
+      }
+      case DescriptorType.pasidIotlb: {
+        const { G, DID, PASID, AM } = PasidIotlbInvalidate.fields;
+        const [domain, pasid] = [DID.get(words), PASID.get(words)];
+        invalidations.pasidIotlb(G.get(words), domain, pasid, words[2]! & PAGE, words[3]!, AM.get(words));
+        return;
+      }
       case DescriptorType.deviceTlb: {
         const { SID, S } = DeviceTlbInvalidate.fields;
-        const answer = invalidations.deviceTlb(
-          SID.get(words),
-          words[2]! & PAGE,
-          words[3]!,
-          S.get(words) === 1,
-        );
-        if (answer === "timeout") this.#timedOut = true;
-        if (answer === "invalid") this.#context.faults.raise(Fsts.ICE);
+        this.#invalidateDevice(SID.get(words), NO_PASID, false, S.get(words) === 1);
+        return;
+      }
+      case DescriptorType.pasidDeviceTlb: {
+        const { SID, PASID, G, S } = PasidDeviceTlbInvalidate.fields;
+        this.#invalidateDevice(SID.get(words), PASID.get(words), G.get(words) === 1, S.get(words) === 1);
+        return;
+      }
+      case DescriptorType.pageGroupResponse: {
+        const { SID, PP, PASID, PRGI, RC } = PageGroupResponse.fields;
+        const pasid = PP.get(words) === 1 ? PASID.get(words) : NO_PASID;
+        invalidations.pageGroupResponse(SID.get(words), pasid, PRGI.get(words), RC.get(words));
         return;
       }
       case DescriptorType.wait:
@@ -263,6 +342,17 @@ export class InvalidationQueue {
       default:
         return; // the interrupt entry cache: nothing is cached
     }
+  }
+
+  /** Asks a device-TLB; the address is in the upper half of the descriptor. */
+  #invalidateDevice(rid: number, pasid: number, global: boolean, sized: boolean): void {
+    const [lo, hi] = [this.#words[2]! & PAGE, this.#words[3]!];
+    const lg2 = sized ? encodedLg2(lo, hi) : 12;
+    const [below, above] = lg2 >= 64 ? [0, 0] : lg2 >= 32 ? [0, -1 << (lg2 - 32)] : [-1 << lg2, -1];
+    const start = { lo: (lo & below) >>> 0, hi: (hi & above) >>> 0 };
+    const answer = this.#context.invalidations.deviceTlb({ rid, pasid, global, ...start, lg2 });
+    if (answer === "timeout") this.#timedOut = true;
+    if (answer === "invalid") this.#context.faults.raise(Fsts.ICE);
   }
 
   /** §6.5.2.8 Status write, then the interrupt. A wait after a device-TLB that timed out is aborted (§6.5.2.11). */

@@ -4,9 +4,11 @@
  * Registers are kept as 32-bit words; a 64-bit access is its lower half, then its upper half, as the specification lets
  * software do it itself. An access that is not aligned, or of another width, is not made: reads give 0.
  *
- * Left out: protected memory, advanced fault logging, page requests: their registers read 0 and ignore writes.
+ * Left out: protected memory and advanced fault logging: their registers read 0 and ignore writes, as those of page
+ * requests do without ECAP.PRS.
  */
 import type { Capabilities } from "./capabilities.ts";
+import { PqaRegister, PqPointerRegister, Prs } from "./scalable-spec.ts";
 import {
   CcmdRegister,
   EventControl,
@@ -19,9 +21,11 @@ import {
   IrtaRegister,
   REGISTER_PAGE_BYTES,
   Register,
+  RtaddrRegister,
 } from "./spec.ts";
 
 const ALL = 0xffff_ffff;
+const PQ_POINTER = PqPointerRegister.fields.Q.mask;
 /** Bits 31:12 of the lower word of a 64-bit address of a page. */
 const PAGE = 0xffff_f000;
 
@@ -51,7 +55,7 @@ const wordsOf = (capabilities: Capabilities): Word[] => {
     { offset: Register.CAP + 4, reset: Number(cap >> 32n) },
     { offset: Register.ECAP, reset: Number(ecap & 0xffff_ffffn) },
     { offset: Register.ECAP + 4, reset: Number(ecap >> 32n) },
-    { offset: Register.RTADDR, writable: PAGE },
+    { offset: Register.RTADDR, writable: PAGE + (has.scalable ? RtaddrRegister.fields.TTM.mask : 0) },
     { offset: Register.RTADDR + 4, writable: ALL },
     { offset: Register.CCMD, writable: CcmdRegister.fields.DID.mask },
     { offset: Register.CCMD + 4, writable: CcmdRegister.fields.CIRG.mask },
@@ -62,10 +66,22 @@ const wordsOf = (capabilities: Capabilities): Word[] => {
   if (has.queuedInvalidation)
     words.push(
       { offset: Register.IQT, writable: IQ_POINTER_MASK },
-      { offset: Register.IQA, writable: PAGE + IqaRegister.fields.QS.mask },
+      {
+        offset: Register.IQA,
+        writable: PAGE + IqaRegister.fields.QS.mask + (has.scalable ? IqaRegister.fields.DW.mask : 0),
+      },
       { offset: Register.IQA + 4, writable: ALL },
       { offset: Register.ICS, clear: Ics.IWC },
       ...eventWords(Register.IECTL),
+    );
+  if (has.pageRequests)
+    words.push(
+      { offset: Register.PQH, writable: PQ_POINTER },
+      { offset: Register.PQT, writable: PQ_POINTER },
+      { offset: Register.PQA, writable: PAGE + PqaRegister.fields.PQS.mask },
+      { offset: Register.PQA + 4, writable: ALL },
+      { offset: Register.PRS, clear: Prs.PPR + Prs.PRO },
+      ...eventWords(Register.PECTL),
     );
   if (has.interruptRemapping)
     words.push(

@@ -16,9 +16,12 @@ import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts"
 import { CACHED_FAULT_SHIFT, ContextCache, type ContextSlot, cachedFault } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { explainTranslation } from "./explain.ts";
+import { explainScalable } from "./explain-scalable.ts";
 import type { FaultLog } from "./fault-log.ts";
-import { describeFault, FaultCode, faultReasons } from "./faults.ts";
-import { Granularity, TranslationType } from "./spec.ts";
+import { describeFault, FaultCode, faultReasons, modeFault } from "./faults.ts";
+import { FIRST_STAGE_SPACES } from "./pasid-cache.ts";
+import { ScalableRemapping } from "./scalable.ts";
+import { Granularity, TranslationType, Ttm } from "./spec.ts";
 import {
   beforeInterrupts,
   beyondWidth,
@@ -54,6 +57,9 @@ export interface RemappingContext {
 const WORD = 0x1_0000_0000;
 const PAGE_LG2 = 12;
 
+/** Whether a walk fault is told to a device-TLB as a page that may not be used. */
+const grantsNothing = (fault: number): boolean =>
+  fault === WalkFault.notPresent || fault === WalkFault.read || fault === WalkFault.write;
 /** Whether caching mode lets a walk fault be remembered: when the entries alone make it. */
 const cacheable = (fault: number): boolean => fault === WalkFault.notPresent || fault === WalkFault.reserved;
 /** Root and context entries that could not be read are never remembered. */
@@ -61,12 +67,14 @@ const unreadable = (code: number): boolean =>
   code === FaultCode.rootAccess || code === FaultCode.contextAccess;
 
 export class Remapping {
-  /** GSTS.TES, and the root table that SRTP latched. */
+  /** GSTS.TES, and the root table and translation table mode that SRTP latched. */
   enabled = false;
   root = 0;
+  mode: number = Ttm.legacy;
   readonly config: TranslationConfig;
   readonly contexts = new ContextCache();
   readonly iotlb: Iotlb;
+  readonly scalable: ScalableRemapping;
   readonly #context: RemappingContext;
   readonly #memory: HostMemory;
   readonly #walk = new WalkResult();
@@ -75,7 +83,27 @@ export class Remapping {
     this.#context = context;
     this.#memory = context.memory;
     this.config = configure(context.capabilities);
-    this.iotlb = new Iotlb({ contexts: this.config.domains, capacity: context.iotlbEntries });
+    const { domains } = this.config;
+    const { memory, capabilities, iotlbEntries, policy } = context;
+    const contexts = domains + (capabilities.has.scalable ? FIRST_STAGE_SPACES : 0);
+    this.iotlb = new Iotlb({ contexts, capacity: iotlbEntries });
+    this.scalable = new ScalableRemapping({
+      memory,
+      capabilities,
+      iotlb: this.iotlb,
+      remembers: () => this.#remembers(),
+      remembersGuests: policy !== "none",
+      refuse: (transaction, code, silent, where) => this.#refuse(transaction, code, silent, where),
+    });
+  }
+
+  /** SRTP: what the root table address register says holds from now on. */
+  setRoot(root: number, mode: number): void {
+    // What the other mode remembered means nothing in this one.
+    if (mode !== this.mode) this.forget();
+    this.root = root;
+    this.mode = mode;
+    this.scalable.root = root;
   }
 
   // Invalidations
@@ -84,25 +112,26 @@ export class Remapping {
   forget(): void {
     this.contexts.invalidateAll();
     this.iotlb.invalidateAll();
+    this.scalable.forget();
   }
 
   invalidateContexts(granularity: number, domain: number, rid: number, functionMask: number): void {
+    this.scalable.invalidateContexts(granularity, rid, functionMask);
     if (granularity === Granularity.global) this.contexts.invalidateAll();
     else if (granularity === Granularity.domain) this.contexts.invalidateDomain(domain);
     else if (granularity === Granularity.device) this.contexts.invalidateDevice(domain, rid, functionMask);
   }
 
   invalidateIotlb(granularity: number, domain: number, lo: number, hi: number, addressMask: number): void {
-    if (granularity === Granularity.global) this.iotlb.invalidateAll();
-    else if (domain >= this.config.domains) return;
-    else if (granularity === Granularity.domain) this.iotlb.invalidateContext(domain);
-    else if (granularity === Granularity.page) this.iotlb.invalidateRange(domain, lo, hi, 12 + addressMask);
+    if (granularity !== Granularity.reserved)
+      this.scalable.invalidateIotlb(granularity, domain, lo, hi, addressMask);
   }
 
   // Translation
 
   translate(transaction: Transaction): TranslateStatus {
     if (!this.enabled) return this.#untranslated(transaction);
+    if (this.mode !== Ttm.legacy) return this.#otherMode(transaction);
     const slot = this.contexts.slot(transaction.rid);
     const { lo } = transaction;
     if (
@@ -111,7 +140,8 @@ export class Remapping {
       (lo & slot.mask) === slot.pageLo &&
       (transaction.hi | 0) === slot.pageHi &&
       (transaction.access & slot.denied) === 0 &&
-      transaction.pasid === NO_PASID
+      transaction.pasid === NO_PASID &&
+      !transaction.translated
     ) {
       const offset = lo & ~slot.mask;
       transaction.pa = slot.pa + offset;
@@ -119,6 +149,15 @@ export class Remapping {
       return TranslateStatus.ok;
     }
     return this.#translate(transaction);
+  }
+
+  #otherMode(transaction: Transaction): TranslateStatus {
+    const refusal = modeFault(this.mode);
+    if (refusal !== 0) return this.#fail(transaction, refusal, false);
+    if (transaction.pasid === NO_PASID && isInterruptAddress(transaction.lo, transaction.hi))
+      return this.#interrupt(transaction);
+    if (this.#context.policy === "paranoid") this.#forgetAtRandom();
+    return this.scalable.translate(transaction);
   }
 
   #untranslated(transaction: Transaction): TranslateStatus {
@@ -144,6 +183,9 @@ export class Remapping {
     if (policy === "paranoid") this.#forgetAtRandom();
     const slot = this.#contextOf(transaction.rid);
     if (slot.fault !== 0) return this.#fail(transaction, slot.fault, slot.silent);
+    if (transaction.translated && slot.translationType !== TranslationType.deviceTlb)
+      return this.#fail(transaction, FaultCode.requestBlocked, slot.silent);
+    if (transaction.translated) return this.#untranslated(transaction);
     if (beyondWidth(this.config, slot, hi))
       return this.#fail(transaction, FaultCode.addressWidth, slot.silent);
     if (slot.translationType === TranslationType.passThrough) {
@@ -238,10 +280,16 @@ export class Remapping {
     const drawn = this.#context.random!.below(16);
     if (drawn === 0) this.iotlb.invalidateAll();
     if (drawn === 1) this.contexts.invalidateAll();
+    if (drawn === 2) this.scalable.pasids.invalidateAll();
+    if (drawn === 3) this.scalable.guests.invalidateAll();
   }
 
   /** Refuses the request; the fault is recorded unless FPD keeps it from being. */
   #fail(transaction: Transaction, code: number, silent: boolean, walked?: Context): TranslateStatus {
+    return this.#refuse(transaction, code, silent, walked && this.#walkedTo(walked));
+  }
+
+  #refuse(transaction: Transaction, code: number, silent: boolean, where?: object): TranslateStatus {
     transaction.fault = code;
     transaction.pa = 0;
     transaction.span = 0;
@@ -251,7 +299,6 @@ export class Remapping {
     if (events.on) {
       const { rid, pasid, access, lo, hi } = transaction;
       const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
-      const where = walked && this.#walkedTo(walked);
       const reason = describeFault(code);
       events.emit("fault", { unit: name, rid, pasid, address, access, code, reason, recorded, ...where });
     }
@@ -265,8 +312,74 @@ export class Remapping {
     return { level: number, entryAddress, entry: (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0) };
   }
 
+  // Address translation services
+
+  /** §4.2.3 A translation request of a device-TLB. */
+  requestTranslation(transaction: Transaction): TranslateStatus {
+    transaction.granted = 0;
+    if (!this.enabled) return this.#fail(transaction, FaultCode.requestBlocked, false);
+    const refusal = modeFault(this.mode);
+    if (refusal !== 0) return this.#fail(transaction, refusal, false);
+    if (transaction.pasid === NO_PASID && isInterruptAddress(transaction.lo, transaction.hi)) {
+      // Interrupts are never translated: nothing is granted there.
+      transaction.pa = 0;
+      transaction.span = interruptSpan(transaction.lo);
+      return TranslateStatus.ok;
+    }
+    return this.mode === Ttm.scalable
+      ? this.scalable.requestTranslation(transaction)
+      : this.#requestLegacy(transaction);
+  }
+
+  #requestLegacy(transaction: Transaction): TranslateStatus {
+    if (transaction.pasid !== NO_PASID) return this.#fail(transaction, FaultCode.pasidInLegacyMode, false);
+    const slot = this.#contextOf(transaction.rid);
+    if (slot.fault !== 0) return this.#fail(transaction, slot.fault, slot.silent);
+    if (slot.translationType !== TranslationType.deviceTlb)
+      return this.#fail(transaction, FaultCode.requestBlocked, slot.silent);
+    const walk = this.#walk;
+    const beyond = beyondWidth(this.config, slot, transaction.hi);
+    const fault = beyond ? 0 : this.#walkForAny(transaction, slot);
+    if (fault !== 0 && !grantsNothing(fault)) {
+      const code = walkFaultCode(this.config, slot, fault, walk.level, transaction.access);
+      return this.#fail(transaction, code, slot.silent, slot);
+    }
+    if (fault !== 0 || beyond) {
+      transaction.pa = 0;
+      transaction.span = 2 ** PAGE_LG2 - pageOffset(transaction.lo, PAGE_LG2);
+      return TranslateStatus.ok;
+    }
+    transaction.pa = walk.pa;
+    transaction.span = walk.span;
+    transaction.granted = ~deniedBy(walk.allowed) & (Access.read | Access.write | Access.atomic);
+    return TranslateStatus.ok;
+  }
+
+  /** Walks for reading, else for writing: a walk for nothing at all is none. */
+  #walkForAny(transaction: Transaction, slot: ContextSlot): number {
+    const { access } = transaction;
+    transaction.access = Access.read;
+    let fault = walkSecondStage(this.#memory, this.config, slot, transaction, this.#walk);
+    if (fault === WalkFault.read) {
+      transaction.access = Access.write;
+      fault = walkSecondStage(this.#memory, this.config, slot, transaction, this.#walk);
+    }
+    transaction.access = access;
+    return fault;
+  }
+
+  /** §7.4 Whether a function may ask for pages. */
+  admitPageRequest(transaction: Transaction): { readonly code: number; readonly silent: boolean } {
+    if (!this.enabled || this.mode === Ttm.legacy)
+      return { code: FaultCode.pageRequestInLegacyMode, silent: false };
+    const refusal = modeFault(this.mode);
+    return refusal !== 0 ? { code: refusal, silent: false } : this.scalable.admitPageRequest(transaction);
+  }
+
   /** §6.2 What a translation would do, without doing it. */
   explain(transaction: Transaction): Iterable<ExplainStep> {
-    return explainTranslation(this, this.#memory, transaction);
+    return this.enabled && this.mode !== Ttm.legacy
+      ? explainScalable(this, this.#memory, transaction)
+      : explainTranslation(this, this.#memory, transaction);
   }
 }

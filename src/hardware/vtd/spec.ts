@@ -2,7 +2,7 @@
  * Registers, table entries and queue descriptors of Intel VT-d (Virtualization Technology for Directed I/O,
  * revision 4.1): offsets, bits and meanings, nothing that acts. Section numbers are that revision's.
  *
- * Left out: scalable-mode entries and descriptors, performance monitoring, enhanced commands.
+ * Those of scalable mode and page requests are in `scalable-spec.ts`. Left out: performance monitoring, enhanced commands.
  */
 import { address, bit, bits, type Declarations, type Layout, layout } from "../../uapi/layout.ts";
 
@@ -274,7 +274,7 @@ export const TranslationType = { secondStage: 0, deviceTlb: 1, passThrough: 2, r
 export const DESCRIPTOR_BYTES = 16;
 export const WIDE_DESCRIPTOR_BYTES = 32;
 /** §6.5.2 What every descriptor has: bits 6:4 of its type lie apart. */
-const descriptorType = {
+export const descriptorType = {
   TYPE: bits(0, 3, "type, bits 3:0"),
   TYPE_HIGH: bits(9, 11, "type, bits 6:4"),
 };

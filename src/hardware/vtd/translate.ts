@@ -3,7 +3,7 @@
  * context entry to the second stage or pass-through. Pure: functions of memory and of what the unit is configured to,
  * in the order of checks of §7.1.3. They allocate nothing; answers are left in the results that are handed in.
  *
- * Left out: scalable mode; requests of the translation and translated kind.
+ * Scalable mode is in `scalable-tables.ts` and `scalable.ts`.
  */
 
 import type { HostMemory } from "../../memory/host-memory.ts";

@@ -1,20 +1,22 @@
 /**
- * An Intel VT-d remapping unit as silicon (revision 4.1), legacy mode: registers, caches and queue put together. Software
+ * An Intel VT-d remapping unit as silicon (revision 4.1), legacy and scalable mode: registers, caches and queue put together. Software
  * reaches it by its registers and its queue alone; it reads what was written to memory, and remembers it until it is
  * told to forget.
  *
- * Left out: scalable mode, translation requests and page requests, protected memory, advanced fault logging; remapping
- * of interrupts (with IR reported its registers are there, and interrupts pass).
+ * Left out: protected memory, advanced fault logging; remapping of interrupts (with IR reported its registers are there,
+ * and interrupts pass).
  */
 import type { Random } from "../../base/clock.ts";
 import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
+import type { AtsUnit, DeviceTlbAnswer, DeviceTlbInvalidation, PageRequest, PageResponder } from "../ats.ts";
 import type { IommuUnit, SendMessage, Transaction, TranslateStatus, UnitContext } from "../unit.ts";
 import { type Capabilities, completeCapabilities, type VtdCapabilities } from "./capabilities.ts";
 import { EventMessage } from "./event-message.ts";
 import { FaultLog } from "./fault-log.ts";
-import { type DeviceTlbAnswer, type Downstream, InvalidationQueue } from "./queue.ts";
+import { PageRequests } from "./page-requests.ts";
+import { type Downstream, InvalidationQueue } from "./queue.ts";
 import { RegisterFile, registerName } from "./registers.ts";
 import { type CachePolicy, Remapping } from "./remapping.ts";
 import {
@@ -26,9 +28,11 @@ import {
   IotlbRegister,
   IvaRegister,
   Register,
+  RtaddrRegister,
+  Ttm,
 } from "./spec.ts";
 
-export type { VtdCapabilities } from "./capabilities.ts";
+export type { ScalableCapabilities, VtdCapabilities } from "./capabilities.ts";
 export type { CachePolicy } from "./remapping.ts";
 
 export interface VtdOptions extends UnitContext {
@@ -45,19 +49,20 @@ export interface VtdOptions extends UnitContext {
   readonly downstream?: Downstream;
 }
 
-export class VtdUnit implements IommuUnit {
+export class VtdUnit implements IommuUnit, AtsUnit {
   readonly name: string;
   readonly capabilities: Capabilities;
   onResume: (token: number, ok: boolean) => void = () => {};
-  /** How device-TLBs answer an invalidation request (§4.3): set by whoever knows the functions that have one. */
-  invalidateDeviceTlb: (rid: number, lo: number, hi: number, sized: boolean) => DeviceTlbAnswer = () =>
-    "done";
+  invalidateDeviceTlb: (what: DeviceTlbInvalidation) => DeviceTlbAnswer = () => "done";
+  onPageResponse: PageResponder = () => {};
 
   readonly #events: EventSink;
   readonly #registers: RegisterFile;
   readonly #faults: FaultLog;
   readonly #faultEvent: EventMessage;
   readonly #completion: EventMessage;
+  readonly #pageEvent: EventMessage;
+  readonly #pageRequests: PageRequests;
   readonly #queue: InvalidationQueue;
   readonly #remapping: Remapping;
   /** Halves that software writes and that do not read back: IVA, and SID of CCMD. */
@@ -89,12 +94,20 @@ export class VtdUnit implements IommuUnit {
     };
     this.#faultEvent = new EventMessage(registers, Register.FECTL, send);
     this.#completion = new EventMessage(registers, Register.IECTL, send);
+    this.#pageEvent = new EventMessage(registers, Register.PECTL, send);
     const { faultRecordOffset, faultRecords } = capabilities;
     const faults = new FaultLog(registers, faultRecordOffset, faultRecords, this.#faultEvent);
     this.#faults = faults;
     const common = { name, memory, events, capabilities, faults };
     const remapping = new Remapping({ ...common, policy, random, iotlbEntries });
     this.#remapping = remapping;
+    this.#pageRequests = new PageRequests({
+      ...common,
+      registers,
+      event: this.#pageEvent,
+      admit: (transaction) => remapping.admitPageRequest(transaction),
+      respond: (rid, pasid, group, response) => this.onPageResponse(rid, pasid, group, response),
+    });
     this.#queue = new InvalidationQueue({
       ...common,
       registers,
@@ -105,7 +118,12 @@ export class VtdUnit implements IommuUnit {
           remapping.invalidateContexts(granularity, domain, rid, functionMask),
         iotlb: (granularity, domain, lo, hi, addressMask) =>
           remapping.invalidateIotlb(granularity, domain, lo, hi, addressMask),
-        deviceTlb: (rid, lo, hi, sized) => this.invalidateDeviceTlb(rid, lo, hi, sized),
+        pasidCache: (granularity, domain, pasid) =>
+          remapping.scalable.invalidatePasids(granularity, domain, pasid),
+        pasidIotlb: (granularity, domain, pasid, lo, hi, addressMask) =>
+          remapping.scalable.invalidatePasidIotlb(granularity, domain, pasid, lo, hi, addressMask),
+        deviceTlb: (what) => this.invalidateDeviceTlb(what),
+        pageGroupResponse: (rid, pasid, group, response) => this.onPageResponse(rid, pasid, group, response),
       },
     });
   }
@@ -115,7 +133,7 @@ export class VtdUnit implements IommuUnit {
     this.#faults.reset();
     this.#queue.enable(false);
     this.#remapping.enabled = false;
-    this.#remapping.root = 0;
+    this.#remapping.setRoot(0, Ttm.legacy);
     this.#remapping.forget();
     this.#ivaLo = 0;
     this.#ivaHi = 0;
@@ -173,6 +191,12 @@ export class VtdUnit implements IommuUnit {
       case Register.ICS:
         if ((this.#registers.get(Register.ICS) & Ics.IWC) === 0) this.#completion.serviced();
         return;
+      case Register.PECTL:
+        this.#pageEvent.release();
+        return;
+      case Register.PRS:
+        this.#pageRequests.settle();
+        return;
       case Register.IQT:
         this.#queue.run();
         return;
@@ -196,7 +220,10 @@ export class VtdUnit implements IommuUnit {
     const { has } = this.capabilities;
     let status = registers.get(Register.GSTS);
     if (value & Gcmd.SRTP) {
-      this.#remapping.root = registers.address(Register.RTADDR);
+      const { TTM } = RtaddrRegister.fields;
+      const low = registers.get(Register.RTADDR);
+      const root = registers.address(Register.RTADDR) - (low & TTM.mask);
+      this.#remapping.setRoot(root, (low & TTM.mask) >>> TTM.shift);
       status |= Gcmd.SRTP;
       if (has.rootPointerInvalidates) this.#remapping.forget();
     }
@@ -259,6 +286,14 @@ export class VtdUnit implements IommuUnit {
 
   translate(transaction: Transaction): TranslateStatus {
     return this.#remapping.translate(transaction);
+  }
+
+  requestTranslation(transaction: Transaction): TranslateStatus {
+    return this.#remapping.requestTranslation(transaction);
+  }
+
+  requestPage(request: PageRequest): void {
+    this.#pageRequests.request(request);
   }
 
   explain(transaction: Transaction): Iterable<ExplainStep> {
