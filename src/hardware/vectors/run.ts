@@ -16,9 +16,9 @@ export interface Subject {
   faultMismatches(expected: Expectation["fault"]): string[];
   /** Whether a memory word that is not the recorded one is so because the recorded model deviates there. */
   deviates?(found: bigint, recorded: bigint): boolean;
-  /** Other records that `either` allows. */
   /** Where the recording was found to deviate in a way that its vector does not name: only outcomes are judged then. */
   readonly unmarked?: readonly string[];
+  /** Other records that `either` allows. */
   alsoLegal?(either: readonly string[], expected: Expectation["fault"]): Expectation["fault"][];
 }
 
