@@ -40,7 +40,7 @@ const round = (count: number): number[] => {
   const iommufd = new IommufdSubsystem({ memory, scheduler: new WorkQueue() });
   const context = new IommufdContext(iommufd.system, "iommufd");
   const task = new ModelTask(memory);
-  const page = () => new Pages(new UserSource(task.memory, 0x10_0000n), true, context.payer(task));
+  const page = () => new Pages(new UserSource(task.memory, 0x10_0000n, 4096), true, context.payer(task));
   const { pagetable } = context.add(new Ioas(context));
   fill(pagetable, page, count);
   const random = new Random(1);

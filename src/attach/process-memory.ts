@@ -8,7 +8,7 @@
  */
 import { closeSync, fstatSync, readdirSync, statSync } from "node:fs";
 import * as libc from "../base/libc.ts";
-import { type Pin, Restart, type UserMemory } from "../kernel/call.ts";
+import { type Adopter, type Pin, Restart, type UserMemory, type UserRange } from "../kernel/call.ts";
 import { EXPOSED_NAME } from "../memory/banks.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -59,6 +59,8 @@ export const AdoptOp = {
   forked: 103,
   /** A file comes along that is about to be sealed against mappings that can be written. */
   seal: 104,
+  /** A descriptor of ours is about to get to another process. Reply: ranges (va, length) to adopt before; ask again. */
+  sharing: 105,
 } as const;
 
 const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
@@ -75,10 +77,11 @@ interface Piece {
 
 let nextId = 1;
 
-export class ProcessMemory implements UserMemory {
+export class ProcessMemory implements UserMemory, Adopter {
   readonly id = nextId++;
   lockedPages = 0;
   pinnedPages = 0;
+  readonly expected = new Set<UserRange>();
   readonly pid: number;
   readonly maps: Maps;
   /** /proc/PID/mem, bound to this address space. */
@@ -121,6 +124,7 @@ export class ProcessMemory implements UserMemory {
   read(va: bigint, into: Uint8Array): void {
     if (into.length === 0) return;
     const start = this.#userAddress(va, into.length);
+    if (!this.#open) throw fault(va, `is in process ${this.pid}, which is gone`);
     const done = libc.processRead(this.pid, start, into);
     if (done < into.length) throw fault(start + Math.max(done, 0), "cannot be read");
   }
@@ -128,6 +132,7 @@ export class ProcessMemory implements UserMemory {
   write(va: bigint, data: Uint8Array): void {
     if (data.length === 0) return;
     const start = this.#userAddress(va, data.length);
+    if (!this.#open) throw fault(va, `is in process ${this.pid}, which is gone`);
     let done = libc.processWrite(this.pid, start, data);
     for (
       let wait = 0;
@@ -229,8 +234,7 @@ export class ProcessMemory implements UserMemory {
 
   /** The client could not move it: the next pin reaches it as it is. `offset` -1: nothing had been planned. */
   refuseAdoption(va: number, length: number, offset: number): void {
-    if (this.#refused.size >= MAX_REFUSALS) this.#refused.clear();
-    this.#refused.set(va, va + length);
+    this.#refuse(va, length);
     const { events } = this.#files;
     if (events.on) events.emit("adopt", { pid: this.pid, va, length, refused: true });
     if (offset >= 0) this.#adoption?.cancel(offset);
@@ -260,13 +264,45 @@ export class ProcessMemory implements UserMemory {
   }
 
   #askForAdoption(pieces: readonly Piece[]): void {
-    const ranges: { va: number; length: number }[] = [];
+    const ranges: UserRange[] = [];
+    const refused: number[] = [];
     for (const { vma, va, end } of pieces.slice(0, MAX_PIECES)) {
       if (!adoptable(vma)) continue;
-      if (this.#refused.delete(va) || this.#adoption?.full || this.#isRemote(va, end)) continue;
-      if (ranges.length < MAX_ADOPTIONS) ranges.push({ va, length: end - va });
+      if (this.#refused.has(va)) refused.push(va);
+      else if (ranges.length < MAX_ADOPTIONS && !this.#adoption?.full && !this.#isRemote(va, end))
+        ranges.push({ va, length: end - va });
     }
-    if (ranges.length > 0) throw new Restart(ranges);
+    if (ranges.length > 0) throw new Restart(this, ranges);
+    for (const va of refused) this.#refused.delete(va);
+  }
+
+  giveUp(ranges: readonly UserRange[]): void {
+    for (const { va, length } of ranges) this.#refuse(va, length);
+  }
+
+  /** What of the expected ranges is to be adopted now, before another process may pin it; a part of it when it is much. */
+  expectedAdoptions(): UserRange[] {
+    if (this.expected.size === 0 || !this.#open) return [];
+    const wanted = merged(this.expected);
+    const ranges: UserRange[] = [];
+    let next = 0;
+    for (const vma of this.maps.all()) {
+      while (next < wanted.length && wanted[next]!.va + wanted[next]!.length <= vma.start) next += 1;
+      for (let at = next; at < wanted.length && wanted[at]!.va < vma.end; at += 1) {
+        const va = Math.max(vma.start, wanted[at]!.va);
+        const end = Math.min(vma.end, wanted[at]!.va + wanted[at]!.length);
+        if (!adoptable(vma) || this.#adoption?.full || this.#refused.has(va) || this.#isRemote(va, end))
+          continue;
+        ranges.push({ va, length: end - va });
+        if (ranges.length === MAX_ADOPTIONS) return ranges;
+      }
+    }
+    return ranges;
+  }
+
+  #refuse(va: number, length: number): void {
+    if (this.#refused.size >= MAX_REFUSALS) this.#refused.clear();
+    this.#refused.set(va, va + length);
   }
 
   /** Whether somebody has pinned a part as it is: it must stay where it is then. */
@@ -370,6 +406,17 @@ export class ProcessMemory implements UserMemory {
   }
 }
 
+/** Ascending and disjoint. */
+const merged = (ranges: Iterable<UserRange>): UserRange[] => {
+  const result: { va: number; length: number }[] = [];
+  for (const { va, length } of [...ranges].sort((a, b) => a.va - b.va)) {
+    const last = result.at(-1);
+    if (last && va <= last.va + last.length) last.length = Math.max(last.length, va + length - last.va);
+    else result.push({ va, length });
+  }
+  return result;
+};
+
 /** Numbers of a process's descriptors that lead to this file. */
 const descriptorsOf = (pid: number, key: string): string[] => {
   try {
@@ -454,6 +501,14 @@ export const handlers: OpHandlers = new Map<number, OpHandler>([
       for (const other of fds.slice(1)) closeSync(other);
       memoryOf(connection).seal(fd);
       return {};
+    },
+  ],
+  [
+    AdoptOp.sharing,
+    (connection) => {
+      const ranges = memoryOf(connection).expectedAdoptions();
+      const flat = ranges.flatMap(({ va, length }) => [BigInt(va), BigInt(length)]);
+      return { value: ranges.length, body: new Uint8Array(BigUint64Array.from(flat).buffer) };
     },
   ],
 ]);

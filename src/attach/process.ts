@@ -4,7 +4,7 @@
  */
 import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
 import { pidfdGetfd } from "../base/libc.ts";
-import { Capability, type Task, type UserMemory } from "../kernel/call.ts";
+import { Capability, type Task, type UserMemory, type UserRange } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { Errno } from "../uapi/errno.ts";
 import type { ClientProcess } from "./connection.ts";
@@ -31,6 +31,9 @@ export class PrefetchedMemory implements UserMemory {
 
   get id(): number {
     return this.#memory.id;
+  }
+  get expected(): Set<UserRange> | undefined {
+    return this.#memory.expected;
   }
   get lockedPages(): number {
     return this.#memory.lockedPages;

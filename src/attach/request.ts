@@ -219,8 +219,11 @@ export class Request implements Outcome, operations.Context {
     return new LinuxError("EIO", "the call ended with an internal error of the daemon, which was reported");
   }
 
-  #restart({ ranges }: Restart): void {
-    const asked = ranges.slice(0, MAX_RANGES);
+  /** Memory of another process cannot be adopted now: it is reached where it is, and the call comes again at once. */
+  #restart({ owner, ranges }: Restart): void {
+    const foreign = owner.id !== this.call.memory.id;
+    if (foreign) owner.giveUp(ranges);
+    const asked = foreign ? [] : ranges.slice(0, MAX_RANGES);
     const payload = new Uint8Array(asked.length * Range.size);
     const view = new DataView(payload.buffer);
     for (const [i, { va, length }] of asked.entries()) {

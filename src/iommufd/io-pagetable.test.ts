@@ -215,7 +215,7 @@ const map = fc
       (rig) => {
         const va = USER + offset;
         const start = va % PAGE_BYTES;
-        const source = new UserSource(rig.task.memory, BigInt(va - start));
+        const source = new UserSource(rig.task.memory, BigInt(va - start), PAGE_BYTES);
         const pages = new Pages(source, true, rig.context.payer(rig.task));
         const areas = rig.areas[ioas]!;
         const mapped = rig.domains.some((one) => one.ioas === ioas);
@@ -479,7 +479,7 @@ describe("automatic IOVAs", () => {
                 if (isFree(at, iova + length - 1)) expected = iova;
               }
             }
-            const source = new UserSource(task.memory, BigInt(va - (va % PAGE_BYTES)));
+            const source = new UserSource(task.memory, BigInt(va - (va % PAGE_BYTES)), PAGE_BYTES);
             const pages = new Pages(source, true, context.payer(task));
             const piece = { pages, start: BigInt(va % PAGE_BYTES), length: BigInt(length) };
             let got: number | undefined;

@@ -205,9 +205,15 @@ export const mapUser = (
   if (length === 0n) throw new LinuxError("EINVAL", "length is 0; at least a byte is mapped");
   if (va + length > MAX_ADDRESS - PAGE) throw overflow(`user address ${hex(va)} + length`, length);
   context.allocate("pages");
-  const source = new UserSource(call.memory, va & ~(PAGE - 1n));
-  const pages = new Pages(source, (protection & Protection.write) !== 0, context.payer(call.task));
-  return ioas.pagetable.map([{ pages, start: va & (PAGE - 1n), length }], protection, iova);
+  const start = va & (PAGE - 1n);
+  const source = new UserSource(call.memory, va - start, Number(start + length));
+  try {
+    const pages = new Pages(source, (protection & Protection.write) !== 0, context.payer(call.task));
+    return ioas.pagetable.map([{ pages, start, length }], protection, iova);
+  } catch (error) {
+    source.close();
+    throw error;
+  }
 };
 
 const map = request(IOMMU_IOAS_MAP, IommuIoasMap, "iova", ({ context, call, argument, respond }) => {

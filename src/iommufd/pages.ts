@@ -6,7 +6,14 @@
  */
 
 import { allocate } from "../kernel/allocations.ts";
-import { type FileBacking, type Pin, Restart, type UserMemory } from "../kernel/call.ts";
+import {
+  type Adopter,
+  type FileBacking,
+  type Pin,
+  Restart,
+  type UserMemory,
+  type UserRange,
+} from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { Payer } from "./accounting.ts";
@@ -40,16 +47,25 @@ export interface PageMapper {
 const HIGHEST = 2 ** 53;
 
 /** The memory of a process from a user address on. */
-export class UserSource implements PageSource {
+export class UserSource implements PageSource, UserRange {
   readonly memory: UserMemory;
   readonly base: bigint;
+  readonly va: number;
+  readonly length: number;
 
-  constructor(memory: UserMemory, base: bigint) {
+  /** Of `length` bytes from `base`, a multiple of a page. */
+  constructor(memory: UserMemory, base: bigint, length: number) {
     this.memory = memory;
     this.base = base;
+    this.va = Number(base);
+    this.length = length;
+    memory.expected?.add(this);
+  }
+  close(): void {
+    this.memory.expected?.delete(this);
   }
   pin(first: number, count: number, writable: boolean): Pin {
-    const va = Number(this.base) + first * PAGE_BYTES;
+    const va = this.va + first * PAGE_BYTES;
     const length = count * PAGE_BYTES;
     if (va + length >= HIGHEST)
       throw new LinuxError(
@@ -409,11 +425,12 @@ export interface PageRange {
 
 /**
  * One user more for many ranges, all or none. What has first to be adopted by its owner is asked for in one go, so
- * that the call is restarted once and not once a range.
+ * that the call is restarted once for each owner and not once a range.
  */
 export const holdAll = (ranges: Iterable<PageRange>): void => {
   const held: PageRange[] = [];
-  const wanted: { readonly va: number; readonly length: number }[] = [];
+  const wanted: UserRange[] = [];
+  let owner: Adopter | undefined;
   let failure: unknown;
   for (const range of ranges)
     try {
@@ -424,9 +441,10 @@ export const holdAll = (ranges: Iterable<PageRange>): void => {
         failure = error;
         break;
       }
-      wanted.push(...error.ranges);
+      owner ??= error.owner;
+      if (error.owner === owner) wanted.push(...error.ranges);
     }
-  if (failure === undefined && wanted.length === 0) return;
+  if (failure === undefined && owner === undefined) return;
   for (const { pages, first, last } of held.reverse()) pages.release(first, last);
-  throw failure ?? new Restart(wanted);
+  throw failure ?? new Restart(owner!, wanted);
 };

@@ -64,7 +64,7 @@ describe("fail-nth", () => {
     expect(() =>
       allocations.run(one, () => {
         allocate("first");
-        throw new Restart([]);
+        throw new Restart({ id: 1, giveUp() {} }, []);
       }),
     ).toThrow(Restart);
     expect(allocations.remaining(one)).toBe(2);

@@ -13,10 +13,26 @@
 export const SUSPENDED: unique symbol = Symbol("suspended");
 export type Suspended = typeof SUSPENDED;
 
+/** Addresses of one address space, in bytes. */
+export interface UserRange {
+  readonly va: number;
+  readonly length: number;
+}
+
+/** The address space whose program has to move memory before it can be pinned. */
+export interface Adopter {
+  /** That of its `UserMemory`. */
+  readonly id: number;
+  /** Its program cannot be asked, another one calls: the next pin reaches these ranges where they are. */
+  giveUp(ranges: readonly UserRange[]): void;
+}
+
 /** Thrown by `UserMemory.pin` when the owner has to do something first; only `attach/` catches it. */
 export class Restart {
-  readonly ranges: readonly { readonly va: number; readonly length: number }[];
-  constructor(ranges: readonly { readonly va: number; readonly length: number }[]) {
+  readonly owner: Adopter;
+  readonly ranges: readonly UserRange[];
+  constructor(owner: Adopter, ranges: readonly UserRange[]) {
+    this.owner = owner;
     this.ranges = ranges;
   }
 }
@@ -102,6 +118,11 @@ export interface UserMemory {
   write(va: bigint, data: Uint8Array): void;
   /** Pins whole pages: va and length are multiples of 4096. Throws EFAULT, ENOMEM, or Restart. */
   pin(va: number, length: number, writable: boolean): Pin;
+  /**
+   * What may be pinned some day, perhaps by a call of another process, when the owner cannot be asked to adopt: it
+   * adopts before a descriptor of ours gets to another process.
+   */
+  readonly expected?: Set<UserRange>;
   /** Pages charged against RLIMIT_MEMLOCK of this address space by kernel files: its VmLck beside what it locked itself. */
   lockedPages: number;
   /** Pages pinned of it for iommufd: its VmPin. */

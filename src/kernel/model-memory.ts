@@ -5,7 +5,7 @@
  */
 import { FRAME_BYTES, type HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import { type Pin, Restart, type UserMemory } from "./call.ts";
+import { type Adopter, type Pin, Restart, type UserMemory, type UserRange } from "./call.ts";
 
 /** Addresses a user may have: 47 bits. */
 const USER_END = 0x8000_0000_0000;
@@ -48,7 +48,7 @@ export interface MapOptions {
 
 let nextId = 1;
 
-export class ModelMemory implements UserMemory {
+export class ModelMemory implements UserMemory, Adopter {
   readonly id = nextId++;
   lockedPages = 0;
   pinnedPages = 0;
@@ -120,13 +120,18 @@ export class ModelMemory implements UserMemory {
   }
 
   /** The owner has moved these ranges to where they can be pinned. */
-  adopt(ranges: Restart["ranges"]): void {
+  adopt(ranges: readonly UserRange[]): void {
     this.adoptions += 1;
     for (const { va, length } of ranges)
       for (let page = va / FRAME_BYTES; page < (va + length) / FRAME_BYTES; page += 1) {
         const mapped = this.#pages.get(page);
         if (mapped) mapped.adopted = true;
       }
+  }
+
+  /** Frames are frames, wherever they are. */
+  giveUp(ranges: readonly UserRange[]): void {
+    this.adopt(ranges);
   }
 
   /** Physical address behind a virtual one, or -1. */
@@ -176,7 +181,7 @@ export class ModelMemory implements UserMemory {
       ask ||= !mapped.adopted;
       frames.push(mapped.frame);
     }
-    if (ask) throw new Restart([{ va, length }]);
+    if (ask) throw new Restart(this, [{ va, length }]);
     for (const frame of frames) frame.references += 1;
     return {
       va,

@@ -339,7 +339,7 @@ export class ModelTask implements Task {
       } catch (error) {
         if (error instanceof Restart) {
           call.abandon();
-          this.memory.adopt(error.ranges);
+          error.owner.giveUp(error.ranges);
           continue;
         }
         this.#complete({ pending, call, error });

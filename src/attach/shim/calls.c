@@ -101,8 +101,12 @@ static long exchange_prefetching(struct exchange *x, uint32_t *prefetched, const
     return exchange_installing(x);
 }
 
+bool calls_made;
+
 static long forward_ioctl(int fd, uint64_t cookie, uint32_t request, uint64_t argument)
 {
+    if (shim_own_memory())
+        calls_made = true;
     struct ioctl_body body = {.file = file_of(fd, cookie), .argument = argument, .request = request};
     struct exchange x = {.op = OP_IOCTL, .cancellable = true, .send = {{&body, sizeof body}}, .nsend = 1};
     /* Small integers are values, not addresses. */

@@ -85,6 +85,8 @@ void note_emulated(int fd);
 void files_scan(void);
 struct stat;
 int emulated_fstat(int fd, uint64_t cookie, struct stat *out);
+/* An ioctl was forwarded: files of ours may know memory of this program. */
+extern bool calls_made;
 /* open(2) of a device node path: a descriptor, -errno, or -ENOTTY-like OPEN_PASS when it is no node. */
 #define OPEN_PASS (-4095)
 long open_node(const char *path, int flags);

@@ -29,6 +29,8 @@ static struct {
     int (*fcntl)(int, int, ...);
     ssize_t (*recvmsg)(int, struct msghdr *, int);
     int (*recvmmsg)(int, struct mmsghdr *, unsigned, int, struct timespec *);
+    ssize_t (*sendmsg)(int, const struct msghdr *, int);
+    int (*sendmmsg)(int, struct mmsghdr *, unsigned, int);
 } real;
 
 void files_init(void)
@@ -41,6 +43,8 @@ void files_init(void)
     real.fcntl = shim_next("fcntl64");
     real.recvmsg = shim_next("recvmsg");
     real.recvmmsg = shim_next("recvmmsg");
+    real.sendmsg = shim_next("sendmsg");
+    real.sendmmsg = shim_next("sendmmsg");
 }
 
 /* The abstract name, without its leading NUL, that the names of all the daemon's ends begin with. */
@@ -235,4 +239,37 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
     for (int i = 0; i < result; i++)
         note_received(&messages[i].msg_hdr);
     return result;
+}
+
+static bool sends_emulated(const struct msghdr *message)
+{
+    if (!message || !message->msg_control || message->msg_controllen < sizeof(struct cmsghdr))
+        return false;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR((struct msghdr *)message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (size_t i = 0; CMSG_LEN((i + 1) * sizeof(int)) <= c->cmsg_len; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+            if (maybe_emulated(fd))
+                return true;
+        }
+    }
+    return false;
+}
+
+EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    if (attached() && calls_made && sends_emulated(message))
+        adopt_before_sharing();
+    return real.sendmsg(fd, message, flags);
+}
+
+EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    if (attached() && calls_made)
+        for (unsigned i = 0; i < count; i++)
+            if (sends_emulated(&messages[i].msg_hdr))
+                adopt_before_sharing();
+    return real.sendmmsg(fd, messages, count, flags);
 }

@@ -30,9 +30,9 @@ enum shim_op {
     OP_FSTAT = 9,    /* body: struct file_body; reply: struct fstat_reply */
     OP_RING = 10,    /* body: struct file_body: a doorbell message was taken that was still due */
     OP_SEEK = 11,    /* body: struct seek_body; the value is the new position */
+    OP_PAGES = 12,   /* body: struct pages_body; reply: struct pages_reply */
     /* src/attach/shim/mailbox.c, src/attach/mailbox.ts */
     OP_MAILBOX = 50, /* body: none; reply: the page (struct mailbox_page) and the eventfd that rings for a request */
-    OP_PAGES = 12,   /* body: struct pages_body; reply: struct pages_reply */
     /* src/attach/shim/adopt.c, src/attach/process-memory.ts */
     OP_ADOPT_FIRST = 100,
     OP_ADOPT_LAST = 199,

@@ -466,6 +466,8 @@ long shim_request(uint32_t op, const void *body, size_t length, void *reply, siz
 /* Adoption comes last and goes first: until the child has its copy, faults must not be blocked. */
 static void fork_prepare(void)
 {
+    if (calls_made)
+        adopt_before_sharing();
     mappings_fork_prepare();
     adopt_fork_prepare();
 }

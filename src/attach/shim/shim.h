@@ -62,6 +62,9 @@ void *shim_next(const char *name);
 void adopt_init(void);
 /* Moves private anonymous memory onto memfds and tells the daemon. 0, or -errno; va and len are whole pages. */
 int adopt_range(uint64_t va, uint64_t len);
+/* A descriptor of ours is about to get to another process, which cannot adopt for this one: what devices may be given
+ * of this memory later is adopted now. */
+void adopt_before_sharing(void);
 /* In the SIGSEGV handler, before the traps: 1 = it was ours, retry the instruction. */
 int adopt_fault(void *addr);
 /* After the real munmap succeeded (or before a MAP_FIXED mapping replaces the range). */

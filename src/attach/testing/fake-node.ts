@@ -149,7 +149,8 @@ export class FakeFile implements KernelFile {
       }
       case Test.restart:
         this.#restarts += 1;
-        if (this.#restarts <= Number(argument)) throw new Restart([{ va: 0x1000, length: 0x1000 }]);
+        if (this.#restarts <= Number(argument))
+          throw new Restart({ id: call.memory.id, giveUp() {} }, [{ va: 0x1000, length: 0x1000 }]);
         return this.#restarts;
       case Test.whoami: {
         const { pid, tid, uid } = call.task;
