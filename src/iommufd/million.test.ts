@@ -21,7 +21,7 @@ describe("an IOAS with a million areas", () => {
   const ioas = context.add(new Ioas(context));
   const { pagetable } = ioas;
   const payer = context.payer(task);
-  const page = () => new Pages(new UserSource(task.memory, 0x10_0000n), true, payer);
+  const page = () => new Pages(new UserSource(task.memory, 0x10_0000n, 4096), true, payer);
   const place = (pages: bigint): bigint =>
     pagetable.map([{ pages: page(), start: 0n, length: pages * PAGE }], BOTH, undefined);
 

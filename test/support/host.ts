@@ -14,6 +14,10 @@ export const hostOf = (preset: string, events: EventSink = silent): Host =>
 
 export const vtdHost = (events: EventSink = silent): Host => hostOf("vtd", events);
 
+/** `onBug` is told of internal errors. */
+export const mockHost = (onBug: (where: string, reason: string) => void): Host =>
+  new Host(parseMachine(PRESETS.get("mock")!, "mock"), { onBug });
+
 export const start = (host: Host, command: string, ...args: string[]) =>
   spawn(command, args, { env: { ...process.env, ...host.environment() }, stdio: ["ignore", "pipe", "pipe"] });
 
