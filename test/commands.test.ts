@@ -41,10 +41,18 @@ describe("softiommu demo", () => {
     expect(status).toBe(1);
   });
 
+  it("tells what was asked of the host and what the device moved, with the seed", async () => {
+    const { status, stdout } = await softiommu("demo", "fallback", "--json");
+    const told = JSON.parse(stdout) as object;
+    expect(told).toMatchObject({ story: "fallback", machine: "vtd", seed: 1, ok: true });
+    expect(Object.keys(told)).toEqual(expect.arrayContaining(["claims", "calls", "transfers", "faults"]));
+    expect(status).toBe(0);
+  });
+
   it("knows no other story and no other fault", async () => {
     expect(await softiommu("demo", "nothing")).toMatchObject({
       status: 2,
-      stderr: expect.stringContaining("there is basics"),
+      stderr: expect.stringContaining("there is basics, fallback"),
     });
     expect(await softiommu("demo", "--break=nothing")).toMatchObject({
       status: 2,

@@ -1,8 +1,9 @@
 /** `softiommu demo`: a story told on a machine in this process; exit code 1 when one of its claims does not hold. */
-import { BREAKS, isBreak } from "../machine/breaks.ts";
 import { plain } from "../trace/explain.ts";
-import { basics } from "./demo/basics.ts";
+import { FAULTS, type Fault } from "./demo/faults.ts";
+import { recordOf } from "./demo/record.ts";
 import { Stage } from "./demo/stage.ts";
+import { STORIES, type Story } from "./demo/stories.ts";
 import { Teller } from "./demo/story.ts";
 import { ExitCode, UsageError } from "./exit.ts";
 import { loadMachine } from "./machines.ts";
@@ -14,25 +15,35 @@ export interface DemoOptions {
   readonly json?: boolean;
 }
 
-const stories = { basics } as const;
-const isStory = (name: string): name is keyof typeof stories => Object.hasOwn(stories, name);
+const storyOf = (name: string): Story => {
+  const story = STORIES.get(name);
+  if (story) return story;
+  throw new UsageError(`no story is named ${name}; there is ${[...STORIES.keys()].join(", ")}`);
+};
 
-export const demo = (name: string, { machine, break: fault, json = false }: DemoOptions): number => {
-  if (!isStory(name))
-    throw new UsageError(`no story is named ${name}; there is ${Object.keys(stories).join(", ")}`);
-  if (fault !== undefined && !isBreak(fault))
-    throw new UsageError(`--break ${fault}: one of ${Object.keys(BREAKS).join(", ")}`);
+const faultOf = (name: string, story: Story): Fault => {
+  const fault = story.faults.find((known) => known === name);
+  if (fault !== undefined) return fault;
+  throw new UsageError(`--break ${name}: one of ${story.faults.join(", ")} in this story`);
+};
+
+export const demo = (name: string, { machine, break: broken, json = false }: DemoOptions): number => {
+  const story = storyOf(name);
+  const faults = broken === undefined ? [] : [faultOf(broken, story)];
   const teller = json ? new Teller(plain, () => {}) : new Teller(colorsOf(process.stdout), print);
-  const stage = new Stage(loadMachine(machine), new Set(fault === undefined ? [] : [fault]));
+  const description = loadMachine(machine);
+  const stage = new Stage(description, new Set(faults));
   try {
-    if (!json && fault !== undefined) print(`Injected on purpose: ${BREAKS[fault]}.`);
-    stories[name](stage, teller);
+    if (!json) for (const fault of faults) print(`Injected on purpose: ${FAULTS[fault]}.`);
+    story.tell(stage, teller);
   } finally {
     stage.close();
   }
   const { claims, failed } = teller;
-  if (json)
-    print(JSON.stringify({ story: name, machine, break: fault, ok: failed === 0, claims }, undefined, 2));
-  else print(`\n${claims.length - failed} of ${claims.length} claims hold.`);
+  if (json) {
+    const { seed } = description;
+    const told = { story: name, machine, seed, break: broken, ok: failed === 0, claims, ...recordOf(stage) };
+    print(JSON.stringify(told, undefined, 2));
+  } else print(`\n${claims.length - failed} of ${claims.length} claims hold.`);
   return failed === 0 ? ExitCode.ok : ExitCode.failed;
 };

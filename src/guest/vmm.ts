@@ -13,7 +13,8 @@ import { LinuxError } from "../uapi/errno.ts";
 import * as vfio from "../uapi/vfio.ts";
 import { HostCalls, type RecordedCall } from "../viommu/host-calls.ts";
 import { VtdFrontEnd } from "../viommu/vtd/front-end.ts";
-import { ShadowBackEnd } from "../viommu/vtd/shadow.ts";
+import { type GuestRam, ShadowBackEnd } from "../viommu/vtd/shadow.ts";
+import { MistakenCalls, remembering, type VmmBreak } from "./breaks.ts";
 import { GuestMemory } from "./memory.ts";
 
 /** What a program finds on its host. */
@@ -40,13 +41,16 @@ export interface VmmOptions {
   readonly capabilities: VtdCapabilities;
   /** Told of every call on iommufd and on devices' files that carries a structure. */
   readonly record?: (call: RecordedCall) => void;
+  /** Mistakes made on purpose. */
+  readonly broken?: ReadonlySet<VmmBreak>;
 }
 
-/** Where guest memory is in the VMM. */
 const RAM_VA = 0x7f00_0000_0000;
 
 export class Vmm {
   readonly task: ModelTask;
+  /** Where guest memory is in the VMM's. */
+  readonly ram: GuestRam;
   readonly memory: GuestMemory;
   readonly calls: HostCalls;
   readonly devices: readonly PassedDevice[];
@@ -55,12 +59,17 @@ export class Vmm {
   readonly backEnd: ShadowBackEnd;
 
   constructor(options: VmmOptions) {
-    const { host, name, ramBytes, devices, events, capabilities, record } = options;
+    const { host, name, ramBytes, devices, events, capabilities, record, broken = new Set() } = options;
     this.task = new ModelTask(host.memory, { name });
     const ram = { va: RAM_VA, bytes: ramBytes };
+    this.ram = ram;
     this.task.memory.map(ram.va, ram.bytes, { contiguous: true });
     this.memory = new GuestMemory(host.memory, this.task.memory.physical(ram.va), ramBytes);
-    this.calls = new HostCalls(this.task, open(this.task, host, "/dev/iommu"), record);
+    const iommufd = open(this.task, host, "/dev/iommu");
+    this.calls =
+      broken.size > 0
+        ? new MistakenCalls(broken, this.task, iommufd, record)
+        : new HostCalls(this.task, iommufd, record);
     this.devices = devices.map(
       ({ path, rid }) => new PassedDevice(this.calls, open(this.task, host, path), rid),
     );
@@ -80,7 +89,7 @@ export class Vmm {
       tables: this.iommu.tables,
       translationOf: (rid) => this.iommu.translationOf(rid),
     });
-    this.iommu.connect(this.backEnd);
+    this.iommu.connect(broken.has("stale-iotlb") ? remembering(this.backEnd) : this.backEnd);
   }
 
   /** The VMM dies; what it had on the host goes with it. */

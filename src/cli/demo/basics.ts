@@ -3,9 +3,10 @@
  * DMA outside it and to one after it was taken away.
  */
 
-import { reached, type Walk, walk } from "../../trace/walk.ts";
+import { reached, walk } from "../../trace/walk.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE } from "../../uapi/vfio.ts";
+import { brief } from "./brief.ts";
 import { Program } from "./program.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
@@ -158,14 +159,6 @@ const unmapping = (
   teller.claim("tables and caches of the unit agree that nothing is there:", !reached(after));
   teller.show(brief(after));
 };
-
-/** A line for each step. */
-const brief = ({ steps }: Walk): string[] =>
-  steps.map(({ what, address, value, note, outcome }) => {
-    if (outcome?.ok === true) return `reaches ${outcome.pa}`;
-    if (outcome?.ok === false) return `refused: ${outcome.reason}`;
-    return `${what.padEnd(14)} ${address ? `at ${address} is ${value}: ` : ""}${note ?? ""}`;
-  });
 
 const failure = (work: () => unknown): LinuxError | undefined => {
   try {
