@@ -51,7 +51,7 @@ describe("§3.9.1 translation requests", () => {
   it("are refused, and recorded, where the stream does not allow them", () => {
     const { rig } = nested({ EATS: 0 });
     expect(ask(rig, 0x5000, read)).toEqual({ fault: EventCode.F_BAD_ATS_TREQ });
-    expect(rig.takeEvents()).toMatchObject([{ TYPE: BigInt(EventCode.F_BAD_ATS_TREQ) }]);
+    expect(rig.takeEvents()).toMatchObject([{ TYPE: BigInt(EventCode.F_BAD_ATS_TREQ), ADDRESS: 0x5000n }]);
     rig.write(Register.CR0, 0);
     expect(ask(rig, 0x5000, read)).toEqual({ fault: 0x100 });
   });

@@ -31,6 +31,10 @@ export const buildEvent = (
     e.SSID.set(words, pasid & 0xf_ffff);
   }
   const translation = isTranslationFault(code);
+  if (code === EventCode.F_BAD_ATS_TREQ) {
+    words[ADDRESS] = lo;
+    words[ADDRESS + 1] = hi;
+  }
   if (translation || code === EventCode.F_WALK_EABT || code === EventCode.F_TRANSL_FORBIDDEN) {
     words[ADDRESS] = lo;
     words[ADDRESS + 1] = hi;

@@ -3,7 +3,8 @@
  * programming interface. Software reaches it by its registers and its command queue alone; it reads what was written to
  * memory, and remembers it until it is told to forget.
  *
- * Left out: what `spec.ts` leaves out; AArch32 tables; merging of events; broadcast TLB maintenance.
+ * Left out: what `spec.ts` leaves out; AArch32 tables; merging of events; broadcast TLB maintenance; errors of messages
+ * (nobody says whether one arrived); conflicts of TLB or configuration, which never come up here.
  */
 import type { Random } from "../../base/clock.ts";
 import type { EventSink } from "../../base/events.ts";
