@@ -29,6 +29,8 @@ describe("memory that a process has mapped for devices", () => {
       "memfd: mapped ad, beyond ENOENT",
       "copy of a memfd: mapped ad, beyond ENOENT",
       "memfd, read-only: mapped ad, beyond ENOENT",
+      "huge, private: mapped ad, beyond ENOENT",
+      "huge, shared: mapped ad, beyond ENOENT",
     ]);
     expect(status).toBe(0);
     expect(await leftOver(host)).toEqual({});

@@ -38,5 +38,6 @@ describe("softiommu doctor", () => {
       state: "ok",
       found: "16 reserved, transparent for shared memory: advise",
     });
+    expect(hugepages("0", "").remedy).toContain("ordinary pages stand in");
   });
 });

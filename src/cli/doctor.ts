@@ -200,6 +200,6 @@ export const hugepages = (reserved: string, shmem: string): Finding => {
   const found = `${reserved || 0} reserved, transparent for shared memory: ${transparent}`;
   if (Number(reserved) > 0) return { what, state: "ok", found };
   const remedy =
-    "none are needed; programs that ask for some themselves get them with sysctl vm.nr_hugepages=64";
+    "none are needed: ordinary pages stand in for programs that ask for some; real ones: sysctl vm.nr_hugepages=64";
   return { what, state: "ok", found, remedy };
 };

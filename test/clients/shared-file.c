@@ -2,6 +2,7 @@
  * Memory that one process maps and another's call pins: an IOAS that crosses a fork or a socket. Devices reach the
  * memory of the process that mapped it, also when that has unmapped it since, forked again, or is gone.
  */
+#include <linux/mman.h>
 #include <stdbool.h>
 #include <sys/socket.h>
 
@@ -9,6 +10,7 @@
 
 #define IOVA 0x1000000UL
 #define BYTES (4 * PAGE)
+#define HUGE (2UL << 20)
 
 static void fill(char *memory, char what)
 {
@@ -173,6 +175,8 @@ static void every_kind(void)
         {"memfd", MAP_SHARED, false, true},
         {"copy of a memfd", MAP_PRIVATE, false, true},
         {"memfd, read-only", MAP_SHARED, true, true},
+        {"huge, private", MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, false, false},
+        {"huge, shared", MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB | 21 << MAP_HUGE_SHIFT, false, false},
     };
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         int fd = open_iommu(), file = kinds[i].in_file ? memfd_create("kind", MFD_CLOEXEC) : -1;
@@ -180,6 +184,8 @@ static void every_kind(void)
         must(file < 0 || ftruncate(file, BYTES) == 0);
         char *memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, kinds[i].flags, file, 0);
         must(memory != MAP_FAILED);
+        bool huge = kinds[i].flags & MAP_HUGETLB;
+        must(!huge || (uintptr_t)memory % HUGE == 0);
         fill(memory, 'a');
         must(!kinds[i].readonly || mprotect(memory, BYTES, PROT_READ) == 0);
         mock_device(fd, ioas);
@@ -191,7 +197,7 @@ static void every_kind(void)
         char byte = 0;
         int access = create_access(fd, ioas);
         /* A private mapping of a file is the one kind that must stay where it is. */
-        must(kinds[i].flags == MAP_PRIVATE || munmap(memory, BYTES) == 0);
+        must(kinds[i].flags == MAP_PRIVATE || munmap(memory, huge ? HUGE : BYTES) == 0);
         int first = access_rw(fd, access, IOVA + 2048, &byte, 1, 0);
         printf("%s: %s %c", kinds[i].name, error ? strerrorname_np(error) : "mapped", first ? '!' : byte);
         int last = access_rw(fd, access, IOVA + 2047 + BYTES - PAGE, &byte, 1, 0);

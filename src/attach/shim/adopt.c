@@ -794,7 +794,7 @@ long adopt_mmap_shared_anonymous(void *addr, size_t len, int prot, int flags)
 {
     uint64_t before = block_signals();
     lock();
-    struct shared_mapping *mapping = flags & MAP_HUGETLB ? NULL : free_shared_mapping();
+    struct shared_mapping *mapping = free_shared_mapping();
     int fd = mapping && len > 0 ? shared_memfd(len) : -1;
     long result = fd < 0 ? raw_mmap(addr, len, prot, flags, -1, 0) : raw_mmap(addr, len, prot, flags & ~MAP_ANONYMOUS, fd, 0);
     bool mapped = !(result < 0 && result > -4096);

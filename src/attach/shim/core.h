@@ -1,6 +1,6 @@
 /*
- * Private to the attach core: shim.c, route.c, open.c, status.c, folders.c, files.c, calls.c, stream.c, proc.c, mmap.c,
- * exec.c.
+ * Private to the attach core: shim.c, route.c, open.c, status.c, folders.c, files.c, calls.c, stream.c, proc.c, huge.c,
+ * mmap.c, exec.c.
  */
 #ifndef SOFTIOMMU_CORE_H
 #define SOFTIOMMU_CORE_H
@@ -100,6 +100,11 @@ struct _IO_FILE *emulated_stream(int fd, const char *mode);
 /* ---- proc.c -------------------------------------------------------------------------------------------- */
 /* open(2) of /proc/PID/status for reading: a descriptor, -errno, or OPEN_PASS when it is another file. */
 long open_status(int dirfd, const char *path, int flags);
+
+/* ---- huge.c -------------------------------------------------------------------------------------------- */
+void huge_init(void);
+/* mmap(2) with MAP_ANONYMOUS | MAP_HUGETLB: the address or -errno. */
+long huge_mmap_anonymous(void *addr, size_t len, int prot, int flags);
 
 /* ---- mmap.c -------------------------------------------------------------------------------------------- */
 /* Around fork: the child finds the table whole. */

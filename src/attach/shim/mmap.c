@@ -237,6 +237,8 @@ EXPORT void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t o
         return (void *)result_of(map_emulated(addr, len, prot, flags, fd, cookie, offset));
     if ((flags & MAP_FIXED) && len)
         forget(addr, len);
+    if (anonymous && flags & MAP_HUGETLB)
+        return (void *)result_of(huge_mmap_anonymous(addr, len, prot, flags));
     if (anonymous && (flags & MAP_TYPE) == MAP_SHARED)
         return (void *)result_of(adopt_mmap_shared_anonymous(addr, len, prot, flags));
     return real.mmap(addr, len, prot, flags, fd, offset);

@@ -536,6 +536,7 @@ static void start(void)
     files_init();
     calls_init();
     mmap_init();
+    huge_init();
     stream_init();
     exec_init(getenv("SOFTIOMMU_PRELOAD"), socket_path);
     const char *slash = socket_path ? strrchr(socket_path, '/') : NULL;

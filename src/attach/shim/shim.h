@@ -7,7 +7,7 @@
  *   stream.c   FILE and dprintf on them
  *   route.c    paths to the shadow tree                   open.c, status.c, folders.c  calls with paths
  *   mmap.c     mappings of emulated files                 exec.c     the environment survives exec
- *   proc.c     /proc/PID/status
+ *   proc.c     /proc/PID/status                           huge.c     huge pages where there are none
  *   adopt.c    private memory moved onto memfds           trap.c     accesses to BARs
  *   signals.c  the handlers of faults stay ours
  */
