@@ -252,6 +252,19 @@ export const readPasidContext = (
   );
 };
 
+/** Reads the context entry alone, which is what page requests go by (§7.4): 0, or the fault. */
+export const readFunctionContext = (
+  memory: HostMemory,
+  config: ScalableConfig,
+  root: number,
+  rid: number,
+  pasid: number,
+  out: PasidContext,
+): number => {
+  out.silent = false;
+  return readRoot(memory, config, root, rid, out) || readContextEntry(memory, config, pasid, out);
+};
+
 /** Whether the entry lets a request be made at all: 0, or the fault. `privileged`: asked for, or by RID_PRIV. */
 export const admit = (context: PasidContext, access: number, privileged: boolean): number => {
   if ((access & Access.execute) !== 0 && !context.execute) return FaultCode.executeDisabled;

@@ -18,7 +18,8 @@ import { PasidCacheGranularity, PasidIotlbGranularity, Pgtt } from "./scalable-s
 import {
   admit,
   configureScalable,
-  type PasidContext,
+  PasidContext,
+  readFunctionContext,
   readPasidContext,
   type ScalableConfig,
 } from "./scalable-tables.ts";
@@ -117,6 +118,8 @@ export class ScalableRemapping {
   readonly #memory: HostMemory;
   readonly #iotlb: Iotlb;
   readonly #spaces: FirstStageSpaces;
+  /** Context of the last page request. */
+  readonly #asking = new PasidContext();
 
   constructor(host: ScalableHost) {
     this.#host = host;
@@ -449,10 +452,11 @@ export class ScalableRemapping {
   }
 
   /** §7.4 Whether a function may ask for pages: 0, or the fault. */
-  admitPageRequest(transaction: Transaction): { readonly code: number; readonly silent: boolean } {
-    const slot = this.slotOf(transaction);
-    const refused = slot.fault || (slot.pageRequests ? 0 : FaultCode.pageRequestsDisabled);
-    return { code: refused, silent: slot.silent };
+  admitPageRequest({ rid, pasid }: Transaction): { readonly code: number; readonly silent: boolean } {
+    const context = this.#asking;
+    const fault = readFunctionContext(this.#memory, this.config, this.root, rid, pasid, context);
+    const { pageRequests, silent } = context;
+    return { code: fault || (pageRequests ? 0 : FaultCode.pageRequestsDisabled), silent };
   }
 }
 
