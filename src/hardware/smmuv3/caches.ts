@@ -48,7 +48,7 @@ export class StreamSlot {
     this.pageLo = lo & this.mask;
     this.pageHi = hi | 0;
     this.pa = base;
-    this.size = 2 ** lg2;
+    this.size = 1 << lg2;
     this.denied = denied;
   }
 

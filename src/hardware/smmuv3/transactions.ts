@@ -213,10 +213,10 @@ export class Transactions {
     const lg2 = Math.min(page.lg2, PART_LG2);
     const denied = EVERY_RIGHT & ~rights;
     if (this.#remembers()) this.tlb.enter(space, lo, high, page, lg2, denied);
-    return this.#answer(transaction, slot, page.pa - (lo & (2 ** lg2 - 1)), lg2, denied);
+    return this.#answer(transaction, slot, page.pa - (lo & ((1 << lg2) - 1)), lg2, denied);
   }
 
-  /** Answers from the page of 2^lg2 bytes at `base`, which becomes the stream's last one. */
+  /** Answers from the page of 2^lg2 bytes (at most 2^30) at `base`, which becomes the stream's last one. */
   #answer(
     transaction: Transaction,
     slot: StreamSlot,
@@ -224,7 +224,7 @@ export class Transactions {
     lg2: number,
     denied: number,
   ): TranslateStatus {
-    const size = 2 ** lg2;
+    const size = 1 << lg2;
     const offset = transaction.lo & (size - 1);
     transaction.pa = base + offset;
     transaction.span = size - offset;
