@@ -54,3 +54,14 @@ describe("pages pinned by iommufd", () => {
     expect(status).toBe(0);
   });
 });
+
+describe("pages mapped by a VFIO container", () => {
+  it("are locked memory of their process, beside what it locks itself, and count once a mapping", async () => {
+    const { status, stdout, stderr } = await softiommu("run", "--machine", "vtd", "--", client("locked"));
+    expect(stderr).toBe("");
+    const [before, ...lines] = stdout.trim().split("\n");
+    const held = Number(/VmLck (\d+) VmPin 0$/.exec(before!)?.[1]);
+    expect(lines).toEqual([`mapped: VmLck ${held + 7} VmPin 0`, `unmapped once: VmLck ${held + 4} VmPin 0`]);
+    expect(status).toBe(0);
+  });
+});

@@ -52,6 +52,7 @@ export class ModelMemory implements UserMemory, Adopter {
   readonly id = nextId++;
   lockedPages = 0;
   pinnedPages = 0;
+  readonly expected = new Set<UserRange>();
   readonly #host: HostMemory;
   readonly #pages = new Map<number, Page>();
   /** Adoptions that were made, for tests. */
