@@ -36,15 +36,63 @@ enum {
     IOMMU_TEST_CMD = 0x3ba0,
 };
 enum { MAP_FIXED_IOVA = 1, MAP_WRITEABLE = 2, MAP_READABLE = 4 };
-enum { OP_MOCK_DOMAIN = 2, OP_CREATE_ACCESS = 5, OP_ACCESS_RW = 8, OP_DMABUF_GET = 22, OP_DMABUF_REVOKE = 23 };
+enum {
+    OP_ADD_RESERVED = 1,
+    OP_MOCK_DOMAIN = 2,
+    OP_CHECK_REFS = 4,
+    OP_CREATE_ACCESS = 5,
+    OP_DESTROY_ACCESS_PAGES = 6,
+    OP_ACCESS_PAGES = 7,
+    OP_ACCESS_RW = 8,
+    OP_MOCK_DOMAIN_REPLACE = 10,
+    OP_ACCESS_REPLACE_IOAS = 11,
+    OP_MOCK_DOMAIN_FLAGS = 12,
+    OP_DIRTY = 13,
+    OP_CHECK_IOTLB = 14,
+    OP_TRIGGER_IOPF = 15,
+    OP_CHECK_CACHE = 16,
+    OP_TRIGGER_VEVENT = 17,
+    OP_PASID_ATTACH = 18,
+    OP_PASID_REPLACE = 19,
+    OP_PASID_DETACH = 20,
+    OP_PASID_CHECK = 21,
+    OP_DMABUF_GET = 22,
+    OP_DMABUF_REVOKE = 23
+};
 #define TYPE_SELFTEST 0xdeadbeefu
 
 struct test_command {
     uint32_t size, op, id, reserved;
     union {
         struct {
-            uint32_t out_stdev_id, out_hwpt_id, out_idev_id;
+            uint64_t start, length;
+        } add_reserved;
+        struct {
+            uint32_t out_stdev_id, out_hwpt_id, out_idev_id, dev_flags;
         } mock_domain;
+        struct {
+            uint64_t length, uptr;
+            uint32_t refs;
+        } check_refs;
+        struct {
+            uint32_t flags, out_id;
+            uint64_t iova, length, uptr;
+        } access_pages;
+        struct {
+            uint32_t flags, padding;
+            uint64_t iova, length, page_size, uptr, out_count;
+        } dirty;
+        struct {
+            uint32_t slot, value;
+        } check;
+        struct {
+            uint32_t dev_id, pasid, grpid, perm;
+            uint64_t addr;
+        } iopf;
+        struct {
+            uint32_t pasid, pt_id;
+        } pasid;
+        uint32_t word;
         struct {
             uint32_t out_access_fd, flags;
         } create_access;
