@@ -2,8 +2,8 @@
 import * as fc from "fast-check";
 import { afterAll, beforeEach, describe, expect, it } from "vitest";
 import { ModelHost } from "../../test/support/model-host.ts";
+import { capabilitiesOf, extendedCapabilitiesOf, findCapability } from "../pci/capability-list.ts";
 import { CapabilityId, Command, Header } from "../pci/spec.ts";
-import { capabilitiesOf, extendedCapabilitiesOf, findCapability } from "./capability-list.ts";
 import { VirtualConfig } from "./config-space.ts";
 
 const host = new ModelHost();

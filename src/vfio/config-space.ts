@@ -5,6 +5,8 @@
  * SET_IRQS, so MSI and MSI-X cannot be turned on here; the PASID capability and unknown ones are not in the lists.
  * Left out: writes to VPD, AER masks and to registers outside any capability, which are dropped.
  */
+
+import { capabilitiesOf, extendedCapabilitiesOf, type ListedCapability } from "../pci/capability-list.ts";
 import type { Bar, PciFunction } from "../pci/function.ts";
 import {
   BarBits,
@@ -21,7 +23,6 @@ import {
   PowerCapability,
   PowerControl,
 } from "../pci/spec.ts";
-import { capabilitiesOf, extendedCapabilitiesOf, type ListedCapability } from "./capability-list.ts";
 
 /** Further capability ids, PCI Code and ID Assignment §2. */
 const CapabilityIdMore = {

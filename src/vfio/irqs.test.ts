@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ModelHost, MSIX_TABLE, MSIX_VECTORS, Recorder } from "../../test/support/model-host.ts";
 import { outcome, reasonOf, VfioClient } from "../../test/support/vfio-client.ts";
 import { ModelTask } from "../kernel/model-task.ts";
+import { findCapability } from "../pci/capability-list.ts";
 import { CapabilityId, Command, Header } from "../pci/spec.ts";
 import {
   VFIO_IRQ_SET_DATA_BOOL as BOOL,
@@ -15,7 +16,6 @@ import {
   VFIO_DEVICE_SET_IRQS,
   VfioIrqSet,
 } from "../uapi/vfio.ts";
-import { findCapability } from "./capability-list.ts";
 import { regionOffset } from "./regions.ts";
 import { VfioSubsystem } from "./subsystem.ts";
 

@@ -3,6 +3,7 @@
  * INTx, MSI and MSI-X is in use at a time; ERR and REQ only hold an eventfd each.
  */
 import type { Call, EventFd } from "../kernel/call.ts";
+import { findCapability } from "../pci/capability-list.ts";
 import type { PciFunction } from "../pci/function.ts";
 import { CapabilityId, Header } from "../pci/spec.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -17,7 +18,6 @@ import {
   VFIO_PCI_MSI_IRQ_INDEX,
   VFIO_PCI_MSIX_IRQ_INDEX,
 } from "../uapi/vfio.ts";
-import { findCapability } from "./capability-list.ts";
 import type { VfioContext } from "./context.ts";
 import { holdEventfd } from "./held-eventfd.ts";
 import { Intx } from "./intx.ts";

@@ -5,6 +5,7 @@
  */
 import type { Call, EventFd } from "../kernel/call.ts";
 import type { Message } from "../kernel/msi.ts";
+import { findCapability } from "../pci/capability-list.ts";
 import type { PciFunction } from "../pci/function.ts";
 import {
   CapabilityId,
@@ -20,7 +21,6 @@ import {
 } from "../pci/spec.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX } from "../uapi/vfio.ts";
-import { findCapability } from "./capability-list.ts";
 import type { VfioContext } from "./context.ts";
 import { holdEventfd } from "./held-eventfd.ts";
 import { disableLine } from "./intx.ts";

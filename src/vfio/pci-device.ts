@@ -6,6 +6,7 @@
 import type { Device } from "../iommu/core.ts";
 import type { IommufdContext } from "../iommufd/context.ts";
 import { bindDevice, type DeviceObject } from "../iommufd/device.ts";
+import { findCapability } from "../pci/capability-list.ts";
 import type { PciFunction } from "../pci/function.ts";
 import {
   CapabilityId,
@@ -15,7 +16,6 @@ import {
   ExpressCapability,
   Header,
 } from "../pci/spec.ts";
-import { findCapability } from "./capability-list.ts";
 import { VirtualConfig } from "./config-space.ts";
 import type { VfioContext } from "./context.ts";
 import { Interrupts } from "./irqs.ts";

@@ -1,5 +1,5 @@
 /** The capability lists of a function's physical config space (PCIe §7.5.1.1.11 and §7.6), read as software does. */
-import type { PciFunction } from "../pci/function.ts";
+import type { PciFunction } from "./function.ts";
 import {
   CONFIG_BYTES,
   ExtendedHeader,
@@ -7,7 +7,7 @@ import {
   FIRST_EXTENDED_CAPABILITY,
   Header,
   Status,
-} from "../pci/spec.ts";
+} from "./spec.ts";
 
 export interface ListedCapability {
   readonly id: number;
