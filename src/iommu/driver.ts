@@ -212,6 +212,11 @@ export interface IommuDriver {
   probe(device: Requester): DeviceCapabilities;
   release(device: Requester): void;
   reserved(device: Requester): readonly ReservedRegion[];
+  /**
+   * The address at which the device reaches the interrupt doorbell that is at this physical address, in whatever domain it
+   * has, from now on. Absent: messages pass untranslated. Throws ENOMEM.
+   */
+  doorbell?(device: Requester, address: bigint): bigint;
   /** A new, empty domain that fits the device. Throws ENOMEM, and EOPNOTSUPP for an option the unit does not have. */
   allocatePaging(device: Requester, options?: PagingOptions): PagingDomain;
   readonly identity: FixedDomain;

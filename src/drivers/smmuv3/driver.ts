@@ -1,0 +1,619 @@
+/**
+ * The kernel-side driver of one SMMUv3 (IHI 0070): stream table, context descriptors, domains of stage 1 and 2, guests'
+ * stage 1 above them, commands, the event and page request queues. It only writes memory, registers and queue entries.
+ * The interrupts of the unit are taken up after the access that caused them has ended, as a thread would.
+ *
+ * Page requests (PRI) are denied; functions whose accesses can stall have their faults reported instead. Left out: AArch32,
+ * big-endian tables, broadcast TLB maintenance, and the order of writes by which an entry changes while a unit reads it.
+ */
+import type { EventSink } from "../../base/events.ts";
+import { Ids } from "../../base/ids.ts";
+import type { Scheduler } from "../../base/scheduler.ts";
+import type { Capabilities } from "../../hardware/smmuv3/capabilities.ts";
+import {
+  Config,
+  Cr0,
+  EVENT_BYTES,
+  EventRecord,
+  Gbpa,
+  Gerror,
+  IrqCtrl,
+  PageRequestRecord,
+  PRI_BYTES,
+  Register,
+  S1Dss,
+  Ste,
+} from "../../hardware/smmuv3/spec.ts";
+import { NO_PASID } from "../../hardware/unit.ts";
+import type {
+  DeviceCapabilities,
+  Domain,
+  FixedDomain,
+  HardwareInfo,
+  IommuDriver,
+  PageRequest,
+  PageResponse,
+  PagingDomain,
+  PagingOptions,
+  Requester,
+  ReservedRegion,
+  UserData,
+} from "../../iommu/driver.ts";
+import { allocate } from "../../kernel/allocations.ts";
+import type { Message, MsiController } from "../../kernel/msi.ts";
+import { FRAME_BYTES, type HostMemory } from "../../memory/host-memory.ts";
+import { LinuxError } from "../../uapi/errno.ts";
+import {
+  IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
+  IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
+  IommuHwInfoArmSmmuv3,
+} from "../../uapi/vendor/smmuv3.ts";
+import { CommandQueue } from "./command-queue.ts";
+import { ContextTable, contextBits } from "./context-table.ts";
+import { DOORBELL_WINDOW, type DomainHost, doorbellAddress, SmmuDomain } from "./domain.ts";
+import { Invalidations } from "./invalidations.ts";
+import { enablePasids, Master } from "./master.ts";
+import { SmmuNestedDomain } from "./nested-domain.ts";
+import { RecordQueue } from "./record-queue.ts";
+import { type RegisterFile, Registers } from "./registers.ts";
+import { type SteValues, StreamTable } from "./stream-table.ts";
+import { SmmuViommu } from "./viommu.ts";
+
+/** What firmware (IORT) says of a unit. */
+export interface SmmuFirmware {
+  /** Whether the unit is in front of this function. */
+  covers(device: Requester): boolean;
+  /** Whether accesses of the function may stall. */
+  canStall(device: Requester): boolean;
+}
+
+export interface SmmuDriverOptions {
+  /** "smmu3.0x0000000009050000" */
+  readonly name: string;
+  readonly unit: RegisterFile;
+  readonly memory: HostMemory;
+  readonly msi: MsiController;
+  readonly scheduler: Scheduler;
+  readonly firmware: SmmuFirmware;
+  readonly events: EventSink;
+}
+
+/** A fault as the driver read it from an event of the unit. */
+export interface ReportedFault {
+  readonly rid: number;
+  readonly pasid: number;
+  readonly address: bigint;
+  readonly write: boolean;
+  readonly code: number;
+  readonly stage2: boolean;
+}
+
+/** Reports kept for whoever asks; older ones are counted only. */
+const REPORTS = 256;
+/** Type of hardware information: IOMMU_HW_INFO_TYPE_DEFAULT, which structures of a vendor do not define. */
+const WHATEVER_IT_IS = 0;
+/** Bits of `PageRequest.permissions`. */
+const Permissions = { read: 1, write: 2, execute: 4, privileged: 8 } as const;
+/** Data of the unit's messages: one of a block for each source. */
+const SOURCES = { eventq: 0, priq: 1, gerror: 2 } as const;
+const MESSAGES = 4;
+/** Cacheability of what the unit fetches, and shareability. */
+const WRITE_BACK = 1;
+const INNER = 3;
+/** SHCFG: as the access came. */
+const AS_IT_CAME = 1;
+const EVERY_ERROR = Object.values(Gerror).reduce((all, error) => all | error, 0);
+
+export class SmmuDriver implements IommuDriver {
+  readonly name: string;
+  readonly identity: FixedDomain = { kind: "identity", name: "identity" };
+  readonly blocked: FixedDomain = { kind: "blocked", name: "blocked" };
+  onPageRequest: ((device: Requester, request: PageRequest) => void) | undefined;
+  /** The last faults that nobody else was told of, and how many there were in all. */
+  readonly faults: ReportedFault[] = [];
+  faultCount = 0;
+  readonly unit: Capabilities;
+  readonly #registers: Registers;
+  readonly #memory: HostMemory;
+  readonly #scheduler: Scheduler;
+  readonly #firmware: SmmuFirmware;
+  readonly #events: EventSink;
+  readonly #streams: StreamTable;
+  readonly #commands: CommandQueue;
+  readonly #invalidations: Invalidations;
+  readonly #eventQueue: RecordQueue;
+  readonly #pageRequests: RecordQueue | undefined;
+  readonly #message: Message;
+  readonly #asids: Ids;
+  readonly #vmids: Ids;
+  readonly #domains = new Set<SmmuDomain>();
+  readonly #viommus = new Set<SmmuViommu>();
+  readonly #masters = new Map<Requester, Master>();
+  readonly #bySid = new Map<number, Master>();
+  readonly #host: DomainHost;
+  #serving = false;
+  #closed = false;
+
+  /** Brings the unit up, every function blocked. Throws ENODEV when the unit lacks what the driver needs, ENOMEM. */
+  constructor(options: SmmuDriverOptions) {
+    const { name, memory } = options;
+    this.name = name;
+    this.#memory = memory;
+    this.#scheduler = options.scheduler;
+    this.#firmware = options.firmware;
+    this.#events = options.events;
+    const registers = new Registers(options.unit, name);
+    this.#registers = registers;
+    this.unit = registers.capabilities();
+    this.#requireUnit();
+    registers.write32(Register.GBPA, (Gbpa.RESET | Gbpa.ABORT | Gbpa.UPDATE) >>> 0);
+    registers.control(0);
+    this.#streams = new StreamTable(registers, memory, name, this.unit);
+    this.#commands = new CommandQueue(registers, memory, name, this.unit.commandQueueLg2);
+    this.#eventQueue = new RecordQueue(registers, memory, name, {
+      what: "event queue",
+      base: Register.EVENTQ_BASE,
+      prod: Register.EVENTQ_PROD,
+      cons: Register.EVENTQ_CONS,
+      maximumLg2: this.unit.eventQueueLg2,
+      recordBytes: EVENT_BYTES,
+    });
+    if (this.unit.pri)
+      this.#pageRequests = new RecordQueue(registers, memory, name, {
+        what: "page request queue",
+        base: Register.PRIQ_BASE,
+        prod: Register.PRIQ_PROD,
+        cons: Register.PRIQ_CONS,
+        maximumLg2: this.unit.pageRequestQueueLg2,
+        recordBytes: PRI_BYTES,
+      });
+    this.#invalidations = new Invalidations(this.#commands, this.unit.rangeInvalidation);
+    // 0 is the VMID of the host's own stage 1, and not given out as ASID either.
+    this.#asids = new Ids(1, this.unit.asidMask + 1);
+    this.#vmids = new Ids(1, this.unit.vmidMask + 1);
+    this.#host = {
+      flush: (domain, iova, length, leavesOnly) => this.#flush(domain, iova, length, leavesOnly),
+      forget: (domain) => this.#forget(domain),
+    };
+    this.#message = options.msi.allocate(() => this.#interrupted(), { count: MESSAGES });
+    this.#enableInterrupts();
+    registers.control(Cr0.CMDQEN);
+    this.#invalidations.everything();
+    registers.control(Cr0.CMDQEN | Cr0.EVENTQEN | (this.unit.pri ? Cr0.PRIQEN : 0) | this.#atsCheck);
+    registers.control(registers.read32(Register.CR0) | Cr0.SMMUEN);
+  }
+
+  /** Domains that were allocated and not freed. */
+  get domains(): number {
+    return this.#domains.size;
+  }
+  get viommus(): number {
+    return this.#viommus.size;
+  }
+
+  probe(device: Requester): DeviceCapabilities {
+    if (!this.#firmware.covers(device))
+      throw new LinuxError("ENODEV", `${this.name} is not in front of this device`, device.name);
+    this.#streams.open(device.rid);
+    const { unit } = this;
+    const pasid = enablePasids(device, contextBits(unit.substreamIdBits, unit.twoLevelContexts));
+    const stalls =
+      unit.stalls === "force" || (unit.stalls === "both" && this.#firmware.canStall(device));
+    const contexts = new ContextTable(this.#memory, device.name, pasid.bits, unit.twoLevelContexts);
+    const master = new Master(device, { pasid, stalls, contexts, blocked: this.blocked });
+    this.#masters.set(device, master);
+    this.#bySid.set(master.sid, master);
+    this.#writeEntry(master);
+    return {
+      cacheCoherent: true,
+      dirtyTracking: unit.updates === "dirty",
+      pasidBits: pasid.bits,
+      pasidExecute: pasid.execute,
+      pasidPrivileged: pasid.privileged,
+      nesting: this.#nests,
+    };
+  }
+
+  release(device: Requester): void {
+    const master = this.#masters.get(device);
+    if (!master) return;
+    for (const pasid of [...master.pasids.keys()]) this.attach(device, this.blocked, pasid);
+    this.attach(device, this.blocked);
+    this.#streams.write(master.sid, 0n);
+    this.#invalidations.stream(master.sid);
+    this.#masters.delete(device);
+    this.#bySid.delete(master.sid);
+    master.contexts.free();
+  }
+
+  hardwareInfo(_device: Requester, type: number): HardwareInfo | undefined {
+    if (type !== WHATEVER_IT_IS && type !== IOMMU_HW_INFO_TYPE_ARM_SMMUV3) return undefined;
+    const read = (register: number): number => this.#registers.read32(register);
+    const { IDR0, IDR1, IDR2, IDR3, IDR4, IDR5, IIDR, AIDR } = Register;
+    const bytes = IommuHwInfoArmSmmuv3.bytes({
+      idr: [IDR0, IDR1, IDR2, IDR3, IDR4, IDR5].map(read),
+      iidr: read(IIDR),
+      aidr: read(AIDR),
+    });
+    return { type: IOMMU_HW_INFO_TYPE_ARM_SMMUV3, bytes };
+  }
+
+  reserved(): readonly ReservedRegion[] {
+    return [{ ...DOORBELL_WINDOW, kind: "sw-msi" }];
+  }
+
+  doorbell(device: Requester, address: bigint): bigint {
+    const master = this.#masterOf(device);
+    const page = Number(address) - (Number(address) % FRAME_BYTES);
+    const domain = translating(master.domain);
+    domain?.mapDoorbell(page);
+    master.doorbells.add(page);
+    return master.domain.kind === "identity" ? address : doorbellAddress(address);
+  }
+
+  allocatePaging(_device: Requester, options: PagingOptions = {}): SmmuDomain {
+    const { nestParent = false, dirtyTracking = false, pasid = false, data } = options;
+    const { unit } = this;
+    if (data)
+      throw new LinuxError("EOPNOTSUPP", "its paging domains have no wishes of the vendor's", this.name);
+    if (nestParent && (dirtyTracking || pasid || !this.#nests))
+      throw new LinuxError(
+        "EOPNOTSUPP",
+        "a nest parent is of stage 2: it needs a unit with both stages, tracks no dirty pages and has no PASIDs",
+        this.name,
+      );
+    if ((dirtyTracking && unit.updates !== "dirty") || ((dirtyTracking || pasid) && !unit.stage1))
+      throw new LinuxError(
+        "EOPNOTSUPP",
+        "dirty pages are tracked, and PASIDs given domains, by stage 1 of a unit that has what it takes",
+        this.name,
+      );
+    allocate("a domain of the unit");
+    return this.#makeDomain(nestParent || !unit.stage1 ? 2 : 1, dirtyTracking, nestParent);
+  }
+
+  hasViommu(_device: Requester, type: number): boolean {
+    return type === IOMMU_VIOMMU_TYPE_ARM_SMMUV3 && this.#nests;
+  }
+
+  allocateViommu(_device: Requester, parent: PagingDomain, _data: UserData): SmmuViommu {
+    if (!(parent instanceof SmmuDomain) || !this.#domains.has(parent) || !parent.nestParent)
+      throw new LinuxError(
+        "EINVAL",
+        `${parent.name} is not a nest parent of ${this.name}, the unit of this device`,
+        this.name,
+      );
+    allocate("a vIOMMU of the unit");
+    const viommu = new SmmuViommu(parent, {
+      invalidations: this.#invalidations,
+      ats: this.unit.ats,
+      forget: (gone) => this.#viommus.delete(gone),
+    });
+    this.#viommus.add(viommu);
+    return viommu;
+  }
+
+  attach(device: Requester, domain: Domain, pasid?: number): void {
+    const master = this.#masterOf(device);
+    this.#serve(); // what happened under the domain it has belongs to that one
+    if (pasid === undefined) this.#attach(master, domain);
+    else if (domain.kind === "blocked") this.#detachPasid(master, pasid);
+    else this.#attachPasid(master, domain, pasid);
+  }
+
+  /** Success: the access is tried again. Else it is aborted. */
+  respond(device: Requester, { group, code }: PageResponse): void {
+    this.#invalidations.resume(device.rid, group, code === "success");
+  }
+
+  /** Everything is given back; the unit is left off. Domains must have been freed. */
+  close(): void {
+    this.#registers.control(0);
+    this.#closed = true;
+    this.#message.free();
+    for (const { contexts } of this.#masters.values()) contexts.free();
+    this.#masters.clear();
+    this.#bySid.clear();
+    this.#pageRequests?.free();
+    this.#eventQueue.free();
+    this.#commands.free();
+    this.#streams.free();
+  }
+
+  get #nests(): boolean {
+    return this.unit.stage1 && this.unit.stage2;
+  }
+
+  get #atsCheck(): number {
+    return this.unit.ats ? Cr0.ATSCHK : 0;
+  }
+
+  #requireUnit(): void {
+    const { msi, granules } = this.unit;
+    if (!granules.includes(12))
+      throw new LinuxError("ENODEV", "the unit has no tables with 4 KiB pages (IDR5.GRAN4K)", this.name);
+    if (!msi) throw new LinuxError("ENODEV", "the unit sends no messages (IDR0.MSI)", this.name);
+  }
+
+  #masterOf(device: Requester): Master {
+    const master = this.#masters.get(device);
+    if (!master) throw new LinuxError("ENODEV", `it was not found behind ${this.name}`, device.name);
+    return master;
+  }
+
+  // Domains
+
+  #makeDomain(stage: 1 | 2, dirtyTracking: boolean, nestParent: boolean): SmmuDomain {
+    const ids = stage === 1 ? this.#asids : this.#vmids;
+    const id = ids.take();
+    if (id < 0)
+      throw new LinuxError(
+        "ENOSPC",
+        `all ${ids.inUse} ${stage === 1 ? "ASIDs" : "VMIDs"} are in use`,
+        this.name,
+      );
+    try {
+      const domain = new SmmuDomain({
+        unitName: this.name,
+        stage,
+        id,
+        memory: this.#memory,
+        unit: this.unit,
+        dirtyTracking,
+        nestParent,
+        host: this.#host,
+        events: this.#events,
+      });
+      this.#domains.add(domain);
+      return domain;
+    } catch (error) {
+      ids.give(id);
+      throw error;
+    }
+  }
+
+  #flush(domain: SmmuDomain, iova: number, length: number, leavesOnly: boolean): void {
+    this.#invalidations.range(domain.tag, iova, length, leavesOnly);
+    if (domain.nestParent) this.#invalidations.guests(domain.tag);
+  }
+
+  #forget(domain: SmmuDomain): void {
+    this.#invalidations.space(domain.tag);
+    this.#domains.delete(domain);
+    (domain.stage === 1 ? this.#asids : this.#vmids).give(domain.id);
+  }
+
+  // Attaching
+
+  #attach(master: Master, domain: Domain): void {
+    const before = master.domain;
+    if (before === domain) return;
+    const guest = this.#check(master, domain);
+    for (const page of master.doorbells) translating(domain)?.mapDoorbell(page);
+    count(domain, 1);
+    master.domain = domain;
+    master.guest = guest;
+    if (isStage1(domain)) {
+      master.contexts.write(0, domain.contextDescriptor(master.stalls));
+      this.#invalidations.context(master.sid, 0);
+    }
+    if (!isStage1(domain) || !isStage1(before)) this.#writeEntry(master);
+    if (!isStage1(domain)) master.contexts.clear(0, () => this.#invalidations.context(master.sid, 0));
+    count(before, -1);
+  }
+
+  /** Throws EINVAL, EBUSY or ENOENT when the function cannot have it; which guest it is then of. */
+  #check(master: Master, domain: Domain): Master["guest"] {
+    if (domain.kind === "identity" || domain.kind === "blocked") return undefined;
+    const own =
+      domain instanceof SmmuNestedDomain
+        ? this.#viommus.has(domain.viommu)
+        : domain instanceof SmmuDomain && this.#domains.has(domain);
+    if (!own)
+      throw new LinuxError(
+        "EINVAL",
+        `${domain.name} is not a domain of ${this.name}, the unit of this device`,
+        master.name,
+      );
+    if (master.pasids.size > 0 && !isStage1(domain))
+      throw new LinuxError(
+        "EBUSY",
+        `PASIDs of the device have domains; ${domain.name} has no place for them`,
+        master.name,
+      );
+    if (!(domain instanceof SmmuNestedDomain)) return undefined;
+    const virtualId = domain.viommu.virtualIdOf(master.requester);
+    if (virtualId !== undefined) return { viommu: domain.viommu, virtualId };
+    if (!domain.translates) return undefined;
+    throw new LinuxError("ENOENT", "the guest does not know the device: it has no vDEVICE", master.name);
+  }
+
+  #attachPasid(master: Master, domain: Domain, pasid: number): void {
+    if (!(domain instanceof SmmuDomain))
+      throw new LinuxError("EOPNOTSUPP", `a PASID cannot be given ${domain.name}`, master.name);
+    this.#checkPasid(master, domain, pasid);
+    const before = master.pasids.get(pasid);
+    if (before === domain) return;
+    const first = master.pasids.size === 0;
+    master.contexts.reserve(pasid);
+    domain.users += 1;
+    master.pasids.set(pasid, domain);
+    master.contexts.write(pasid, domain.contextDescriptor(master.stalls));
+    this.#invalidations.context(master.sid, pasid);
+    if (first && !isStage1(master.domain)) this.#writeEntry(master);
+    if (before) before.users -= 1;
+  }
+
+  #checkPasid(master: Master, domain: SmmuDomain, pasid: number): void {
+    const { bits } = master.pasid;
+    if (pasid < 1 || pasid >= 2 ** bits)
+      throw new LinuxError(
+        "EINVAL",
+        `PASID ${pasid}: the device has 1 to ${2 ** bits - 1}`,
+        master.name,
+      );
+    if (!this.#domains.has(domain) || domain.stage !== 1)
+      throw new LinuxError(
+        "EINVAL",
+        `${domain.name} is no stage 1 domain of ${this.name}, the unit of this device`,
+        master.name,
+      );
+    if (translating(master.domain)?.stage === 2 || master.domain.kind === "nested")
+      throw new LinuxError(
+        "EINVAL",
+        `the device has ${master.domain.name}, beside which there is no place for PASIDs`,
+        master.name,
+      );
+  }
+
+  #detachPasid(master: Master, pasid: number): void {
+    const before = master.pasids.get(pasid);
+    if (!before) return;
+    master.pasids.delete(pasid);
+    if (master.pasids.size === 0 && !isStage1(master.domain)) this.#writeEntry(master);
+    master.contexts.clear(pasid, () => this.#invalidations.context(master.sid, pasid));
+    before.users -= 1;
+  }
+
+  /** §5.2 Makes the stream table entry what the function has now. */
+  #writeEntry(master: Master): void {
+    this.#streams.write(master.sid, Ste.make({ V: true, ...this.#entryOf(master) }));
+    this.#invalidations.stream(master.sid);
+  }
+
+  #entryOf(master: Master): SteValues {
+    const { domain } = master;
+    if (isStage1(domain)) return this.#stage1Entry(master, S1Dss.substream0);
+    if (domain.kind === "identity")
+      return master.pasids.size > 0
+        ? this.#stage1Entry(master, S1Dss.bypass)
+        : { CONFIG: Config.bypass, SHCFG: AS_IT_CAME };
+    if (domain instanceof SmmuDomain) return { CONFIG: Config.stage2, ...domain.stage2Fields };
+    if (domain instanceof SmmuNestedDomain) return domain.steFields;
+    return master.pasids.size > 0 ? this.#stage1Entry(master, S1Dss.terminate) : { CONFIG: Config.abort };
+  }
+
+  #stage1Entry(master: Master, withoutSubstream: number): SteValues {
+    return {
+      CONFIG: Config.stage1,
+      ...master.contexts.fields,
+      S1DSS: master.pasid.bits > 0 ? withoutSubstream : 0,
+      S1CIR: WRITE_BACK,
+      S1COR: WRITE_BACK,
+      S1CSH: INNER,
+      S1STALLD: this.unit.stalls === "both" && !master.stalls,
+      SHCFG: AS_IT_CAME,
+    };
+  }
+
+  // Interrupts
+
+  #enableInterrupts(): void {
+    const registers = this.#registers;
+    const { address, data } = this.#message;
+    const program = (at: number, source: number): void => {
+      registers.write64(at, Number(address));
+      registers.write32(at + 8, data + source);
+    };
+    program(Register.EVENTQ_IRQ_CFG0, SOURCES.eventq);
+    program(Register.GERROR_IRQ_CFG0, SOURCES.gerror);
+    if (this.unit.pri) program(Register.PRIQ_IRQ_CFG0, SOURCES.priq);
+    registers.write32(
+      Register.IRQ_CTRL,
+      IrqCtrl.GERROR | IrqCtrl.EVENTQ | (this.unit.pri ? IrqCtrl.PRIQ : 0),
+    );
+  }
+
+  #interrupted(): void {
+    if (this.#serving) return;
+    this.#serving = true;
+    this.#scheduler.defer(() => {
+      this.#serving = false;
+      this.#serve();
+    });
+  }
+
+  /** Takes what the unit has reported. */
+  #serve(): void {
+    if (this.#closed) return;
+    this.#registers.acknowledge(EVERY_ERROR & ~Gerror.CMDQ_ERR);
+    this.#eventQueue.drain((record) => this.#event(record));
+    this.#pageRequests?.drain((record) => this.#pageRequest(record));
+  }
+
+  /** §7.3 A stall waits for an answer; what a guest did wrong its guest is told; the rest is the host's to know. */
+  #event(record: Uint32Array): void {
+    const { SID, STALL, S2 } = EventRecord.fields;
+    const master = this.#bySid.get(SID.get(record));
+    if (STALL.get(record)) {
+      this.#stalled(master, record);
+      return;
+    }
+    if (master?.guest && !S2.get(record) && this.#tellGuest(master.guest, record)) return;
+    this.#report(record);
+  }
+
+  #tellGuest({ viommu, virtualId }: NonNullable<Master["guest"]>, record: Uint32Array): boolean {
+    try {
+      return viommu.report(virtualId, record);
+    } catch (error) {
+      if (error instanceof LinuxError) return true; // there was no memory: its queue says that events were lost
+      throw error;
+    }
+  }
+
+  #stalled(master: Master | undefined, record: Uint32Array): void {
+    const { SID, SSV, SSID, STAG, RNW, IND, PNU, S2 } = EventRecord.fields;
+    if (!master || !this.onPageRequest || S2.get(record)) {
+      this.#report(record);
+      this.#invalidations.resume(SID.get(record), STAG.get(record), false);
+      return;
+    }
+    const fetches = IND.get(record) ? Permissions.execute : Permissions.read;
+    this.onPageRequest(master.requester, {
+      ...(SSV.get(record) === 1 && { pasid: SSID.get(record) }),
+      group: STAG.get(record),
+      last: true,
+      address: inputAddress(record),
+      permissions:
+        (RNW.get(record) ? fetches : Permissions.write) | (PNU.get(record) ? Permissions.privileged : 0),
+    });
+  }
+
+  #report(record: Uint32Array): void {
+    const { TYPE, SID, SSV, SSID, RNW, S2 } = EventRecord.fields;
+    this.faultCount += 1;
+    if (this.faults.length === REPORTS) this.faults.shift();
+    this.faults.push({
+      rid: SID.get(record),
+      pasid: SSV.get(record) ? SSID.get(record) : NO_PASID,
+      address: inputAddress(record),
+      write: RNW.get(record) === 0,
+      code: TYPE.get(record),
+      stage2: S2.get(record) === 1,
+    });
+  }
+
+  /** §8 Nobody wants page requests: a group is denied with its last one. */
+  #pageRequest(record: Uint32Array): void {
+    const { SID, SSV, SSID, LAST, PRGINDEX } = PageRequestRecord.fields;
+    if (!LAST.get(record)) return;
+    const pasid = SSV.get(record) ? SSID.get(record) : NO_PASID;
+    this.#invalidations.deny(SID.get(record), pasid, PRGINDEX.get(record));
+  }
+}
+
+const inputAddress = (record: Uint32Array): bigint => {
+  const { word } = EventRecord.fields.ADDRESS;
+  return (BigInt(record[word + 1]!) << 32n) | BigInt(record[word]!);
+};
+
+const isStage1 = (domain: Domain): domain is SmmuDomain => domain instanceof SmmuDomain && domain.stage === 1;
+
+/** The host's table that accesses go through. */
+const translating = (domain: Domain): SmmuDomain | undefined =>
+  domain instanceof SmmuNestedDomain ? domain.parent : domain instanceof SmmuDomain ? domain : undefined;
+
+const count = (domain: Domain, more: number): void => {
+  if (domain instanceof SmmuDomain || domain instanceof SmmuNestedDomain) domain.users += more;
+};

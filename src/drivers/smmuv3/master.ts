@@ -1,0 +1,74 @@
+/** A function behind an SMMUv3 as its driver knows it: what it may do, its context descriptors, and what it has been given. */
+import type { Domain, Requester } from "../../iommu/driver.ts";
+import { extendedCapabilitiesOf } from "../../pci/capability-list.ts";
+import type { PciFunction } from "../../pci/function.ts";
+import { ExtendedCapabilityId, PasidCapability, PasidControl, PasidFlags } from "../../pci/spec.ts";
+import type { ContextTable } from "./context-table.ts";
+import type { SmmuDomain } from "./domain.ts";
+import type { SmmuViommu } from "./viommu.ts";
+
+/** What the function and its unit both have of PASIDs. */
+export interface PasidAbility {
+  /** 0: none. */
+  readonly bits: number;
+  readonly execute: boolean;
+  readonly privileged: boolean;
+}
+
+/** The guest that has the function, and the number by which it knows it. */
+export interface GuestOf {
+  readonly viommu: SmmuViommu;
+  readonly virtualId: bigint;
+}
+
+export class Master {
+  readonly requester: Requester;
+  /** StreamID: the requester id. */
+  readonly sid: number;
+  readonly name: string;
+  readonly pasid: PasidAbility;
+  /** Faults of its accesses can wait for an answer. */
+  readonly stalls: boolean;
+  readonly contexts: ContextTable;
+  /** What its accesses without PASID go to. */
+  domain: Domain;
+  /** What those with a PASID go to. What is not here is refused. */
+  readonly pasids = new Map<number, SmmuDomain>();
+  /** Doorbell pages that its interrupts need. */
+  readonly doorbells = new Set<number>();
+  guest: GuestOf | undefined;
+
+  constructor(
+    requester: Requester,
+    options: {
+      readonly pasid: PasidAbility;
+      readonly stalls: boolean;
+      readonly contexts: ContextTable;
+      readonly blocked: Domain;
+    },
+  ) {
+    this.requester = requester;
+    this.sid = requester.rid;
+    this.name = requester.name;
+    this.pasid = options.pasid;
+    this.stalls = options.stalls;
+    this.contexts = options.contexts;
+    this.domain = options.blocked;
+  }
+}
+
+const NONE: PasidAbility = { bits: 0, execute: false, privileged: false };
+const isConfigured = (device: Requester): device is Requester & PciFunction => "configRead" in device;
+
+/** Switches PASIDs on in a function that has them (PCIe §7.8.9), for a unit with so many bits. */
+export const enablePasids = (device: Requester, unitBits: number): PasidAbility => {
+  if (!isConfigured(device) || unitBits === 0) return NONE;
+  const found = extendedCapabilitiesOf(device).find(({ id }) => id === ExtendedCapabilityId.PASID);
+  if (!found) return NONE;
+  const flags = [device.configRead(found.at + PasidCapability.CAPABILITY, 2)];
+  const execute = PasidFlags.fields.Execute.get(flags) === 1;
+  const privileged = PasidFlags.fields.Privileged.get(flags) === 1;
+  const control = PasidControl.make({ Enable: true, Execute: execute, Privileged: privileged });
+  device.configWrite(found.at + PasidCapability.CONTROL, 2, Number(control));
+  return { bits: Math.min(PasidFlags.fields.MaxWidth.get(flags), unitBits), execute, privileged };
+};
