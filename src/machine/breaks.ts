@@ -2,6 +2,9 @@
  * Faults injected on purpose, to show that what finds them would. Each is a real one: something between the parties of
  * the machine does not do its work, and neither party is told.
  */
+
+import { COMMAND_BYTES, Opcode } from "../hardware/smmuv3/queue-spec.ts";
+import { QueueBase, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
 import { DescriptorType, IqaRegister, Register } from "../hardware/vtd/spec.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 
@@ -13,16 +16,17 @@ export type Break = keyof typeof BREAKS;
 
 export const isBreak = (name: string): name is Break => Object.hasOwn(BREAKS, name);
 
-/** The registers of a VT-d unit as its driver reaches them. */
-interface VtdRegisters {
+/** The registers of a unit as its driver reaches them. */
+interface UnitRegisters {
   mmioRead(offset: number, width: 4 | 8): bigint;
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
 }
 
 const TYPE_MASK = 0xf;
+const OPCODE_MASK = 0xff;
 
 /** A VT-d unit to which IOTLB invalidations (§6.5.2.3) of its queue come as waits that ask for nothing. */
-export const losingFlushes = (unit: VtdRegisters, memory: HostMemory): VtdRegisters => {
+export const losingFlushes = (unit: UnitRegisters, memory: HostMemory): UnitRegisters => {
   const lose = (at: number): void => {
     if (!memory.load64(at) || (memory.lo & TYPE_MASK) !== DescriptorType.iotlb) return;
     memory.store64(at, DescriptorType.wait, 0);
@@ -37,6 +41,32 @@ export const losingFlushes = (unit: VtdRegisters, memory: HostMemory): VtdRegist
         const bytes = 4096 << Number(IqaRegister.fields.QS.of(queue));
         const first = Number(unit.mmioRead(Register.IQT, 8));
         for (let at = first; at !== Number(value); at = (at + 16) % bytes) lose(base + at);
+      }
+      unit.mmioWrite(offset, width, value);
+    },
+  };
+};
+
+const isTlbInvalidation = (opcode: number): boolean =>
+  opcode >= Opcode.TLBI_NH_ALL && opcode <= Opcode.TLBI_NSNH_ALL;
+
+/** An SMMUv3 to which TLB invalidations (§4.4) of its queue come as hints to prefetch nothing. */
+export const losingTlbInvalidations = (unit: UnitRegisters, memory: HostMemory): UnitRegisters => {
+  const lose = (at: number): void => {
+    if (!memory.load64(at) || !isTlbInvalidation(memory.lo & OPCODE_MASK)) return;
+    memory.store64(at, Opcode.PREFETCH_CONFIG, 0);
+    memory.store64(at + 8, 0, 0);
+  };
+  return {
+    mmioRead: (offset, width) => unit.mmioRead(offset, width),
+    mmioWrite(offset, width, value) {
+      if (offset === SmmuRegister.CMDQ_PROD) {
+        const queue = Number(unit.mmioRead(SmmuRegister.CMDQ_BASE, 8));
+        const entries = 2 ** (queue & QueueBase.LOG2SIZE);
+        const base = queue - (queue & QueueBase.LOG2SIZE);
+        const wrapped = 2 * entries;
+        for (let at = Number(unit.mmioRead(offset, 4)); at !== Number(value); at = (at + 1) % wrapped)
+          lose(base + (at % entries) * COMMAND_BYTES);
       }
       unit.mmioWrite(offset, width, value);
     },

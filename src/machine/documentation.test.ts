@@ -45,7 +45,7 @@ const machine = machineSchema as unknown as Schema;
 const devices = (deviceSchema as unknown as Schema).options!;
 const modelOf = (schema: Schema): string => String(schema.entries!["model"]!.literal);
 const COMMON = ["at", "unit", "group", "mmap"];
-const units = [inner(machine.entries!["units"]!).item!];
+const units = inner(machine.entries!["units"]!).item!.options!;
 
 describe("docs/machine-files.md", () => {
   it("has the settings of a machine and its memory", () => {

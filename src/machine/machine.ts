@@ -83,6 +83,7 @@ export class Machine {
         memory: this.memory,
         msi: this.msi,
         events: context.events,
+        scheduler: context.scheduler,
         interrupt: (address, data) => this.#deliver(address, data),
         seed: description.seed,
         broken: context.broken ?? new Set(),

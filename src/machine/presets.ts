@@ -27,6 +27,34 @@ devices:
         size: 16K
 `;
 
+const smmuv3 = `# An Arm host: one SMMUv3 with both stages, PASIDs, dirty tracking and stalls. Two NVMe controllers, and a function to
+# try DMA with, whose faults wait for an answer where somebody listens.
+name: smmuv3
+memory:
+  ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
+units:
+  - model: smmuv3
+    stages: [1, 2]
+    address-bits: 44
+    pasid-bits: 16
+    stalls: both
+    can-stall: [0000:03:00.0]
+devices:
+  - model: nvme
+    at: 0000:01:00.0
+    size: 1G                    # in memory; with file: PATH in a sparse file
+  - model: nvme
+    at: 0000:02:00.0
+    size: 1G
+  - model: test
+    at: 0000:03:00.0
+  - model: bare                 # a function with nothing but a BAR
+    at: 0000:04:00.0
+    bars:
+      - kind: mem32
+        size: 16K
+`;
+
 const mock = `# A kernel built for testing iommufd: /dev/iommu answers the test command, which makes mock devices.
 # They have 2 KiB pages, nested domains and virtual IOMMUs. There is no real unit and no PCI function.
 name: mock
@@ -38,5 +66,6 @@ devices: []
 
 export const PRESETS: ReadonlyMap<string, string> = new Map([
   ["vtd", vtd],
+  ["smmuv3", smmuv3],
   ["mock", mock],
 ]);

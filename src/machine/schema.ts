@@ -66,6 +66,26 @@ const vtdUnit = v.strictObject({
   "reserved-memory": v.optional(v.array(v.strictObject({ device: slot, start: address, length: size })), []),
 });
 
+const smmuUnit = v.strictObject({
+  model: v.literal("smmuv3"),
+  name: v.optional(
+    v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_.-]*$/, 'a name such as "smmu3.0x0000000009050000"')),
+    "smmu3.0x0000000009050000",
+  ),
+  stages: v.optional(v.pipe(v.array(oneOf([1, 2])), v.minLength(1, "at least one stage")), [1, 2]),
+  "address-bits": v.optional(oneOf([32, 36, 40, 42, 44, 48]), 44),
+  "stream-bits": v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(16)), 16),
+  "pasid-bits": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(20)), 16),
+  "two-level-tables": v.optional(v.boolean(), true),
+  "range-invalidation": v.optional(v.boolean(), true),
+  "dirty-tracking": v.optional(v.boolean(), true),
+  stalls: v.optional(oneOf(["both", "terminate", "force"]), "both"),
+  "can-stall": v.optional(v.array(slot), []),
+  cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
+});
+
+export const unitSchema = v.variant("model", [vtdUnit, smmuUnit], "one of vtd, smmuv3");
+
 const common = {
   at: slot,
   unit: v.optional(v.string()),
@@ -108,7 +128,7 @@ export const machineSchema = v.strictObject({
   /** Seed of everything that is random. */
   seed: v.optional(v.pipe(v.number(), v.integer(), v.minValue(0)), 1),
   memory: v.optional(v.strictObject({ ram: v.optional(ram, 2 ** 30) }), {}),
-  units: v.array(vtdUnit),
+  units: v.array(unitSchema),
   devices: v.array(deviceSchema),
   /** /dev/iommu answers the test command too, which makes devices behind a mock IOMMU. */
   mock: v.optional(v.boolean(), false),

@@ -43,9 +43,9 @@ export const ROUTED = [
 /** What a unit shows in /sys/class/iommu. */
 export interface UnitAttributes {
   readonly name: string;
-  /** Name of the attribute group: "intel-iommu". */
-  readonly group: string;
-  readonly attributes: { readonly [name: string]: string };
+  /** Name of the attribute group, "intel-iommu", where its driver has one. */
+  readonly group?: string;
+  readonly attributes?: { readonly [name: string]: string };
 }
 
 export interface SysfsSource {
@@ -124,14 +124,20 @@ const modules = (): TreeEntry[] => [
 ];
 
 const unitEntries = (
-  { name, group, attributes }: UnitAttributes,
+  { name, group, attributes = {} }: UnitAttributes,
   devices: readonly Device[],
 ): TreeEntry[] => {
   const home = `/sys/devices/virtual/iommu/${name}`;
   return [
     folder(`${home}/devices`),
-    folder(`${home}/${group}`),
-    ...Object.entries(attributes).map(([attribute, value]) => file(`${home}/${group}/${attribute}`, value)),
+    ...(group === undefined
+      ? []
+      : [
+          folder(`${home}/${group}`),
+          ...Object.entries(attributes).map(([attribute, value]) =>
+            file(`${home}/${group}/${attribute}`, value),
+          ),
+        ]),
     ...devices
       .filter(({ driver }) => driver.name === name)
       .map((device) => link(`${home}/devices/${device.name}`, folderOf(device.function))),

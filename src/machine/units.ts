@@ -1,14 +1,18 @@
 /** From the description of an IOMMU unit to silicon and the driver that runs it: one function a family. */
 import { Random } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
+import { Cr0, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
+import { SmmuV3Unit } from "../hardware/smmuv3/unit.ts";
 import type { IommuUnit, SendMessage } from "../hardware/unit.ts";
 import { GCMD_ONE_SHOT, Gcmd, Register } from "../hardware/vtd/spec.ts";
 import { VtdUnit } from "../hardware/vtd/unit.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
-import { type Break, losingFlushes } from "./breaks.ts";
+import { type Break, losingFlushes, losingTlbInvalidations } from "./breaks.ts";
 import type { UnitDescription } from "./schema.ts";
 import type { UnitAttributes } from "./sysfs.ts";
 
@@ -17,6 +21,7 @@ export interface UnitSocket {
   readonly memory: HostMemory;
   readonly msi: MsiController;
   readonly events: EventSink;
+  readonly scheduler: Scheduler;
   readonly interrupt: SendMessage;
   readonly seed: number;
   /** Names of the functions behind the unit. */
@@ -45,11 +50,13 @@ export const powerOn = (description: UnitDescription, socket: UnitSocket): Power
   switch (description.model) {
     case "vtd":
       return powerOnVtd(description, socket);
+    case "smmuv3":
+      return powerOnSmmu(description, socket);
   }
 };
 
 const powerOnVtd = (
-  given: UnitDescription,
+  given: Extract<UnitDescription, { readonly model: "vtd" }>,
   { memory, msi, events, interrupt, seed, behind, broken }: UnitSocket,
 ): PoweredUnit => {
   const unit = new VtdUnit({
@@ -109,6 +116,66 @@ const powerOnVtd = (
       }
       if (GSTS !== undefined && (GSTS & BigInt(Gcmd.TE)) === 0n)
         unit.mmioWrite(Register.GCMD, 4, standing & ~BigInt(Gcmd.TE));
+    },
+  };
+};
+
+const powerOnSmmu = (
+  given: Extract<UnitDescription, { readonly model: "smmuv3" }>,
+  { memory, msi, events, scheduler, interrupt, seed, behind, broken }: UnitSocket,
+): PoweredUnit => {
+  const twoLevels = given["two-level-tables"];
+  const unit = new SmmuV3Unit({
+    name: given.name,
+    memory,
+    events,
+    interrupt,
+    cache: given.cache,
+    random: new Random(seed),
+    capabilities: {
+      stage1: given.stages.includes(1),
+      stage2: given.stages.includes(2),
+      outputBits: given["address-bits"],
+      streamIdBits: given["stream-bits"],
+      substreamIdBits: given["pasid-bits"],
+      twoLevelStreams: twoLevels,
+      twoLevelContexts: twoLevels && given["pasid-bits"] > 0,
+      rangeInvalidation: given["range-invalidation"],
+      updates: given["dirty-tracking"] ? "dirty" : "none",
+      stalls: given.stalls,
+      msi: true,
+    },
+  });
+  const stalling = new Set(given["can-stall"]);
+  const driver = new SmmuDriver({
+    name: given.name,
+    unit: broken.has("skip-flush") ? losingTlbInvalidations(unit, memory) : unit,
+    memory,
+    msi,
+    scheduler,
+    events,
+    firmware: {
+      covers: (device) => behind.has(device.name),
+      canStall: (device) => stalling.has(device.name),
+    },
+  });
+  const { STRTAB_BASE, STRTAB_BASE_CFG, CR0 } = SmmuRegister;
+  return {
+    unit,
+    driver,
+    sysfs: { name: given.name },
+    saveRegisters: () => ({
+      STRTAB_BASE: unit.mmioRead(STRTAB_BASE, 8),
+      STRTAB_BASE_CFG: unit.mmioRead(STRTAB_BASE_CFG, 4),
+      CR0: unit.mmioRead(CR0, 4),
+    }),
+    restoreRegisters: (saved) => {
+      const cr0 = saved["CR0"] ?? unit.mmioRead(CR0, 4);
+      unit.mmioWrite(CR0, 4, cr0 & ~BigInt(Cr0.SMMUEN));
+      if (saved["STRTAB_BASE"] !== undefined) unit.mmioWrite(STRTAB_BASE, 8, saved["STRTAB_BASE"]);
+      if (saved["STRTAB_BASE_CFG"] !== undefined)
+        unit.mmioWrite(STRTAB_BASE_CFG, 4, saved["STRTAB_BASE_CFG"]);
+      unit.mmioWrite(CR0, 4, cr0);
     },
   };
 };

@@ -203,7 +203,8 @@ export class MessageVectors {
 
   #programMsi(): void {
     const at = this.#msi!;
-    const { address, data } = this.#block!;
+    const { data } = this.#block!;
+    const address = this.#reachedAt(this.#block!);
     const wide = (this.#msiControl(at) & MsiControl.fields.Address64.mask) !== 0;
     this.#pci.configWrite(at + MsiCapability.ADDRESS, 4, Number(address & 0xffff_ffffn));
     if (wide) this.#pci.configWrite(at + MsiCapability.UPPER_ADDRESS, 4, Number(address >> 32n));
@@ -233,7 +234,7 @@ export class MessageVectors {
     const table = this.table!;
     const entry = new DataView(new ArrayBuffer(MsixEntry.BYTES));
     if (message) {
-      entry.setBigUint64(MsixEntry.ADDRESS, message.address, true);
+      entry.setBigUint64(MsixEntry.ADDRESS, this.#reachedAt(message), true);
       entry.setUint32(MsixEntry.DATA, message.data, true);
     }
     entry.setUint32(MsixEntry.VECTOR_CONTROL, message ? 0 : VECTOR_MASKED, true);
@@ -244,6 +245,12 @@ export class MessageVectors {
     for (let word = 0; word < MsixEntry.BYTES; word += 4)
       this.#pci.barWrite(table.bar, at + word, bytes.subarray(word, word + 4));
     this.#pci.configWrite(Header.COMMAND, 2, command);
+  }
+
+  /** The address of a message as the function has to write it: its IOMMU may translate messages too. Throws ENOMEM. */
+  #reachedAt({ address }: Message): bigint {
+    const driver = this.#context.core.devices.get(this.#pci.name)?.driver;
+    return driver?.doorbell?.(this.#pci, address) ?? address;
   }
 
   #error(reason: string): LinuxError {

@@ -3,16 +3,14 @@
  * them ends with a SYNC. The unit has done them when CONS has come to PROD. A command that it refuses is replaced by a
  * SYNC, so that the queue goes on, and told as EIO.
  */
+import { COMMAND_BYTES, Opcode, SyncCommand } from "../../hardware/smmuv3/queue-spec.ts";
 import {
   CMDQ_ERR_SHIFT,
-  COMMAND_BYTES,
   CommandError,
   Gerror,
-  Opcode,
   QUEUE_INDEX,
   QueueBase,
   Register,
-  SyncCommand,
 } from "../../hardware/smmuv3/spec.ts";
 import { FRAME_BYTES, type HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";

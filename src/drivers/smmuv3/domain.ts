@@ -6,7 +6,7 @@
  */
 import type { EventSink } from "../../base/events.ts";
 import type { Capabilities } from "../../hardware/smmuv3/capabilities.ts";
-import { ADDRESS_BITS, Cd, Ste } from "../../hardware/smmuv3/spec.ts";
+import { ADDRESS_BITS, Cd, type Ste } from "../../hardware/smmuv3/spec.ts";
 import {
   type DirtyTracking,
   type DomainGeometry,
@@ -209,7 +209,8 @@ export class SmmuDomain implements PagingDomain {
 
   /** Encoding of the size of addresses in the table. */
   get #addressSize(): number {
-    return ADDRESS_BITS.findIndex((bits) => bits === Math.min(this.#unit.outputBits, WIDTH));
+    const sizes: readonly number[] = ADDRESS_BITS;
+    return sizes.indexOf(Math.min(this.#unit.outputBits, WIDTH));
   }
 
   #unmap(iova: number, length: number): number {

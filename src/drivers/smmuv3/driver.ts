@@ -10,20 +10,8 @@ import type { EventSink } from "../../base/events.ts";
 import { Ids } from "../../base/ids.ts";
 import type { Scheduler } from "../../base/scheduler.ts";
 import type { Capabilities } from "../../hardware/smmuv3/capabilities.ts";
-import {
-  Config,
-  Cr0,
-  EVENT_BYTES,
-  EventRecord,
-  Gbpa,
-  Gerror,
-  IrqCtrl,
-  PageRequestRecord,
-  PRI_BYTES,
-  Register,
-  S1Dss,
-  Ste,
-} from "../../hardware/smmuv3/spec.ts";
+import { EVENT_BYTES, EventRecord, PageRequestRecord, PRI_BYTES } from "../../hardware/smmuv3/queue-spec.ts";
+import { Config, Cr0, Gbpa, Gerror, IrqCtrl, Register, S1Dss, Ste } from "../../hardware/smmuv3/spec.ts";
 import { NO_PASID } from "../../hardware/unit.ts";
 import type {
   DeviceCapabilities,
@@ -197,8 +185,7 @@ export class SmmuDriver implements IommuDriver {
     this.#streams.open(device.rid);
     const { unit } = this;
     const pasid = enablePasids(device, contextBits(unit.substreamIdBits, unit.twoLevelContexts));
-    const stalls =
-      unit.stalls === "force" || (unit.stalls === "both" && this.#firmware.canStall(device));
+    const stalls = unit.stalls === "force" || (unit.stalls === "both" && this.#firmware.canStall(device));
     const contexts = new ContextTable(this.#memory, device.name, pasid.bits, unit.twoLevelContexts);
     const master = new Master(device, { pasid, stalls, contexts, blocked: this.blocked });
     this.#masters.set(device, master);
@@ -447,11 +434,7 @@ export class SmmuDriver implements IommuDriver {
   #checkPasid(master: Master, domain: SmmuDomain, pasid: number): void {
     const { bits } = master.pasid;
     if (pasid < 1 || pasid >= 2 ** bits)
-      throw new LinuxError(
-        "EINVAL",
-        `PASID ${pasid}: the device has 1 to ${2 ** bits - 1}`,
-        master.name,
-      );
+      throw new LinuxError("EINVAL", `PASID ${pasid}: the device has 1 to ${2 ** bits - 1}`, master.name);
     if (!this.#domains.has(domain) || domain.stage !== 1)
       throw new LinuxError(
         "EINVAL",

@@ -2,7 +2,7 @@
  * What the driver tells an SMMUv3 by commands (IHI 0070, §4): what to forget, and answers to stalls and page requests.
  * Each of them is done when it returns, except those of a guest, which are pushed one by one and done by `sync`.
  */
-import { NO_PASID } from "../../hardware/unit.ts";
+
 import {
   AtcCommand,
   Opcode,
@@ -10,7 +10,8 @@ import {
   ResumeCommand,
   StreamCommand,
   TlbiCommand,
-} from "../../hardware/smmuv3/spec.ts";
+} from "../../hardware/smmuv3/queue-spec.ts";
+import { NO_PASID } from "../../hardware/unit.ts";
 import type { CommandQueue } from "./command-queue.ts";
 
 const PAGE = 4096;
@@ -160,7 +161,10 @@ export class Invalidations {
     this.#queue.sync();
   }
 
-  #begin({ fields }: { readonly fields: { readonly OPCODE: typeof TlbiCommand.fields.OPCODE } }, opcode: number): void {
+  #begin(
+    { fields }: { readonly fields: { readonly OPCODE: typeof TlbiCommand.fields.OPCODE } },
+    opcode: number,
+  ): void {
     this.#words.fill(0);
     fields.OPCODE.set(this.#words, opcode);
   }

@@ -81,7 +81,11 @@ export class SmmuNestedDomain implements NestedDomain {
 
   free(): void {
     if (this.users > 0)
-      throw new LinuxError("EBUSY", `${this.users} functions still have it; they must leave first`, this.name);
+      throw new LinuxError(
+        "EBUSY",
+        `${this.users} functions still have it; they must leave first`,
+        this.name,
+      );
     this.parent.users -= 1;
   }
 }

@@ -4,13 +4,7 @@
  * needs memory for them. Words of an entry are written with the valid bit last.
  */
 import type { Capabilities } from "../../hardware/smmuv3/capabilities.ts";
-import {
-  L1Std,
-  Register,
-  type Ste,
-  StrtabBaseCfg,
-  TWO_LEVEL,
-} from "../../hardware/smmuv3/spec.ts";
+import { L1Std, Register, type Ste, StrtabBaseCfg, TWO_LEVEL } from "../../hardware/smmuv3/spec.ts";
 import { FRAME_BYTES, type HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { Registers } from "./registers.ts";
@@ -47,9 +41,7 @@ export class StreamTable {
     this.#name = name;
     this.#bits = unit.streamIdBits;
     this.#twoLevel = unit.twoLevelStreams && unit.streamIdBits > SPLIT;
-    const bytes = this.#twoLevel
-      ? 2 ** (this.#bits - SPLIT) * L1Std.bytes
-      : 2 ** this.#bits * STE_BYTES;
+    const bytes = this.#twoLevel ? 2 ** (this.#bits - SPLIT) * L1Std.bytes : 2 ** this.#bits * STE_BYTES;
     this.#frames = Math.ceil(bytes / FRAME_BYTES);
     this.#base = memory.allocate(this.#frames);
     if (this.#base < 0) throw new LinuxError("ENOMEM", "no host memory for the stream table", name);

@@ -9,7 +9,7 @@ import {
   Opcode,
   StreamCommand,
   TlbiCommand,
-} from "../../hardware/smmuv3/spec.ts";
+} from "../../hardware/smmuv3/queue-spec.ts";
 import type {
   InvalidationOutcome,
   NestedOptions,
@@ -165,7 +165,10 @@ export class SmmuViommu implements VirtualIommu {
       case Opcode.CFGI_CD_ALL:
         return replaced(command, StreamCommand.fields.SID, this.#hostStream(command));
       default:
-        throw refused(opcode, "a guest's TLBI_NSNH_ALL, TLBI_NH_*, ATC_INV, CFGI_CD and CFGI_CD_ALL are taken");
+        throw refused(
+          opcode,
+          "a guest's TLBI_NSNH_ALL, TLBI_NH_*, ATC_INV, CFGI_CD and CFGI_CD_ALL are taken",
+        );
     }
   }
 

@@ -291,7 +291,16 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
     const { code } = fault;
     const reason = `${describeFault(code)}${fault.stage2 ? ", in stage 2" : ""}`;
-    events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded });
+    const where = this.#walkedTo(transaction);
+    events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded, ...where });
+  }
+
+  /** The last entry that was looked at, for people. */
+  #walkedTo(transaction: Transaction) {
+    let where = {};
+    for (const { level, address, value } of this.explain(transaction))
+      if (address !== undefined) where = { level, entryAddress: address, entry: value };
+    return where;
   }
 
   /** Writes an event; false: it did not get into the queue, and is lost unless it is kept. */

@@ -1,0 +1,100 @@
+/** An SMMUv3 with its driver on host memory, for tests: accesses are made through the unit. */
+import { silent } from "../../base/events.ts";
+import { WorkQueue } from "../../base/scheduler.ts";
+import { type CachePolicy, type SmmuCapabilities, SmmuV3Unit } from "../../hardware/smmuv3/unit.ts";
+import { Access, NO_PASID, Transaction, TranslateStatus } from "../../hardware/unit.ts";
+import type { DriverBench } from "../../iommu/driver.suite.ts";
+import type { Requester } from "../../iommu/driver.ts";
+import { MsiController } from "../../kernel/msi.ts";
+import { Banks } from "../../memory/banks.ts";
+import { SmmuDriver } from "./driver.ts";
+
+export interface SmmuBench extends DriverBench {
+  readonly driver: SmmuDriver;
+  readonly unit: SmmuV3Unit;
+  readonly scheduler: WorkQueue;
+  /** Stalled accesses that ended: by token, whether to try again. */
+  readonly resumed: Map<number, boolean>;
+  /** Makes an access, without taking up what the unit reports. */
+  request(device: Requester, iova: number, write: boolean, pasid?: number): Transaction & { status: number };
+}
+
+export interface BenchOptions {
+  readonly capabilities?: SmmuCapabilities;
+  readonly cache?: CachePolicy;
+  readonly canStall?: boolean;
+  readonly devices?: readonly [Requester, Requester];
+}
+
+export const DEVICES: readonly [Requester, Requester] = [
+  { rid: 0x100, name: "0000:01:00.0" },
+  { rid: 0x218, name: "0000:02:03.0" },
+];
+
+export const smmuBench = (options: BenchOptions = {}): SmmuBench => {
+  const { capabilities, cache = "normal", canStall = false, devices = DEVICES } = options;
+  const memory = new Banks({ ram: [{ start: 0, length: 2 ** 28 }] });
+  const msi = new MsiController(memory);
+  const unit = new SmmuV3Unit({
+    name: "smmu0",
+    memory,
+    events: silent,
+    interrupt: (address, data) => {
+      const bytes = new Uint8Array(4);
+      new DataView(bytes.buffer).setUint32(0, data, true);
+      memory.writeBytes(Number(address), bytes);
+    },
+    capabilities: { msi: true, ...capabilities },
+    cache,
+  });
+  let left = Number.POSITIVE_INFINITY;
+  const allocate = memory.allocate.bind(memory);
+  memory.allocate = (count) => {
+    if (left < count) return -1;
+    left -= count;
+    return allocate(count);
+  };
+  const scheduler = new WorkQueue();
+  const driver = new SmmuDriver({
+    name: "smmu0",
+    unit,
+    memory,
+    msi,
+    scheduler,
+    events: silent,
+    firmware: { covers: () => true, canStall: () => canStall },
+  });
+  const resumed = new Map<number, boolean>();
+  unit.onResume = (token, ok) => resumed.set(token, ok);
+  const request: SmmuBench["request"] = (device, iova, write, pasid = NO_PASID) => {
+    const transaction = new Transaction();
+    transaction.rid = device.rid;
+    transaction.pasid = pasid;
+    transaction.lo = iova >>> 0;
+    transaction.hi = Math.floor(iova / 2 ** 32);
+    transaction.access = write ? Access.write : Access.read;
+    return Object.assign(transaction, { status: unit.translate(transaction) });
+  };
+  return {
+    driver,
+    unit,
+    memory,
+    devices,
+    scheduler,
+    resumed,
+    request,
+    access(device, iova, write) {
+      const { status, pa } = request(device, iova, write);
+      scheduler.run();
+      return status === TranslateStatus.ok ? pa : "fault";
+    },
+    limitFrames: (count) => {
+      left = count;
+    },
+    close() {
+      driver.close();
+      msi.close();
+      memory.close();
+    },
+  };
+};
