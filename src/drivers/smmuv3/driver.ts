@@ -41,7 +41,7 @@ import { ContextTable, contextBits } from "./context-table.ts";
 import { DOORBELL_WINDOW, type DomainHost, doorbellAddress, SmmuDomain } from "./domain.ts";
 import { Invalidations } from "./invalidations.ts";
 import { enablePasids, Master } from "./master.ts";
-import { SmmuNestedDomain } from "./nested-domain.ts";
+import { type Guest, SmmuNestedDomain } from "./nested-domain.ts";
 import { RecordQueue } from "./record-queue.ts";
 import { type RegisterFile, Registers } from "./registers.ts";
 import { type SteValues, StreamTable } from "./stream-table.ts";
@@ -115,7 +115,7 @@ export class SmmuDriver implements IommuDriver {
   readonly #asids: Ids;
   readonly #vmids: Ids;
   readonly #domains = new Set<SmmuDomain>();
-  readonly #viommus = new Set<SmmuViommu>();
+  readonly #viommus = new Set<Guest>();
   readonly #masters = new Map<Requester, Master>();
   readonly #bySid = new Map<number, Master>();
   readonly #host: DomainHost;
@@ -375,11 +375,11 @@ export class SmmuDriver implements IommuDriver {
   #attach(master: Master, domain: Domain): void {
     const before = master.domain;
     if (before === domain) return;
-    const guest = this.#check(master, domain);
+    const owner = this.#check(master, domain);
     for (const page of master.doorbells) translating(domain)?.mapDoorbell(page);
     count(domain, 1);
     master.domain = domain;
-    master.guest = guest;
+    master.owner = owner;
     if (isStage1(domain)) {
       master.contexts.write(0, domain.contextDescriptor(master.stalls));
       this.#invalidations.context(master.sid, 0);
@@ -390,11 +390,11 @@ export class SmmuDriver implements IommuDriver {
   }
 
   /** Throws EINVAL, EBUSY or ENOENT when the function cannot have it; which guest it is then of. */
-  #check(master: Master, domain: Domain): Master["guest"] {
+  #check(master: Master, domain: Domain): Master["owner"] {
     if (domain.kind === "identity" || domain.kind === "blocked") return undefined;
     const own =
       domain instanceof SmmuNestedDomain
-        ? this.#viommus.has(domain.viommu)
+        ? this.#viommus.has(domain.guest)
         : domain instanceof SmmuDomain && this.#domains.has(domain);
     if (!own)
       throw new LinuxError(
@@ -409,8 +409,8 @@ export class SmmuDriver implements IommuDriver {
         master.name,
       );
     if (!(domain instanceof SmmuNestedDomain)) return undefined;
-    const virtualId = domain.viommu.virtualIdOf(master.requester);
-    if (virtualId !== undefined) return { viommu: domain.viommu, virtualId };
+    const virtualId = domain.guest.virtualIdOf(master.requester);
+    if (virtualId !== undefined) return { guest: domain.guest, virtualId };
     if (!domain.translates) return undefined;
     throw new LinuxError("ENOENT", "the guest does not know the device: it has no vDEVICE", master.name);
   }
@@ -532,13 +532,13 @@ export class SmmuDriver implements IommuDriver {
       this.#stalled(master, record);
       return;
     }
-    if (master?.guest && !S2.get(record) && this.#tellGuest(master.guest, record)) return;
+    if (master?.owner && !S2.get(record) && this.#tellGuest(master.owner, record)) return;
     this.#report(record);
   }
 
-  #tellGuest({ viommu, virtualId }: NonNullable<Master["guest"]>, record: Uint32Array): boolean {
+  #tellGuest({ guest, virtualId }: NonNullable<Master["owner"]>, record: Uint32Array): boolean {
     try {
-      return viommu.report(virtualId, record);
+      return guest.report(virtualId, record);
     } catch (error) {
       if (error instanceof LinuxError) return true; // there was no memory: its queue says that events were lost
       throw error;

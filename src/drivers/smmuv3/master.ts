@@ -5,7 +5,7 @@ import type { PciFunction } from "../../pci/function.ts";
 import { ExtendedCapabilityId, PasidCapability, PasidControl, PasidFlags } from "../../pci/spec.ts";
 import type { ContextTable } from "./context-table.ts";
 import type { SmmuDomain } from "./domain.ts";
-import type { SmmuViommu } from "./viommu.ts";
+import type { Guest } from "./nested-domain.ts";
 
 /** What the function and its unit both have of PASIDs. */
 export interface PasidAbility {
@@ -16,8 +16,8 @@ export interface PasidAbility {
 }
 
 /** The guest that has the function, and the number by which it knows it. */
-export interface GuestOf {
-  readonly viommu: SmmuViommu;
+export interface Ownership {
+  readonly guest: Guest;
   readonly virtualId: bigint;
 }
 
@@ -36,7 +36,7 @@ export class Master {
   readonly pasids = new Map<number, SmmuDomain>();
   /** Doorbell pages that its interrupts need. */
   readonly doorbells = new Set<number>();
-  guest: GuestOf | undefined;
+  owner: Ownership | undefined;
 
   constructor(
     requester: Requester,

@@ -3,11 +3,20 @@
  * stage 1 whose context descriptors and tables are the guest's own, at addresses that go through stage 2.
  */
 import { Config, Ste } from "../../hardware/smmuv3/spec.ts";
-import type { NestedDomain, UserData } from "../../iommu/driver.ts";
+import type { NestedDomain, Requester, UserData } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_DATA_ARM_SMMUV3, IommuHwptArmSmmuv3 } from "../../uapi/vendor/smmuv3.ts";
+import type { SmmuDomain } from "./domain.ts";
 import type { SteValues } from "./stream-table.ts";
-import type { SmmuViommu } from "./viommu.ts";
+
+/** The guest that a nested domain is of. */
+export interface Guest {
+  readonly parent: SmmuDomain;
+  /** The StreamID that the guest has given the function. */
+  virtualIdOf(device: Requester): bigint | undefined;
+  /** An event of a function of the guest; false: it is not the guest's, or the guest does not want it. Throws ENOMEM. */
+  report(virtualId: bigint, record: Uint32Array): boolean;
+}
 
 /** What a guest decides about its own stage 1. */
 const GUEST_FIELDS = [
@@ -34,16 +43,16 @@ const MOST_EATS = 1n;
 export class SmmuNestedDomain implements NestedDomain {
   readonly kind = "nested";
   readonly name: string;
-  readonly viommu: SmmuViommu;
+  readonly guest: Guest;
   /** Functions that have it. */
   users = 0;
   /** The guest's entry; 0n: it is not valid, and everything is refused. */
   readonly #entry: bigint;
 
   /** Throws EINVAL for another kind of data or its length, EIO for what a guest may not ask for, EFAULT. */
-  constructor(viommu: SmmuViommu, data: UserData) {
-    this.viommu = viommu;
-    this.name = `nested above ${viommu.parent.name}`;
+  constructor(guest: Guest, data: UserData) {
+    this.guest = guest;
+    this.name = `nested above ${guest.parent.name}`;
     if (data.type !== IOMMU_HWPT_DATA_ARM_SMMUV3)
       throw new LinuxError(
         "EINVAL",
@@ -52,11 +61,11 @@ export class SmmuNestedDomain implements NestedDomain {
       );
     const { ste } = IommuHwptArmSmmuv3.read(data.read(IommuHwptArmSmmuv3.size));
     this.#entry = checked(ste[0]! | (ste[1]! << 64n), this.name);
-    viommu.parent.users += 1;
+    guest.parent.users += 1;
   }
 
   get parent() {
-    return this.viommu.parent;
+    return this.guest.parent;
   }
 
   /** `Config` of the guest's entry. */

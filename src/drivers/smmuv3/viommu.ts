@@ -28,7 +28,7 @@ import {
 } from "../../uapi/vendor/smmuv3.ts";
 import type { SmmuDomain } from "./domain.ts";
 import type { Invalidations } from "./invalidations.ts";
-import { SmmuNestedDomain } from "./nested-domain.ts";
+import { type Guest, SmmuNestedDomain } from "./nested-domain.ts";
 
 /** What a vIOMMU asks of the driver that made it. */
 export interface ViommuHost {
@@ -51,7 +51,7 @@ const GUEST_EVENTS: ReadonlySet<number> = new Set([
 ]);
 const WORD = 0xffff_ffff_ffff_ffffn;
 
-export class SmmuViommu implements VirtualIommu {
+export class SmmuViommu implements VirtualIommu, Guest {
   readonly parent: SmmuDomain;
   readonly eventTypes = [IOMMU_VEVENTQ_TYPE_ARM_SMMUV3];
   onEvent: ((type: number, data: Uint8Array) => boolean) | undefined;
@@ -66,7 +66,6 @@ export class SmmuViommu implements VirtualIommu {
     parent.users += 1;
   }
 
-  /** The StreamID that the guest has given the function. */
   virtualIdOf(device: Requester): bigint | undefined {
     for (const [id, known] of this.#devices) if (known === device) return id;
     return undefined;
@@ -112,7 +111,6 @@ export class SmmuViommu implements VirtualIommu {
     return this.#carryOut(commands);
   }
 
-  /** An event of a function of the guest; false: it is not the guest's, or the guest does not want it. */
   report(virtualId: bigint, record: Uint32Array): boolean {
     if (!GUEST_EVENTS.has(EventRecord.fields.TYPE.get(record))) return false;
     const event = Uint32Array.from(record);
