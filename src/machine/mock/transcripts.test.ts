@@ -1,7 +1,5 @@
-/** Recorded programs on /dev/iommu with mock devices: what Linux 7.2 answered, call by call. */
-import { afterAll, describe, expect, it } from "vitest";
-import { ModelHost } from "../../../test/support/model-host.ts";
-import { loadPrograms, replay } from "../../../test/support/replay.ts";
+/** Recorded programs on /dev/iommu, most with mock devices: what Linux 7.2 answered, call by call. */
+import { testRecorded } from "../../../test/support/recorded.ts";
 import { silent } from "../../base/events.ts";
 import { MockDriver } from "../../drivers/mock/driver.ts";
 import { IommufdSubsystem } from "../../iommufd/file.ts";
@@ -9,9 +7,9 @@ import { Capability } from "../../kernel/call.ts";
 import { ModelTask } from "../../kernel/model-task.ts";
 import { testCommand } from "./test-command.ts";
 
-const NOTHING = { files: 0, objects: 0, areas: 0, pinnedPages: 0 };
-
 const FILES = [
+  "ioas",
+  "ioas_long",
   "ioas_reserved",
   "hwpt",
   "mixed",
@@ -25,31 +23,17 @@ const FILES = [
   "map_file",
 ];
 
-for (const file of FILES)
-  describe(`Linux 7.2's answers: ${file}`, () => {
-    const host = new ModelHost();
-    const driver = new MockDriver(host.memory);
-    const iommufd = new IommufdSubsystem({
-      ...host,
-      scheduler: host.scheduler,
-      memory: host.memory,
-      extra: [testCommand(driver, silent)],
-    });
-    const ram = host.memory.allocated;
-    afterAll(() => host.memory.close());
-
-    for (const program of loadPrograms(file))
-      it(program.name, () => {
-        const difference = replay(program, {
-          memory: host.memory,
-          node: (path) => (path === iommufd.node.path ? iommufd.node : undefined),
-          places: {},
-          drain: () => host.scheduler.run(),
-          task: (memory) => new ModelTask(memory, { uid: 0, capabilities: Object.values(Capability) }),
-        });
-        expect(difference).toBeUndefined();
-        expect(iommufd.live()).toEqual(NOTHING);
-        expect([driver.domains, driver.viommus, driver.devices]).toEqual([0, 0, 0]);
-        expect(host.memory.allocated).toBe(ram);
-      });
-  });
+testRecorded(FILES, ({ memory, scheduler }) => {
+  const driver = new MockDriver(memory);
+  const iommufd = new IommufdSubsystem({ memory, scheduler, extra: [testCommand(driver, silent)] });
+  return {
+    node: (path) => (path === iommufd.node.path ? iommufd.node : undefined),
+    task: (of) => new ModelTask(of, { uid: 0, capabilities: Object.values(Capability) }),
+    live: () => ({
+      ...iommufd.live(),
+      domains: driver.domains,
+      viommus: driver.viommus,
+      devices: driver.devices,
+    }),
+  };
+});
