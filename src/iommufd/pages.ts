@@ -18,6 +18,8 @@ import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { Payer } from "./accounting.ts";
 import { hex, PAGE_BYTES } from "./address.ts";
+import { PinnedRun } from "./pinned-run.ts";
+import { type Segment, Segments } from "./segments.ts";
 
 /** Where pages come from. Page numbers count from the first page of the source. */
 export interface PageSource {
@@ -111,55 +113,6 @@ export class FileSource implements PageSource {
   }
 }
 
-/** One pin, and where a page of it lies. */
-class PinnedRun {
-  readonly pin: Pin;
-  /** Page number of the pin's first page. */
-  readonly base: number;
-  /** First page of each extent, counted from `base`. */
-  readonly #starts: Float64Array;
-
-  constructor(pin: Pin, base: number) {
-    this.pin = pin;
-    this.base = base;
-    const { extents } = pin;
-    this.#starts = new Float64Array(extents.length / 2);
-    for (let i = 0, at = 0; i < this.#starts.length; i += 1) {
-      this.#starts[i] = at;
-      at += extents[2 * i + 1]!;
-    }
-  }
-
-  /** The frames from a page on: `visit(pfn, count)` for each contiguous run, at most `count` pages in all. */
-  frames(page: number, count: number, visit: (pfn: number, count: number) => void): void {
-    let at = page - this.base;
-    const end = at + count;
-    const starts = this.#starts;
-    let low = 0;
-    let high = starts.length;
-    while (high - low > 1) {
-      const middle = (low + high) >>> 1;
-      if (starts[middle]! <= at) low = middle;
-      else high = middle;
-    }
-    const { extents } = this.pin;
-    for (let i = low; at < end; i += 1) {
-      const within = at - starts[i]!;
-      const length = Math.min(extents[2 * i + 1]! - within, end - at);
-      visit(extents[2 * i]! + within, length);
-      at += length;
-    }
-  }
-}
-
-/** Pages [first, last] with the same users. */
-interface Segment {
-  first: number;
-  last: number;
-  users: number;
-  readonly run: PinnedRun;
-}
-
 export class Pages {
   /** Whether its owner may have it written. */
   readonly writable: boolean;
@@ -170,8 +123,7 @@ export class Pages {
   /** Whose areas, when the source may take its memory back. */
   readonly #mappers = new Map<PageMapper, number>();
   #taken = false;
-  /** By page, disjoint. */
-  readonly #segments: Segment[] = [];
+  readonly #segments = new Segments();
 
   constructor(source: PageSource, writable: boolean, payer: Payer) {
     this.source = source;
@@ -251,38 +203,34 @@ export class Pages {
   /** One user more for pages [first, last]: pins those that had none. Throws what pinning throws; then nothing has changed. */
   hold(first: number, last: number): void {
     const made = this.#pinGaps(first, last);
-    if (made.length > 0) this.#add(made);
+    for (const segment of made) this.#segments.insert(segment);
     this.#cut(first);
     this.#cut(last + 1);
-    for (let at = this.#seek(first); at < this.#segments.length; at += 1) {
-      const segment = this.#segments[at]!;
-      if (segment.first > last) break;
+    const segments = this.#segments;
+    for (let segment = segments.seek(first); segment && segment.first <= last; segment = segments.next())
       segment.users += 1;
-    }
   }
 
   /** One user less; pages without users are unpinned. */
   release(first: number, last: number): void {
     this.#cut(first);
     this.#cut(last + 1);
-    const from = this.#seek(first);
-    let at = from;
-    const kept: Segment[] = [];
-    for (; at < this.#segments.length; at += 1) {
-      const segment = this.#segments[at]!;
-      if (segment.first > last) break;
+    const segments = this.#segments;
+    for (let segment = segments.seek(first); segment && segment.first <= last; ) {
       segment.users -= 1;
-      if (segment.users > 0) kept.push(segment);
-      else this.#unpin(segment);
+      if (segment.users > 0) segment = segments.next();
+      else {
+        this.#unpin(segment);
+        segment = segments.remove();
+      }
     }
-    if (kept.length !== at - from) this.#segments.splice(from, at - from, ...kept);
   }
 
   /** Whether every page of [first, last] is pinned. */
   holds(first: number, last: number): boolean {
+    const segments = this.#segments;
     let next = first;
-    for (let at = this.#seek(first); at < this.#segments.length && next <= last; at += 1) {
-      const segment = this.#segments[at]!;
+    for (let segment = segments.seek(first); segment && next <= last; segment = segments.next()) {
       if (segment.first > next) return false;
       next = segment.last + 1;
     }
@@ -291,7 +239,7 @@ export class Pages {
 
   /** Users of a page. */
   usersOf(page: number): number {
-    const segment = this.#segments[this.#seek(page)];
+    const segment = this.#segments.seek(page);
     return segment && segment.first <= page ? segment.users : 0;
   }
 
@@ -300,8 +248,8 @@ export class Pages {
     let page = Math.floor(start / PAGE_BYTES);
     let skip = start - page * PAGE_BYTES;
     let left = length;
-    for (let at = this.#seek(page); left > 0; at += 1) {
-      const segment = this.#segments[at]!;
+    while (left > 0) {
+      const segment = this.#segments.seek(page)!;
       const count = Math.min(segment.last + 1 - page, Math.ceil((skip + left) / PAGE_BYTES));
       segment.run.frames(page, count, (pfn, frames) => {
         const bytes = Math.min(frames * PAGE_BYTES - skip, left);
@@ -358,8 +306,8 @@ export class Pages {
     const made: Segment[] = [];
     let next = first;
     try {
-      for (let at = this.#seek(first); next <= last; at += 1) {
-        const segment = this.#segments[at];
+      while (next <= last) {
+        const segment = this.#segments.seek(next);
         const end = segment && segment.first <= last ? segment.first - 1 : last;
         if (end >= next) made.push(this.#pin(next, end));
         next = segment && segment.first <= last ? segment.last + 1 : last + 1;
@@ -390,29 +338,13 @@ export class Pages {
     if (!this.source.whenTaken) this.#payer.refund(count);
   }
 
-  #add(made: readonly Segment[]): void {
-    for (const segment of made) this.#segments.splice(this.#seek(segment.first), 0, segment);
-  }
-
   /** Makes a segment begin at this page, if it lies within one. */
   #cut(page: number): void {
-    const at = this.#seek(page);
-    const segment = this.#segments[at];
+    const segment = this.#segments.seek(page);
     if (!segment || segment.first >= page) return;
-    this.#segments.splice(at, 0, { ...segment, last: page - 1 });
-    segment.first = page;
-  }
-
-  /** Index of the first segment that ends at or after the page. */
-  #seek(page: number): number {
-    let low = 0;
-    let high = this.#segments.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (this.#segments[middle]!.last < page) low = middle + 1;
-      else high = middle;
-    }
-    return low;
+    const upper = { ...segment, first: page };
+    segment.last = page - 1;
+    this.#segments.insert(upper);
   }
 }
 
