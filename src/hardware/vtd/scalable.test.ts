@@ -170,17 +170,18 @@ describe("§7.1.3 fault reasons in scalable mode", () => {
     [0x81, Pgtt.first, (rig) => rig.mapFirst(rig.tablesOf(RID).first, IOVA, PA, 12, 3, false)],
     [0x83, Pgtt.first, (rig) => rig.pasid(RID, 0, { PGTT: Pgtt.passThrough }), Access.read, 2 ** 57],
     [0x84, Pgtt.second, () => {}, Access.read, 2 ** 48],
-    [
-      0x84,
-      Pgtt.nested,
-      (rig) => rig.mapFirst(rig.tablesOf(RID).first, IOVA, 0, 12, 3),
-      Access.read,
-      IOVA + 1,
-    ],
+    [0x84, Pgtt.nested, (rig) => beyond39(rig)],
     [0x85, Pgtt.first, (rig) => rig.map(RID, IOVA, PA, 12, 1), Access.write],
     [0x87, Pgtt.first, (rig) => rig.map(RID, IOVA, 0xfee0_0000, 12, 3)],
   ];
   const directoryOf = (rig: ScalableRig) => Number(rig.load64(rig.contextAddress(RID)) & ~0xfffn);
+  /** A page at a guest address that a second stage of 3 levels does not translate. */
+  const beyond39 = (rig: ScalableRig) => {
+    const { first, second } = rig.tablesOf(RID);
+    rig.mapFirst(first, IOVA, 2 ** 39, 12, 3);
+    const three = Number(rig.load64(second) & ~0xfffn);
+    rig.pasid(RID, 0, { PGTT: Pgtt.nested, AW: 1, SSPTPTR: three, FSPTPTR: first });
+  };
   const nestedOver39 = (rig: ScalableRig) => {
     const { second } = rig.tablesOf(RID);
     rig.pasid(RID, 0, { PGTT: Pgtt.nested, AW: 1, SSPTPTR: second, FSPTPTR: 2 ** 39 });
