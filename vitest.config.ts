@@ -9,7 +9,7 @@ export default defineConfig({
           include: ["src/**/*.test.ts"],
           pool: "forks",
           maxWorkers: 2,
-          testTimeout: 20_000,
+          testTimeout: 60_000,
         },
       },
       {
