@@ -64,13 +64,13 @@ describe("softiommu demo", () => {
 describe("softiommu machine", () => {
   it("lists presets; a preset shown is a file that checks", async () => {
     const { stdout: list } = await softiommu("machine", "show");
-    expect(list).toMatch(/^vtd {3}An Intel host/m);
-    expect(list).toMatch(/^mock {2}A kernel built for testing iommufd/m);
+    expect(list).toMatch(/^vtd {9}An Intel host.* scalable mode/m);
+    expect(list).toMatch(/^mock {8}A kernel built for testing iommufd/m);
     const { stdout } = await softiommu("machine", "show", "vtd");
     const copy = file("copy.yaml", stdout);
     expect(await softiommu("machine", "check", copy)).toMatchObject({
       status: 0,
-      stdout: `${copy}: ok: machine vtd, 1 unit(s), 3 device(s)\n`,
+      stdout: `${copy}: ok: machine vtd, 1 unit(s), 4 device(s)\n`,
     });
   });
 

@@ -15,7 +15,7 @@ describe("the library", () => {
       { cwd: ROOT, encoding: "utf8" },
     );
     expect(stderr).toBe("");
-    expect(stdout).toContain("what: 'root entry'");
+    expect(stdout).toContain("what: 'scalable-mode root entry'");
     expect(status).toBe(0);
   });
 

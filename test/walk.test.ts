@@ -39,7 +39,14 @@ describe.skipIf(!hasQemu)("softiommu walk on a live run", () => {
 
   it("shows every table of a mapped address, decoded, and where it leads", async () => {
     const { status, stdout } = await softiommu("walk", ...DEVICE, "--iova", "0x10000");
-    for (const what of ["root entry", "context entry", "SS-PML4E", "SS-PDPE", "SS-PDE", "SS-PTE"])
+    for (const what of [
+      "scalable-mode root entry",
+      "PASID table entry",
+      "FS-PML4E",
+      "FS-PDPE",
+      "FS-PDE",
+      "FS-PTE",
+    ])
       expect(stdout).toMatch(new RegExp(`^${what}.* at 0x[0-9a-f]+ is 0x[0-9a-f]+$`, "m"));
     expect(stdout).toMatch(/^reaches host physical 0x[0-9a-f]+/m);
     expect(status).toBe(0);

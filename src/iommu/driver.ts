@@ -246,6 +246,8 @@ export interface IommuDriver {
   ): VirtualIommu;
   /** Set by the core: a device asked for a page. */
   onPageRequest?: ((device: Requester, request: PageRequest) => void) | undefined;
+  /** Set by the core: page requests were lost on the way; the groups they were of are the unit's to answer. */
+  onPageRequestsLost?: (() => void) | undefined;
   /** Answers a group of page requests. */
   respond?(device: Requester, response: PageResponse): void;
 }

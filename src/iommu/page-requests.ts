@@ -36,6 +36,7 @@ export class PageRequests {
   constructor(driver: IommuDriver) {
     this.#driver = driver;
     driver.onPageRequest = (device, request) => this.#take(device, request);
+    driver.onPageRequestsLost = () => this.#discard();
   }
 
   /** From now on groups of the device's PASID go to the handler, until `unhandle`. */
@@ -52,6 +53,14 @@ export class PageRequests {
     const known = this.#devices.get(device);
     known?.handlers.delete(pasid ?? NO_PASID);
     if (known?.handlers.size === 0) this.#devices.delete(device);
+  }
+
+  /** What had come of groups that will never be whole is forgotten. */
+  #discard(): void {
+    for (const known of this.#devices.values()) {
+      known.partial.clear();
+      known.partialCount = 0;
+    }
   }
 
   #take(device: Requester, request: PageRequest): void {

@@ -5,7 +5,13 @@
 
 import { COMMAND_BYTES, Opcode } from "../hardware/smmuv3/queue-spec.ts";
 import { QueueBase, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
-import { DescriptorType, IqaRegister, Register } from "../hardware/vtd/spec.ts";
+import {
+  DESCRIPTOR_BYTES,
+  DescriptorType,
+  IqaRegister,
+  Register,
+  WIDE_DESCRIPTOR_BYTES,
+} from "../hardware/vtd/spec.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 
 /** By name: what does not work. */
@@ -25,10 +31,13 @@ interface UnitRegisters {
 const TYPE_MASK = 0xf;
 const OPCODE_MASK = 0xff;
 
-/** A VT-d unit to which IOTLB invalidations (§6.5.2.3) of its queue come as waits that ask for nothing. */
+/** Types of descriptors that make the IOTLB forget. */
+const FLUSHES: ReadonlySet<number> = new Set([DescriptorType.iotlb, DescriptorType.pasidIotlb]);
+
+/** A VT-d unit to which IOTLB invalidations (§6.5.2.3, §6.5.2.4) of its queue come as waits that ask for nothing. */
 export const losingFlushes = (unit: UnitRegisters, memory: HostMemory): UnitRegisters => {
   const lose = (at: number): void => {
-    if (!memory.load64(at) || (memory.lo & TYPE_MASK) !== DescriptorType.iotlb) return;
+    if (!memory.load64(at) || !FLUSHES.has(memory.lo & TYPE_MASK)) return;
     memory.store64(at, DescriptorType.wait, 0);
     memory.store64(at + 8, 0, 0);
   };
@@ -39,8 +48,9 @@ export const losingFlushes = (unit: UnitRegisters, memory: HostMemory): UnitRegi
         const queue = unit.mmioRead(Register.IQA, 8);
         const base = Number(IqaRegister.fields.IQA.of(queue));
         const bytes = 4096 << Number(IqaRegister.fields.QS.of(queue));
+        const step = IqaRegister.fields.DW.of(queue) ? WIDE_DESCRIPTOR_BYTES : DESCRIPTOR_BYTES;
         const first = Number(unit.mmioRead(Register.IQT, 8));
-        for (let at = first; at !== Number(value); at = (at + 16) % bytes) lose(base + at);
+        for (let at = first; at !== Number(value); at = (at + step) % bytes) lose(base + at);
       }
       unit.mmioWrite(offset, width, value);
     },

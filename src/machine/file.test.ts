@@ -61,6 +61,11 @@ describe("a machine file", () => {
       /^m\.yaml:12: devices\.1\.bars\.0\.size: 3072 bytes: a BAR has a power of two from 16 to 16M$/m,
     ],
     [
+      "guests' tables above none of the host's",
+      machine.replace("model: vtd", "model: vtd\n    mode: scalable\n    stages: [first, nested]"),
+      /^m\.yaml:6: units\.0\.stages: nested needs first and second as well$/m,
+    ],
+    [
       "more BARs than a function has places for",
       `${machine}  - model: bare\n    at: 05:00.0\n    bars:\n${"      - {kind: mem64, size: 4K}\n".repeat(4)}`,
       /^m\.yaml:12: devices\.1\.bars: they take 8 places/m,

@@ -118,6 +118,10 @@ const describe = (issue: Issue): Complaint => {
 const readable = (issue: Issue): string =>
   issue.message.startsWith("Invalid") ? `expected ${issue.expected ?? "something else"}` : issue.message;
 
+/** Nested tables need both kinds below and above. */
+const isWhole = (stages: readonly string[]): boolean =>
+  !stages.includes("nested") || (stages.includes("first") && stages.includes("second"));
+
 const crossChecks = (machine: MachineDescription): Complaint[] => {
   const complaints: Complaint[] = [];
   const units = new Set<string>();
@@ -125,6 +129,8 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
     if (units.has(unit.name))
       complaints.push({ path: ["units", index, "name"], text: `there is another unit named ${unit.name}` });
     units.add(unit.name);
+    if (unit.model === "vtd" && unit.mode === "scalable" && !isWhole(unit.stages))
+      complaints.push({ path: ["units", index, "stages"], text: "nested needs first and second as well" });
   });
   const taken = new Set<string>();
   machine.devices.forEach((device, index) => {

@@ -69,6 +69,7 @@ export class Machine {
   readonly #units = new Map<string, UnitAssembly>();
   readonly #functions: Endpoint[] = [];
   readonly #framesAtRest: number;
+  readonly #interruptsAtRest: number;
 
   /** Throws an Error with a sentence when a device cannot be made (a file that cannot be opened, no room for a BAR). */
   constructor(description: MachineDescription, context: MachineContext) {
@@ -106,6 +107,7 @@ export class Machine {
     this.vfio = new VfioSubsystem({ core: this.core, msi: this.msi, events: context.events });
     this.memory.onAllocate = allocatePages;
     this.#framesAtRest = this.memory.allocated;
+    this.#interruptsAtRest = this.msi.allocated;
   }
 
   get functions(): readonly Endpoint[] {
@@ -143,7 +145,7 @@ export class Machine {
       ...this.iommufd.live(),
       domains,
       parked,
-      interrupts: this.msi.allocated - this.#units.size,
+      interrupts: this.msi.allocated - this.#interruptsAtRest,
       tableFrames: this.memory.allocated - this.#framesAtRest,
       clientFrames: this.memory.clientSlots,
     };

@@ -2,14 +2,18 @@
  * The machines that come with the program, as the files a person would write: `softiommu machine show NAME` prints
  * them, and a copy is a good start for one's own.
  */
-const vtd = `# An Intel host: one VT-d unit in legacy mode, two NVMe controllers in groups of their own.
-name: vtd
+const vtdHost = (
+  name: string,
+  what: string,
+  settings: string,
+): string => `# An Intel host: one VT-d unit ${what}, two NVMe controllers, all in groups of their own.
+name: ${name}
 memory:
   ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
 units:
   - model: vtd
     name: dmar0
-    address-widths: [39, 48]    # 3 and 4 table levels
+${settings}    address-widths: [39, 48]    # 3 and 4 table levels
     host-address-width: 46
     large-pages: [2M, 1G]
     fault-records: 8
@@ -25,7 +29,17 @@ devices:
     bars:
       - kind: mem32
         size: 16K
+  - model: test                 # makes the requests it is told to make, with PASIDs too
+    at: 0000:05:00.0
 `;
+
+const vtd = vtdHost(
+  "vtd",
+  "in scalable mode",
+  `    mode: scalable              # tables of both stages and nested, PASIDs, page requests
+`,
+);
+const vtdLegacy = vtdHost("vtd-legacy", "in legacy mode", "");
 
 const smmuv3 = `# An Arm host: one SMMUv3 with both stages, PASIDs, dirty tracking and stalls. Two NVMe controllers, and a function to
 # try DMA with, whose faults wait for an answer where somebody listens.
@@ -66,6 +80,7 @@ devices: []
 
 export const PRESETS: ReadonlyMap<string, string> = new Map([
   ["vtd", vtd],
+  ["vtd-legacy", vtdLegacy],
   ["smmuv3", smmuv3],
   ["mock", mock],
 ]);

@@ -8,7 +8,7 @@ import { Cr0, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
 import { SmmuV3Unit } from "../hardware/smmuv3/unit.ts";
 import type { IommuUnit, SendMessage } from "../hardware/unit.ts";
 import { GCMD_ONE_SHOT, Gcmd, Register } from "../hardware/vtd/spec.ts";
-import { VtdUnit } from "../hardware/vtd/unit.ts";
+import { type VtdCapabilities, VtdUnit } from "../hardware/vtd/unit.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
@@ -55,8 +55,43 @@ export const powerOn = (description: UnitDescription, socket: UnitSocket): Power
   }
 };
 
+type VtdDescription = Extract<UnitDescription, { readonly model: "vtd" }>;
+
+const vtdCapabilities = (given: VtdDescription): VtdCapabilities => ({
+  addressWidths: given["address-widths"],
+  hostAddressWidth: given["host-address-width"],
+  largePages: {
+    twoMegabytes: given["large-pages"].includes("2M"),
+    oneGigabyte: given["large-pages"].includes("1G"),
+  },
+  domainBits: given["domain-bits"],
+  faultRecords: given["fault-records"],
+  cachingMode: given["caching-mode"],
+  snoopControl: given["snoop-control"],
+  passThrough: given["pass-through"],
+  ...(given.mode === "scalable" && {
+    version: { major: 6, minor: 0 },
+    deviceTlb: given["device-tlb"],
+    scalable: {
+      firstStage: given.stages.includes("first"),
+      secondStage: given.stages.includes("second"),
+      nested: given.stages.includes("nested"),
+      fiveLevels: given["address-widths"].includes(57),
+      firstStageGigabyte: given["large-pages"].includes("1G"),
+      ...(given["pasid-bits"] > 0 && { pasidBits: given["pasid-bits"] }),
+      ridPasid: true,
+      supervisorRequests: given["supervisor-requests"],
+      executeRequests: given["execute-requests"],
+      extendedAccessed: given["extended-accessed"],
+      secondStageAccessedDirty: given["dirty-tracking"],
+      pageRequests: given["page-requests"] && given["device-tlb"],
+      pageWalkCoherency: true,
+    },
+  }),
+});
+
 const powerOnVtd = (
-  given: Extract<UnitDescription, { readonly model: "vtd" }>,
+  given: VtdDescription,
   { memory, msi, events, interrupt, seed, behind, broken }: UnitSocket,
 ): PoweredUnit => {
   const unit = new VtdUnit({
@@ -66,19 +101,7 @@ const powerOnVtd = (
     interrupt,
     cache: given.cache,
     random: new Random(seed),
-    capabilities: {
-      addressWidths: given["address-widths"],
-      hostAddressWidth: given["host-address-width"],
-      largePages: {
-        twoMegabytes: given["large-pages"].includes("2M"),
-        oneGigabyte: given["large-pages"].includes("1G"),
-      },
-      domainBits: given["domain-bits"],
-      faultRecords: given["fault-records"],
-      cachingMode: given["caching-mode"],
-      snoopControl: given["snoop-control"],
-      passThrough: given["pass-through"],
-    },
+    capabilities: vtdCapabilities(given),
   });
   const driver = new VtdDriver({
     name: given.name,

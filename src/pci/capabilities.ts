@@ -1,10 +1,13 @@
 /**
  * The capabilities a function can have, as declarations for its config space: power management, MSI, MSI-X, PCI
- * Express with function-level reset, device serial number, PASID. PCI Express Base Specification 5.0, §7.5 to §7.9.
+ * Express with function-level reset, device serial number, PASID, ATS, PRI. PCI Express Base Specification 5.0, §7.5 to §7.9.
  * What they do is in `pci-function.ts`, `msi.ts` and `msix.ts`.
  */
 import type { Capability } from "./config.ts";
 import {
+  AtsCapability,
+  AtsControl,
+  AtsFlags,
   CapabilityId,
   DeviceCapabilities,
   DeviceControl,
@@ -24,6 +27,9 @@ import {
   PasidFlags,
   PowerCapability,
   PowerControl,
+  PriCapability,
+  PriControl,
+  PriStatus,
   SerialNumber,
 } from "./spec.ts";
 
@@ -179,5 +185,43 @@ export const pasid = (width: number): Capability => ({
       value: 0,
       writable: Object.values(PasidControl.fields).reduce((all, { mask }) => all | mask, 0),
     },
+  ],
+});
+
+/** Asks its unit for translations, of whole pages, and keeps them. */
+export const ats = (): Capability => ({
+  id: ExtendedCapabilityId.ATS,
+  version: 1,
+  bytes: AtsCapability.BYTES,
+  registers: [
+    {
+      offset: AtsCapability.CAPABILITY,
+      width: 2,
+      value: Number(AtsFlags.make({ PageAlignedRequest: true, GlobalInvalidate: true })),
+    },
+    {
+      offset: AtsCapability.CONTROL,
+      width: 2,
+      value: 0,
+      writable: Object.values(AtsControl.fields).reduce((all, { mask }) => all | mask, 0),
+    },
+  ],
+});
+
+/** Asks for pages, up to `capacity` at a time, and wants answers with the PASIDs of its requests. */
+export const pri = (capacity: number): Capability => ({
+  id: ExtendedCapabilityId.PRI,
+  version: 1,
+  bytes: PriCapability.BYTES,
+  registers: [
+    { offset: PriCapability.CONTROL, width: 2, value: 0, writable: PriControl.fields.Enable.mask },
+    {
+      offset: PriCapability.STATUS,
+      width: 2,
+      value: Number(PriStatus.make({ Stopped: true, PasidRequired: true })),
+      clears: PriStatus.fields.ResponseFailure.mask | PriStatus.fields.UnexpectedGroup.mask,
+    },
+    { offset: PriCapability.OUTSTANDING_CAPACITY, width: 4, value: capacity },
+    { offset: PriCapability.OUTSTANDING_ALLOCATION, width: 4, value: 0, writable: 0xffff_ffff },
   ],
 });

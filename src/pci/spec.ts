@@ -50,7 +50,12 @@ export const BarBits = { IO: 1, MEMORY_64: 4, PREFETCHABLE: 8, IO_FLAGS: 0x3, ME
 
 /** Capability ids, PCI Code and ID Assignment §2 and §3. */
 export const CapabilityId = { PM: 0x01, MSI: 0x05, EXPRESS: 0x10, MSIX: 0x11 } as const;
-export const ExtendedCapabilityId = { SERIAL_NUMBER: 0x0003, PASID: 0x001b } as const;
+export const ExtendedCapabilityId = {
+  SERIAL_NUMBER: 0x0003,
+  ATS: 0x000f,
+  PRI: 0x0013,
+  PASID: 0x001b,
+} as const;
 
 /** Power management, PCIe §7.5.2. */
 export const PowerCapability = { PMC: 2, PMCSR: 4, BYTES: 8 } as const;
@@ -164,4 +169,34 @@ export const PasidControl = layout("PASID Control", 2, {
   Enable: bit(0, "requests may carry a PASID"),
   Execute: bit(1, "requests for execution allowed"),
   Privileged: bit(2, "privileged mode allowed"),
+});
+
+/** Address translation services, PCIe §10.5.1. */
+export const AtsCapability = { CAPABILITY: 4, CONTROL: 6, BYTES: 8 } as const;
+export const AtsFlags = layout("ATS Capability", 2, {
+  InvalidateQueueDepth: bits(0, 4, "invalidations it takes before it answers; 0: 32"),
+  PageAlignedRequest: bit(5, "its translation requests are for whole pages"),
+  GlobalInvalidate: bit(6, "takes invalidations of every PASID"),
+});
+export const AtsControl = layout("ATS Control", 2, {
+  SmallestTranslationUnit: bits(0, 4, "log2 of the smallest translation, less 12"),
+  Enable: bit(15, "may ask for translations and keep them"),
+});
+/** Page request interface, PCIe §10.5.2. */
+export const PriCapability = {
+  CONTROL: 4,
+  STATUS: 6,
+  OUTSTANDING_CAPACITY: 8,
+  OUTSTANDING_ALLOCATION: 12,
+  BYTES: 16,
+} as const;
+export const PriControl = layout("Page Request Control", 2, {
+  Enable: bit(0, "may ask for pages"),
+  Reset: bit(1, "written 1 while it may not: forgets what it asked for"),
+});
+export const PriStatus = layout("Page Request Status", 2, {
+  ResponseFailure: bit(0, "a response was a failure"),
+  UnexpectedGroup: bit(1, "a response was to no group of its"),
+  Stopped: bit(8, "nothing it asked for waits"),
+  PasidRequired: bit(15, "responses carry the PASID of the request"),
 });

@@ -47,7 +47,7 @@ describe("a run that is asked", () => {
         pid: process.pid,
         machine: "vtd",
         program: "qemu-io -c read",
-        devices: ["0000:01:00.0", "0000:02:00.0", "0000:04:00.0"],
+        devices: ["0000:01:00.0", "0000:02:00.0", "0000:04:00.0", "0000:05:00.0"],
         socket,
       },
     ]);
@@ -67,7 +67,9 @@ describe("a run that is asked", () => {
   it("says which devices there are when the one asked for is not", async () => {
     await expect(
       ask(socket, { ask: "walk", device: "0000:09:00.0", iova: "0x0", write: false }),
-    ).rejects.toThrow("there is no device 0000:09:00.0; there is 0000:01:00.0, 0000:02:00.0, 0000:04:00.0");
+    ).rejects.toThrow(
+      "there is no device 0000:09:00.0; there is 0000:01:00.0, 0000:02:00.0, 0000:04:00.0, 0000:05:00.0",
+    );
   });
 
   it.each(["nonsense", "{}", '{"ask":"walk"}', '{"ask":"walk","device":"x","iova":"12","write":true}'])(

@@ -57,6 +57,7 @@ const bench = (
     events: silent,
     firmware: { hostAddressWidth: 46, covers: () => true, reservedMemory: [], ...firmware },
   });
+  for (const device of DEVICES) driver.probe(device);
   const transaction = new Transaction();
   return {
     driver,
@@ -87,6 +88,24 @@ describeDriver("VT-d, 3 levels, 4 KiB pages", () =>
 );
 describeDriver("VT-d, caching mode", () => bench({ cachingMode: true }));
 describeDriver("VT-d, no page-selective invalidation", () => bench({ pageSelective: false }));
+
+const SCALABLE = {
+  secondStage: true,
+  firstStage: true,
+  nested: true,
+  firstStageGigabyte: true,
+  pasidBits: 20,
+  ridPasid: true,
+  secondStageAccessedDirty: true,
+  pageRequests: true,
+} as const;
+describeDriver("VT-d, scalable mode", () => bench({ scalable: SCALABLE, deviceTlb: true }));
+describeDriver("VT-d, scalable mode, 5 levels, remembering nothing", () =>
+  bench({ addressWidths: [57], scalable: { ...SCALABLE, fiveLevels: true } }, {}, "none"),
+);
+describeDriver("VT-d, scalable mode without a first stage", () =>
+  bench({ scalable: { secondStage: true }, cachingMode: true }),
+);
 
 const codeOf = (run: () => unknown): string => {
   try {

@@ -1,43 +1,31 @@
 /**
- * The kernel-side driver of one VT-d unit in legacy mode: root and context tables (§9.1, §9.3), domains, queued
- * invalidation (§6.5.2) and the fault event (§7.3). It only writes memory, registers and queue entries. Left out:
- * scalable mode, interrupt remapping, the register-based invalidation that older units need.
+ * The kernel-side driver of one VT-d unit (revision 4.1): it brings the unit up in scalable mode where the unit has it and in
+ * legacy mode otherwise, gives functions and their PASIDs domains, answers page requests and reads faults. It only writes
+ * memory, registers and queue entries. As Linux does, it takes first-stage tables where it can, and second-stage ones for
+ * nest parents and dirty tracking.
+ *
+ * Left out: interrupt remapping, the register-based invalidation that older units need, performance monitoring.
  */
 import type { EventSink } from "../../base/events.ts";
 import { Ids } from "../../base/ids.ts";
-import {
-  addressWidthOf,
-  CapRegister,
-  ContextCacheInvalidate,
-  ContextEntry,
-  DescriptorType,
-  EcapRegister,
-  EventControl,
-  FaultRecording,
-  Fsts,
-  FstsRegister,
-  Gcmd,
-  Granularity,
-  IotlbInvalidate,
-  LargePages,
-  Register,
-  RootEntry,
-  RtaddrRegister,
-  TranslationType,
-} from "../../hardware/vtd/spec.ts";
-import {
-  type DeviceCapabilities,
-  type Domain,
-  type FixedDomain,
-  type HardwareInfo,
-  type IommuDriver,
-  type PagingOptions,
-  type Requester,
-  type ReservedRegion,
-  requirePlain,
+import { Gcmd, Granularity, Register } from "../../hardware/vtd/spec.ts";
+import type {
+  DeviceCapabilities,
+  Domain,
+  FixedDomain,
+  HardwareInfo,
+  IommuDriver,
+  NestedOptions,
+  PageRequest,
+  PageResponse,
+  PagingDomain,
+  PagingOptions,
+  Requester,
+  ReservedRegion,
+  UserData,
 } from "../../iommu/driver.ts";
 import { allocate } from "../../kernel/allocations.ts";
-import type { Message, MsiController } from "../../kernel/msi.ts";
+import type { MsiController } from "../../kernel/msi.ts";
 import { MSI_BASE, MSI_BYTES } from "../../kernel/msi.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
@@ -46,9 +34,21 @@ import {
   IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
   IommuHwInfoVtd,
 } from "../../uapi/vendor/vtd.ts";
-import { VtdDomain, type VtdGeometry } from "./domain.ts";
+import { type Abilities, readAbilities } from "./abilities.ts";
+import { type Attachment, RID_PASID, VtdDevice } from "./device.ts";
+import { VtdDomain, type VtdDomainOptions } from "./domain.ts";
+import { Faults, type ReportedFault } from "./faults.ts";
+import { Invalidations, type Range } from "./invalidations.ts";
+import { LegacyTables } from "./legacy-tables.ts";
+import { VtdNestedDomain } from "./nested-domain.ts";
+import { PageRequestQueue } from "./page-requests.ts";
 import { InvalidationQueue } from "./queue.ts";
 import { type RegisterFile, Registers } from "./registers.ts";
+import { ScalableTables } from "./scalable-tables.ts";
+import type { Translation } from "./translation.ts";
+import type { Tables, Unit } from "./unit.ts";
+
+export type { ReportedFault } from "./faults.ts";
 
 /** What the firmware's DMAR table says of a unit. */
 export interface VtdFirmware {
@@ -74,90 +74,104 @@ export interface VtdDriverOptions {
   readonly events: EventSink;
 }
 
-/** A fault as the driver read it from the unit's registers. */
-export interface ReportedFault {
-  readonly rid: number;
-  readonly address: bigint;
-  readonly write: boolean;
-  readonly code: number;
-}
-
-/** Reports kept for whoever asks; older ones are counted only. */
-const REPORTS = 256;
 /** Type of hardware information: IOMMU_HW_INFO_TYPE_DEFAULT, which structures of a vendor do not define. */
 const WHATEVER_IT_IS = 0;
-const PAGE = 4096;
 
-export class VtdDriver implements IommuDriver {
+export class VtdDriver implements IommuDriver, Unit {
   readonly name: string;
+  readonly memory: HostMemory;
+  readonly abilities: Abilities;
+  readonly invalidations: Invalidations;
+  readonly tables: Tables;
+  readonly domainIds: Ids;
   readonly identity: FixedDomain = { kind: "identity", name: "identity" };
   readonly blocked: FixedDomain = { kind: "blocked", name: "blocked" };
-  /** The last faults, and how many there were in all. */
-  readonly faults: ReportedFault[] = [];
-  faultCount = 0;
+  onPageRequest: ((device: Requester, request: PageRequest) => void) | undefined;
+  onPageRequestsLost: (() => void) | undefined;
+  /** Page requests that came, and groups that were answered. */
+  readonly pageRequests = { taken: 0, lastTaken: 0, answered: 0, overflows: 0 };
   readonly #registers: Registers;
-  readonly #memory: HostMemory;
   readonly #firmware: VtdFirmware;
   readonly #events: EventSink;
   readonly #queue: InvalidationQueue;
-  readonly #capabilities: bigint;
-  readonly #extended: bigint;
-  readonly #geometry: VtdGeometry;
-  readonly #rootTable: number;
-  readonly #contextTables = new Map<number, number>();
-  readonly #domainIds: Ids;
+  readonly #faults: Faults;
+  readonly #pageRequestQueue: PageRequestQueue | undefined;
   readonly #passThroughId: number;
   readonly #domains = new Set<VtdDomain>();
-  /** By requester id: what it has now. Absent: blocked. */
-  readonly #attached = new Map<number, Domain>();
-  readonly #faultMessage: Message;
-  readonly #descriptor = new Uint32Array(4);
+  readonly #devices = new Map<number, VtdDevice>();
 
   /** Brings the unit up, every device blocked. Throws ENODEV when the unit lacks what the driver needs. */
   constructor(options: VtdDriverOptions) {
-    this.name = options.name;
-    this.#memory = options.memory;
-    this.#firmware = options.firmware;
-    this.#events = options.events;
-    this.#registers = new Registers(options.unit, options.name);
-    this.#capabilities = this.#registers.read64(Register.CAP);
-    this.#extended = this.#registers.read64(Register.ECAP);
-    this.#geometry = this.#readGeometry();
-    if (!this.#ecap("QI"))
-      throw new LinuxError("ENODEV", "the unit has no queued invalidation (ECAP.QI)", this.name);
-    this.#rootTable = this.#memory.allocate(1);
-    if (this.#rootTable < 0) throw new LinuxError("ENOMEM", "no host memory for the root table", this.name);
+    const { name, memory, firmware, events, msi } = options;
+    this.name = name;
+    this.memory = memory;
+    this.#firmware = firmware;
+    this.#events = events;
+    const registers = new Registers(options.unit, name);
+    this.#registers = registers;
+    this.abilities = readAbilities(registers, firmware.hostAddressWidth, name);
+    const { scalable, domains, maximumAddressMask } = this.abilities;
     // Domain id 0 is not used: with CAP.CM the unit tags not-present entries with it (§6.1). 1 is pass-through.
-    this.#domainIds = new Ids(1, 2 ** (4 + 2 * this.#cap("ND")));
-    this.#passThroughId = this.#domainIds.take();
-    this.#faultMessage = options.msi.allocate(() => this.#readFaults());
-    this.#registers.write64(Register.RTADDR, RtaddrRegister.make({ RTA: this.#rootTable }));
-    this.#registers.command(Gcmd.SRTP, true);
-    this.#queue = new InvalidationQueue(this.#registers, this.#memory, this.name);
-    this.#invalidateContext(Granularity.global, 0, 0);
-    this.#invalidateIotlb(Granularity.global, 0);
-    this.#enableFaultEvent();
-    this.#registers.command(Gcmd.TE, true);
+    this.domainIds = new Ids(1, domains);
+    this.#passThroughId = this.domainIds.take();
+    this.#queue = new InvalidationQueue(registers, memory, name, scalable);
+    this.invalidations = new Invalidations(this.#queue, maximumAddressMask);
+    const tables = scalable ? new ScalableTables(this) : new LegacyTables(this);
+    this.tables = tables;
+    registers.write64(Register.RTADDR, tables.rootPointer);
+    registers.command(Gcmd.SRTP, true);
+    this.invalidations.context(Granularity.global, 0, 0);
+    if (scalable) this.invalidations.pasidCacheAll();
+    this.invalidations.iotlb(Granularity.global, 0);
+    this.#faults = new Faults(registers, this.abilities, msi);
+    if (this.abilities.pageRequests) {
+      const queue = this.#queue;
+      const sink = {
+        take: (rid: number, request: PageRequest) => this.#takePageRequest(rid, request),
+        overflowed: () => this.#loseRequests(),
+      };
+      this.#pageRequestQueue = new PageRequestQueue({ name, memory, registers, queue, msi, sink });
+    }
+    registers.command(Gcmd.TE, true);
   }
+
   /** Domains that were allocated and not freed. */
   get domains(): number {
     return this.#domains.size;
   }
+  /** The last faults, and how many there were in all. */
+  get faults(): readonly ReportedFault[] {
+    return this.#faults.reports;
+  }
+  get faultCount(): number {
+    return this.#faults.count;
+  }
+  /** Times that faults were lost for want of recording registers. */
+  get faultOverflows(): number {
+    return this.#faults.overflows;
+  }
 
-  probe(device: Requester): DeviceCapabilities {
-    if (!this.#firmware.covers(device))
-      throw new LinuxError("ENODEV", `${this.name} is not in front of this device`, device.name);
-    this.#contextEntry(device.rid); // the bus's table is made now, so that attaching never needs memory
+  probe(requester: Requester): DeviceCapabilities {
+    const device = this.#deviceOf(requester);
+    const { snoopControl, dirtyTracking, nesting } = this.abilities;
+    const { pasidBits, pasidExecute, pasidPrivileged, ats } = device;
     return {
-      cacheCoherent: this.#ecap("SC") !== 0,
-      dirtyTracking: false,
-      pasidBits: 0,
-      nesting: false,
+      cacheCoherent: snoopControl,
+      dirtyTracking,
+      pasidBits,
+      nesting,
+      ats,
+      pasidExecute,
+      pasidPrivileged,
     };
   }
 
-  release(device: Requester): void {
-    this.attach(device, this.blocked);
+  release(requester: Requester): void {
+    const device = this.#devices.get(requester.rid);
+    if (!device) return;
+    for (const pasid of [...device.given.keys()]) this.#give(device, pasid, this.blocked);
+    this.tables.expel(device);
+    this.#devices.delete(device.rid);
   }
 
   /** CAP and ECAP as they are; the erratum is told of every unit, as Linux does. */
@@ -165,8 +179,8 @@ export class VtdDriver implements IommuDriver {
     if (type !== WHATEVER_IT_IS && type !== IOMMU_HW_INFO_TYPE_INTEL_VTD) return undefined;
     const bytes = IommuHwInfoVtd.bytes({
       flags: IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
-      cap_reg: this.#capabilities,
-      ecap_reg: this.#extended,
+      cap_reg: this.abilities.cap,
+      ecap_reg: this.abilities.ecap,
     });
     return { type: IOMMU_HW_INFO_TYPE_INTEL_VTD, bytes };
   }
@@ -178,105 +192,122 @@ export class VtdDriver implements IommuDriver {
     return [...direct, { start: MSI_BASE, length: MSI_BYTES, kind: "msi" }];
   }
 
-  allocatePaging(_device: Requester, options?: PagingOptions): VtdDomain {
+  allocatePaging(_device: Requester, options: PagingOptions = {}): VtdDomain {
     allocate("a domain of the unit");
-    requirePlain(options, this.name);
-    const id = this.#domainIds.take();
-    if (id < 0)
-      throw new LinuxError("ENOSPC", `all ${this.#domainIds.inUse} domain ids are in use`, this.name);
-    try {
-      const domain = new VtdDomain(
-        this.name,
-        id,
-        this.#memory,
-        this.#geometry,
-        {
-          flushRange: (did, iova, length, leavesOnly) => this.#flushRange(did, iova, length, leavesOnly),
-          flushAdded: (did, iova, length) => {
-            if (this.#cap("CM")) this.#flushRange(did, iova, length, false);
-          },
-          forget: (gone) => {
-            this.#domains.delete(gone);
-            this.#domainIds.give(gone.id);
-          },
-        },
-        this.#events,
-      );
-      this.#domains.add(domain);
-      return domain;
-    } catch (error) {
-      this.#domainIds.give(id);
-      throw error;
-    }
+    const domain = new VtdDomain(this, this.#choose(options), this.#events, (gone) =>
+      this.#domains.delete(gone),
+    );
+    this.#domains.add(domain);
+    return domain;
   }
 
-  attach(device: Requester, domain: Domain, pasid?: number): void {
-    if (pasid !== undefined)
-      throw new LinuxError("EOPNOTSUPP", "in legacy mode the unit has no PASIDs", this.name);
-    const before = this.#attached.get(device.rid);
-    if (before === domain) return;
-    this.#check(device, domain);
-    const entry = domain.kind === "blocked" ? undefined : this.#contextEntry(device.rid);
-    if (before) this.#clear(device.rid, before);
-    if (!entry) return;
-    this.#attached.set(device.rid, domain);
-    if (domain instanceof VtdDomain) domain.attached.add(device.rid);
-    this.#write(entry, domain);
-    if (this.#cap("CM")) {
-      this.#invalidateContext(Granularity.device, 0, device.rid);
-      this.#invalidateIotlb(Granularity.domain, this.#idOf(domain));
-    }
+  /**
+   * A guest's table above a nest parent, which may have been made for another unit: whether it fits this one is asked when
+   * it is attached.
+   */
+  allocateNested(
+    _device: Requester,
+    parent: PagingDomain,
+    data: UserData,
+    options: NestedOptions,
+  ): VtdNestedDomain {
+    if (!this.abilities.nesting)
+      throw new LinuxError("EOPNOTSUPP", "the unit has no nested translation (ECAP.NEST)", this.name);
+    if (!(parent instanceof VtdDomain) || !parent.options.nestParent)
+      throw new LinuxError("EINVAL", `${parent.name} is no nest parent of a VT-d unit`, this.name);
+    allocate("a nested domain of the unit");
+    return new VtdNestedDomain(parent, data, options.faults ?? false);
+  }
+
+  attach(requester: Requester, domain: Domain, pasid?: number): void {
+    const device = this.#deviceOf(requester);
+    if (pasid !== undefined) this.#requirePasid(device, pasid);
+    const key = pasid ?? RID_PASID;
+    if (domain.kind !== "blocked") this.#check(device, domain);
+    if (device.given.get(key)?.domain !== domain) this.#give(device, key, domain);
+  }
+
+  respond(device: Requester, response: PageResponse): void {
+    this.pageRequests.answered += 1;
+    this.invalidations.respond(device.rid, response);
+  }
+
+  /** A function that does not answer keeps no translations any more, and translated requests of it are refused. */
+  flushDevice(device: VtdDevice, pasid: number, range: Range): void {
+    if (!device.ats) return;
+    const tag = pasid === RID_PASID ? undefined : pasid;
+    if (this.invalidations.deviceTlb(device.rid, tag, range)) return;
+    device.ats = false;
+    this.tables.distrust(device);
   }
 
   /** Everything is given back; the unit is left off. Domains must have been freed. */
   close(): void {
     this.#registers.command(Gcmd.TE, false);
     this.#registers.command(Gcmd.QIE, false);
-    this.#faultMessage.free();
-    for (const table of this.#contextTables.values()) this.#memory.free(table, 1);
-    this.#contextTables.clear();
+    this.#faults.free();
+    this.#pageRequestQueue?.free();
+    this.tables.free();
     this.#queue.free();
-    this.#memory.free(this.#rootTable, 1);
   }
 
-  #cap(name: keyof typeof CapRegister.fields): number {
-    return Number(CapRegister.fields[name].of(this.#capabilities));
-  }
-  #ecap(name: keyof typeof EcapRegister.fields): number {
-    return Number(EcapRegister.fields[name].of(this.#extended));
-  }
-
-  #readGeometry(): VtdGeometry {
-    const supported = this.#cap("SAGAW");
-    const aw = [3, 2, 1].find((candidate) => supported & (1 << candidate));
-    if (aw === undefined)
-      throw new LinuxError(
-        "ENODEV",
-        `the unit has none of 3, 4 or 5 table levels (SAGAW ${supported})`,
-        this.name,
-      );
-    const large = this.#cap("SLLPS");
-    return {
-      levels: (aw + 2) as 3 | 4 | 5,
-      addressBits: Math.min(addressWidthOf(aw), this.#cap("MGAW") + 1),
-      hostAddressWidth: this.#firmware.hostAddressWidth,
-      pageLg2s: [
-        12,
-        ...(large & LargePages.twoMegabytes ? [21] : []),
-        ...(large & LargePages.oneGigabyte ? [30] : []),
-      ],
-      snoopControl: this.#ecap("SC") !== 0,
-    };
+  /** Prepares what comes for the first time. */
+  #deviceOf(requester: Requester): VtdDevice {
+    const known = this.#devices.get(requester.rid);
+    if (known) return known;
+    if (!this.#firmware.covers(requester))
+      throw new LinuxError("ENODEV", `${this.name} is not in front of this device`, requester.name);
+    const device = new VtdDevice(requester, this.abilities);
+    this.tables.admit(device);
+    this.#devices.set(device.rid, device);
+    return device;
   }
 
-  #check(device: Requester, domain: Domain): void {
-    if (domain.kind === "identity" && !this.#ecap("PT"))
-      throw new LinuxError("EINVAL", "the unit has no pass-through (ECAP.PT)", this.name);
-    if (domain.kind === "identity" || domain.kind === "blocked") return;
-    if (!(domain instanceof VtdDomain) || !this.#domains.has(domain))
+  #choose(options: PagingOptions): VtdDomainOptions {
+    const { nestParent = false, dirtyTracking = false, pasid = false, faults = false, data } = options;
+    const { scalable, firstStage, secondStage, nesting, dirtyTracking: tracks } = this.abilities;
+    const missing = (
+      [
+        [data !== undefined, "page tables made by vendor data"],
+        [nestParent && !nesting, "nested translation (ECAP.NEST)"],
+        [dirtyTracking && !tracks, "dirty bits in second stages (ECAP.SSADS)"],
+        [pasid && !scalable, "PASIDs in legacy mode"],
+        [faults && !scalable, "page requests in legacy mode"],
+      ] as const
+    ).find(([asked]) => asked);
+    if (missing) throw new LinuxError("EOPNOTSUPP", `the unit has no ${missing[1]}`, this.name);
+    const stage = nestParent || dirtyTracking || !firstStage ? "second" : "first";
+    if (stage === "second" && !secondStage)
+      throw new LinuxError("EOPNOTSUPP", "the unit has no second stage (ECAP.SSTS)", this.name);
+    return { stage, nestParent, dirtyTracking, faults };
+  }
+
+  #requirePasid({ pasidBits, name }: VtdDevice, pasid: number): void {
+    if (!this.abilities.scalable)
+      throw new LinuxError("EOPNOTSUPP", "in legacy mode the unit has no PASIDs", this.name);
+    if (pasid === RID_PASID || pasid >= 2 ** pasidBits)
       throw new LinuxError(
         "EINVAL",
-        `${domain.name} is not a domain of ${this.name}, the unit of this device`,
+        `PASID ${pasid}: the device has PASIDs of ${pasidBits} bits, and ${RID_PASID} stands for requests without one`,
+        name,
+      );
+  }
+
+  #check(device: VtdDevice, domain: Domain): void {
+    if (domain.kind === "identity" || domain.kind === "blocked") {
+      if (!this.abilities.passThrough)
+        throw new LinuxError("EINVAL", "the unit has no pass-through (ECAP.PT)", this.name);
+      return;
+    }
+    const known = domain instanceof VtdDomain || domain instanceof VtdNestedDomain;
+    const unfit = known ? domain.unfitFor(this) : `it is not a domain of a VT-d unit`;
+    if (!known || unfit)
+      throw new LinuxError("EINVAL", `${domain.name} does not fit ${this.name}: ${unfit}`, device.name);
+    const faults = domain instanceof VtdDomain ? domain.options.faults : domain.faults;
+    if (faults && !device.pri)
+      throw new LinuxError(
+        "ENODEV",
+        `${domain.name} reports page faults, and the device makes no page requests (PRI)`,
         device.name,
       );
     const direct = this.#firmware.reservedMemory.find((range) => range.device === device.name);
@@ -288,133 +319,60 @@ export class VtdDriver implements IommuDriver {
       );
   }
 
-  #idOf(domain: Domain): number {
-    return domain instanceof VtdDomain ? domain.id : this.#passThroughId;
-  }
-
-  /** Where the context entry of a requester is; makes the bus's context table when it is the first. */
-  #contextEntry(rid: number): number {
-    const bus = rid >>> 8;
-    let table = this.#contextTables.get(bus);
-    if (table === undefined) {
-      table = this.#memory.allocate(1);
-      if (table < 0)
-        throw new LinuxError("ENOMEM", `no host memory for the context table of bus ${bus}`, this.name);
-      this.#contextTables.set(bus, table);
-      const root = this.#rootTable + bus * RootEntry.bytes;
-      this.#store(root, RootEntry.make({ P: 1, CTP: table }));
-      if (this.#cap("CM")) this.#invalidateContext(Granularity.global, 0, 0);
+  /** What was checked. The page requests of before are taken before anybody else has their PASID. */
+  #give(device: VtdDevice, pasid: number, domain: Domain): void {
+    const before = device.given.get(pasid);
+    const old = before && this.#translationOf(before.domain);
+    const attachment: Attachment = { device, pasid };
+    const resident = residentOf(domain);
+    const residence = resident?.settle(this);
+    const next = domain.kind === "blocked" ? undefined : this.#translationOf(domain);
+    if (!next && !old) return;
+    try {
+      this.tables.write(device, pasid, next, old);
+    } catch (error) {
+      if (residence?.attachments.size === 0) resident?.leave(this);
+      throw error;
     }
-    return table + (rid & 0xff) * ContextEntry.bytes;
+    if (before) this.#drain(device);
+    residence?.attachments.add(attachment);
+    if (next) device.given.set(pasid, { domain, attachment });
+    else device.given.delete(pasid);
+    if (!before) return;
+    const left = residentOf(before.domain);
+    const there = left?.residences.get(this);
+    there?.attachments.delete(before.attachment);
+    if (there?.attachments.size === 0) left?.leave(this);
   }
 
-  #write(entry: number, domain: Domain): void {
-    const value =
-      domain instanceof VtdDomain
-        ? ContextEntry.make({
-            P: 1,
-            TT: TranslationType.secondStage,
-            SSPTPTR: domain.root,
-            AW: domain.levels - 2,
-            DID: domain.id,
-          })
-        : ContextEntry.make({
-            P: 1,
-            TT: TranslationType.passThrough,
-            AW: this.#geometry.levels - 2,
-            DID: this.#passThroughId,
-          });
-    this.#store(entry, value);
+  #drain(device: VtdDevice): void {
+    if (!device.pri || !this.#pageRequestQueue) return;
+    this.invalidations.drainPageRequests();
+    this.#pageRequestQueue.service();
   }
 
-  /** The requester reaches nothing any more, and nothing remembers that it did (§6.5.3.3). */
-  #clear(rid: number, before: Domain): void {
-    this.#store(this.#contextEntry(rid), 0n);
-    this.#invalidateContext(Granularity.device, this.#idOf(before), rid);
-    this.#invalidateIotlb(Granularity.domain, this.#idOf(before));
-    this.#attached.delete(rid);
-    if (before instanceof VtdDomain) before.attached.delete(rid);
+  #translationOf(domain: Domain): Translation {
+    const resident = residentOf(domain);
+    return resident
+      ? resident.translation(this)
+      : { id: this.#passThroughId, snoop: this.abilities.snoopControl };
   }
 
-  /** 128 bits; the half with the present bit last. */
-  #store(pa: number, value: bigint): void {
-    const word = (index: number): number => Number((value >> BigInt(32 * index)) & 0xffff_ffffn);
-    this.#memory.store64(pa + 8, word(2), word(3));
-    this.#memory.store64(pa, word(0), word(1));
+  /** A request of a function that nobody drives, or while nobody listens, is answered at the end of its group. */
+  #takePageRequest(rid: number, request: PageRequest): void {
+    const device = this.#devices.get(rid);
+    this.pageRequests.taken += 1;
+    if (request.last) this.pageRequests.lastTaken += 1;
+    if (device && this.onPageRequest) this.onPageRequest(device.requester, request);
+    else if (request.last)
+      this.respond(device?.requester ?? { rid, name: "" }, { ...request, code: "invalid" });
   }
 
-  #invalidateContext(granularity: number, domainId: number, rid: number): void {
-    const { fields } = ContextCacheInvalidate;
-    this.#descriptor.fill(0);
-    fields.TYPE.set(this.#descriptor, DescriptorType.contextCache);
-    fields.G.set(this.#descriptor, granularity);
-    fields.DID.set(this.#descriptor, domainId);
-    fields.SID.set(this.#descriptor, rid);
-    this.#queue.submit(this.#descriptor);
-  }
-
-  #invalidateIotlb(granularity: number, domainId: number, page = 0, maskLg2 = 0, leavesOnly = false): void {
-    const { fields } = IotlbInvalidate;
-    this.#descriptor.fill(0);
-    fields.TYPE.set(this.#descriptor, DescriptorType.iotlb);
-    fields.G.set(this.#descriptor, granularity);
-    fields.DW.set(this.#descriptor, 1);
-    fields.DR.set(this.#descriptor, 1);
-    fields.DID.set(this.#descriptor, domainId);
-    fields.ADDR.set(this.#descriptor, page);
-    fields.AM.set(this.#descriptor, maskLg2);
-    fields.IH.set(this.#descriptor, leavesOnly ? 1 : 0);
-    this.#queue.submit(this.#descriptor);
-  }
-
-  /** By pages where one descriptor can say it, else the whole domain. */
-  #flushRange(domainId: number, iova: number, length: number, leavesOnly: boolean): void {
-    const pages = length / PAGE;
-    let maskLg2 = Math.max(0, Math.ceil(Math.log2(pages)));
-    // The descriptor's range is naturally aligned: grow it until it holds the whole of ours.
-    while (Math.floor(iova / PAGE / 2 ** maskLg2) !== Math.floor((iova / PAGE + pages - 1) / 2 ** maskLg2))
-      maskLg2 += 1;
-    if (!this.#cap("PSI") || maskLg2 > this.#cap("MAMV")) {
-      this.#invalidateIotlb(Granularity.domain, domainId);
-      return;
-    }
-    const span = PAGE * 2 ** maskLg2;
-    this.#invalidateIotlb(Granularity.page, domainId, Math.floor(iova / span) * span, maskLg2, leavesOnly);
-  }
-
-  #enableFaultEvent(): void {
-    const { address, data } = this.#faultMessage;
-    this.#registers.write32(Register.FEDATA, data);
-    this.#registers.write32(Register.FEADDR, Number(address & 0xffff_ffffn));
-    this.#registers.write32(Register.FEUADDR, Number(address >> 32n));
-    this.#registers.write32(Register.FECTL, this.#registers.read32(Register.FECTL) & ~EventControl.IM);
-  }
-
-  /** The fault event (§7.3.1): read and clear every pending record, then the overflow. */
-  #readFaults(): void {
-    const count = this.#cap("NFR") + 1;
-    const base = this.#cap("FRO") * 16;
-    const first = Number(FstsRegister.fields.FRI.of(BigInt(this.#registers.read32(Register.FSTS))));
-    for (let i = 0; i < count; i++) {
-      const at = base + ((first + i) % count) * FaultRecording.bytes;
-      const high = this.#registers.read64(at + 8);
-      const record = (high << 64n) | this.#registers.read64(at);
-      if (FaultRecording.fields.F.of(record) === 0n) break;
-      this.#report(record);
-      this.#registers.write64(at + 8, high);
-    }
-    this.#registers.write32(Register.FSTS, Fsts.PFO);
-  }
-
-  #report(record: bigint): void {
-    const { FI, SID, FR, T1 } = FaultRecording.fields;
-    this.faultCount += 1;
-    if (this.faults.length === REPORTS) this.faults.shift();
-    this.faults.push({
-      rid: Number(SID.of(record)),
-      address: FI.of(record),
-      write: T1.of(record) === 0n,
-      code: Number(FR.of(record)),
-    });
+  #loseRequests(): void {
+    this.pageRequests.overflows += 1;
+    this.onPageRequestsLost?.();
   }
 }
+
+const residentOf = (domain: Domain): VtdDomain | VtdNestedDomain | undefined =>
+  domain instanceof VtdDomain || domain instanceof VtdNestedDomain ? domain : undefined;

@@ -1,0 +1,72 @@
+/** Faults of a unit as its driver learns of them: the fault event and the recording registers (revision 4.1, §7.2, §7.3). */
+import { FaultRecording, Fsts, FstsRegister, Register } from "../../hardware/vtd/spec.ts";
+import type { Message, MsiController } from "../../kernel/msi.ts";
+import type { Abilities } from "./abilities.ts";
+import { enableEvent } from "./event-message.ts";
+import type { Registers } from "./registers.ts";
+
+/** A fault as the driver read it from the unit's registers. */
+export interface ReportedFault {
+  readonly rid: number;
+  /** Absent: the request had none. */
+  readonly pasid?: number;
+  readonly address: bigint;
+  readonly write: boolean;
+  readonly code: number;
+}
+
+/** Reports kept for whoever asks; older ones are counted only. */
+const REPORTS = 256;
+
+export class Faults {
+  /** The last ones, and how many there were in all. */
+  readonly reports: ReportedFault[] = [];
+  count = 0;
+  /** Times that the unit had more faults than registers for them: some were not recorded. */
+  overflows = 0;
+  readonly #registers: Registers;
+  readonly #records: number;
+  readonly #offset: number;
+  readonly #message: Message;
+
+  constructor(registers: Registers, { faultRecords, faultRecordOffset }: Abilities, msi: MsiController) {
+    this.#registers = registers;
+    this.#records = faultRecords;
+    this.#offset = faultRecordOffset;
+    this.#message = msi.allocate(() => this.#read());
+    enableEvent(registers, Register.FECTL, this.#message);
+  }
+
+  free(): void {
+    this.#message.free();
+  }
+
+  /** The fault event (§7.3.1): read and clear every pending record, then the overflow. */
+  #read(): void {
+    const status = this.#registers.read32(Register.FSTS);
+    const first = Number(FstsRegister.fields.FRI.of(BigInt(status)));
+    for (let i = 0; i < this.#records; i++) {
+      const at = this.#offset + ((first + i) % this.#records) * FaultRecording.bytes;
+      const high = this.#registers.read64(at + 8);
+      const record = (high << 64n) | this.#registers.read64(at);
+      if (FaultRecording.fields.F.of(record) === 0n) break;
+      this.#report(record);
+      this.#registers.write64(at + 8, high);
+    }
+    if (status & Fsts.PFO) this.overflows += 1;
+    this.#registers.write32(Register.FSTS, Fsts.PFO);
+  }
+
+  #report(record: bigint): void {
+    const { FI, SID, FR, T1, PP, PV } = FaultRecording.fields;
+    this.count += 1;
+    if (this.reports.length === REPORTS) this.reports.shift();
+    this.reports.push({
+      rid: Number(SID.of(record)),
+      ...(PP.of(record) === 1n && { pasid: Number(PV.of(record)) }),
+      address: FI.of(record),
+      write: T1.of(record) === 0n,
+      code: Number(FR.of(record)),
+    });
+  }
+}

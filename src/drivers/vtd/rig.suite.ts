@@ -1,0 +1,242 @@
+/**
+ * What tests of the VT-d driver in scalable mode stand on: units with drivers over one memory, and functions that can have
+ * PASIDs, translation requests and page requests. Accesses are made through the unit, so that a driver which forgets an
+ * invalidation is found out. A guest's memory is all of the machine's, at its own addresses.
+ */
+import { ManualClock } from "../../base/clock.ts";
+import { silent } from "../../base/events.ts";
+import { WorkQueue } from "../../base/scheduler.ts";
+import type { DeviceTlbAnswer, DeviceTlbInvalidation, PageRequest } from "../../hardware/ats.ts";
+import { Access, NO_PASID, Transaction, TranslateStatus } from "../../hardware/unit.ts";
+import { type VtdCapabilities, VtdUnit } from "../../hardware/vtd/unit.ts";
+import type { UserArray, UserData } from "../../iommu/driver.ts";
+import { MsiController } from "../../kernel/msi.ts";
+import { Banks } from "../../memory/banks.ts";
+import { Mapper } from "../../pagetable/mapper.ts";
+import { vtdFirstLevel } from "../../pagetable/vtd-first-level.ts";
+import { ats, pasid, pri } from "../../pci/capabilities.ts";
+import { HostBridge } from "../../pci/dma.ts";
+import type { PciFunction } from "../../pci/function.ts";
+import { Endpoint } from "../../pci/pci-function.ts";
+import { placement } from "../../pci/placement.ts";
+import { LinuxError } from "../../uapi/errno.ts";
+import { IOMMU_HWPT_DATA_VTD_S1, IommuHwptVtdS1, IommuHwptVtdS1Invalidate } from "../../uapi/vendor/vtd.ts";
+import type { VtdDomain } from "./domain.ts";
+import { VtdDriver } from "./driver.ts";
+
+export const RAM = 2 ** 28;
+/** Everything but execution. */
+export const SCALABLE = {
+  secondStage: true,
+  firstStage: true,
+  nested: true,
+  firstStageGigabyte: true,
+  pasidBits: 20,
+  ridPasid: true,
+  supervisorRequests: true,
+  extendedAccessed: true,
+  secondStageAccessedDirty: true,
+  pageRequests: true,
+} as const;
+
+class PlainFunction extends Endpoint {
+  protected override readBar(_index: number, _offset: number, into: Uint8Array): void {
+    into.fill(0);
+  }
+  protected override writeBar(): void {}
+  protected override resetModel(): void {}
+}
+
+export interface RigOptions {
+  /** By unit; what is left out is as of `SCALABLE` with device-TLBs. */
+  readonly units?: readonly Partial<VtdCapabilities>[];
+  /** Of the functions: bits of PASIDs, whether they have ATS and PRI. */
+  readonly pasidBits?: number;
+  readonly ats?: boolean;
+  readonly pri?: boolean;
+}
+
+export class Rig {
+  readonly memory = new Banks({ ram: [{ start: 0, length: RAM }] });
+  readonly msi = new MsiController(this.memory);
+  readonly units: VtdUnit[] = [];
+  readonly drivers: VtdDriver[] = [];
+  /** Two a unit: those of unit n are on buses 2n + 1 and 2n + 2. */
+  readonly functions: PciFunction[] = [];
+  /** What functions' TLBs were told to forget, and how they answer. */
+  readonly flushed: DeviceTlbInvalidation[] = [];
+  answer: DeviceTlbAnswer = "done";
+  /** Responses that functions got. */
+  readonly responses: { rid: number; pasid: number; group: number; response: number }[] = [];
+  readonly #transaction = new Transaction();
+  readonly #mappers: Mapper[] = [];
+
+  constructor(options: RigOptions = {}) {
+    for (const [index, change] of (options.units ?? [{}]).entries()) this.#power(index, change, options);
+  }
+
+  get driver(): VtdDriver {
+    return this.drivers[0]!;
+  }
+  get unit(): VtdUnit {
+    return this.units[0]!;
+  }
+  get device(): PciFunction {
+    return this.functions[0]!;
+  }
+
+  /** The physical address an access reaches, or "fault". Functions 0 and 1 are behind unit 0, and so on. */
+  access(device: PciFunction, iova: number, write = false, tag: number = NO_PASID): number | "fault" {
+    const transaction = this.#transaction;
+    transaction.rid = device.rid;
+    transaction.pasid = tag;
+    transaction.lo = iova >>> 0;
+    transaction.hi = Math.floor(iova / 2 ** 32);
+    transaction.access = write ? Access.write : Access.read;
+    const unit = this.units[this.functions.indexOf(device) >> 1]!;
+    return unit.translate(transaction) === TranslateStatus.ok ? transaction.pa : "fault";
+  }
+
+  /** A function asks for a page. */
+  ask(device: PciFunction, request: Partial<PageRequest> = {}): void {
+    this.units[this.functions.indexOf(device) >> 1]!.requestPage({
+      rid: device.rid,
+      pasid: NO_PASID,
+      lo: 0x5000,
+      hi: 0,
+      access: Access.read,
+      group: 0,
+      last: true,
+      ...request,
+    });
+  }
+
+  /** A nest parent in which every address of the machine's RAM is itself. */
+  parent(driver = this.driver, dirtyTracking = false): VtdDomain {
+    const domain = driver.allocatePaging(this.device, { nestParent: true, dirtyTracking });
+    domain.map(0, 0, RAM, 3);
+    return domain;
+  }
+
+  /** An empty table of a guest. */
+  guestTable(): Mapper {
+    const mapper = new Mapper(this.memory, vtdFirstLevel(4));
+    this.#mappers.push(mapper);
+    return mapper;
+  }
+
+  /** Every function leaves what it has. */
+  release(): void {
+    for (const [index, device] of this.functions.entries()) this.drivers[index >> 1]!.release(device);
+  }
+
+  /** Everything was detached and freed: the drivers' tables go, and nothing is left. */
+  close(): number {
+    for (const mapper of this.#mappers) mapper.destroy();
+    for (const driver of this.drivers) driver.close();
+    this.msi.close();
+    const left = this.memory.allocated;
+    this.memory.close();
+    return left;
+  }
+
+  #power(index: number, change: Partial<VtdCapabilities>, options: RigOptions): void {
+    const { memory, msi } = this;
+    const name = `dmar${index}`;
+    const unit = new VtdUnit({
+      name,
+      memory,
+      events: silent,
+      interrupt: (address, data) =>
+        memory.writeBytes(Number(address), new Uint8Array(Uint32Array.of(data).buffer)),
+      capabilities: {
+        addressWidths: [39, 48],
+        hostAddressWidth: 46,
+        deviceTlb: true,
+        scalable: SCALABLE,
+        ...change,
+      },
+    });
+    unit.invalidateDeviceTlb = (what) => {
+      this.flushed.push(what);
+      return this.answer;
+    };
+    unit.onPageResponse = (rid, tag, group, response) =>
+      this.responses.push({ rid, pasid: tag, group, response });
+    const firmware = { hostAddressWidth: 46, covers: () => true, reservedMemory: [] };
+    const driver = new VtdDriver({ name, unit, memory, msi, events: silent, firmware });
+    this.units.push(unit);
+    this.drivers.push(driver);
+    for (const bus of [2 * index + 1, 2 * index + 2]) this.#plug(bus, options);
+    for (const device of this.functions.slice(-2)) driver.probe(device);
+  }
+
+  #plug(bus: number, { pasidBits = 20, ats: hasAts = true, pri: hasPri = true }: RigOptions): void {
+    const bridge = new HostBridge({ memory: this.memory });
+    const shape = {
+      model: "plain",
+      vendorId: 0x1234,
+      deviceId: 1,
+      classCode: 0xff0000,
+      bars: [],
+      capabilities: [
+        ...(pasidBits > 0 ? [pasid(pasidBits)] : []),
+        ...(hasAts ? [ats()] : []),
+        ...(hasPri ? [pri(32)] : []),
+      ],
+    };
+    const barBase = placement({ mem32: { start: 0, end: 0 }, mem64: { start: 0, end: 0 } });
+    this.functions.push(
+      new PlainFunction(shape, {
+        address: { segment: 0, bus, device: 0, function: 0 },
+        bridge,
+        barBase,
+        scheduler: new WorkQueue(),
+        clock: new ManualClock(),
+        events: silent,
+      }),
+    );
+  }
+}
+
+/** Vendor data as a caller gives it: bytes of a structure. */
+export const dataOf = (bytes: Uint8Array, type = IOMMU_HWPT_DATA_VTD_S1): UserData => ({
+  type,
+  length: bytes.length,
+  read(size, minSize = size) {
+    if (bytes.length < minSize || bytes.length > size)
+      throw new LinuxError("EINVAL", `${bytes.length} bytes instead of ${size}`);
+    const whole = new Uint8Array(size);
+    whole.set(bytes);
+    return whole;
+  },
+  write: () => {},
+});
+
+type Members<L extends { bytes(members: never): Uint8Array }> = Parameters<L["bytes"]>[0];
+
+/** A guest's table with this root. */
+export const firstStage = (members: Members<typeof IommuHwptVtdS1>, type?: number): UserData =>
+  dataOf(IommuHwptVtdS1.bytes({ addr_width: 48, ...members }), type);
+
+/** A list of invalidations. */
+export const requests = (
+  entries: readonly Members<typeof IommuHwptVtdS1Invalidate>[],
+  type = 0,
+): UserArray => ({
+  type,
+  entryLength: IommuHwptVtdS1Invalidate.size,
+  count: entries.length,
+  read: (index) => IommuHwptVtdS1Invalidate.bytes(entries[index]!),
+});
+
+/** The name of the errno that was thrown. */
+export const codeOf = (run: () => unknown): string => {
+  try {
+    run();
+  } catch (error) {
+    if (error instanceof LinuxError) return error.code;
+    throw error;
+  }
+  return "no error";
+};
