@@ -88,8 +88,8 @@ export class VtdDriver implements IommuDriver, Unit {
   readonly blocked: FixedDomain = { kind: "blocked", name: "blocked" };
   onPageRequest: ((device: Requester, request: PageRequest) => void) | undefined;
   onPageRequestsLost: (() => void) | undefined;
-  /** Page requests that came, and groups that were answered. */
-  readonly pageRequests = { taken: 0, lastTaken: 0, answered: 0, overflows: 0 };
+  /** Page requests that came; groups that were answered for the core, and by the driver itself; times that some were lost. */
+  readonly pageRequests = { taken: 0, answered: 0, refused: 0, overflows: 0 };
   readonly #registers: Registers;
   readonly #firmware: VtdFirmware;
   readonly #events: EventSink;
@@ -358,14 +358,18 @@ export class VtdDriver implements IommuDriver, Unit {
       : { id: this.#passThroughId, snoop: this.abilities.snoopControl };
   }
 
-  /** A request of a function that nobody drives, or while nobody listens, is answered at the end of its group. */
+  /** A request under no domain, or while nobody listens, is answered at the end of its group. */
   #takePageRequest(rid: number, request: PageRequest): void {
     const device = this.#devices.get(rid);
     this.pageRequests.taken += 1;
-    if (request.last) this.pageRequests.lastTaken += 1;
-    if (device && this.onPageRequest) this.onPageRequest(device.requester, request);
-    else if (request.last)
-      this.respond(device?.requester ?? { rid, name: "" }, { ...request, code: "invalid" });
+    const listener = this.onPageRequest;
+    if (listener && device?.given.has(request.pasid ?? RID_PASID)) listener(device.requester, request);
+    else if (request.last) this.#refuse(rid, request);
+  }
+
+  #refuse(rid: number, { pasid, group }: PageRequest): void {
+    this.pageRequests.refused += 1;
+    this.invalidations.respond(rid, { group, code: "invalid", ...(pasid !== undefined && { pasid }) });
   }
 
   #loseRequests(): void {
