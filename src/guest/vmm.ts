@@ -13,7 +13,8 @@ import { LinuxError } from "../uapi/errno.ts";
 import * as vfio from "../uapi/vfio.ts";
 import { HostCalls, type RecordedCall } from "../viommu/host-calls.ts";
 import { VtdFrontEnd } from "../viommu/vtd/front-end.ts";
-import { type GuestRam, ShadowBackEnd } from "../viommu/vtd/shadow.ts";
+import { ShadowBackEnd } from "../viommu/vtd/shadow.ts";
+import type { GuestRam } from "../viommu/vtd/back-end.ts";
 import { MistakenCalls, remembering, type VmmBreak } from "./breaks.ts";
 import { GuestMemory } from "./memory.ts";
 

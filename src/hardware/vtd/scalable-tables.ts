@@ -31,6 +31,9 @@ export class PasidContext {
   /** Context entry: what else the function may do. */
   deviceTlb = false;
   pageRequests = false;
+  /** PASID directory: its address, and lg2 of its entries. */
+  directory = 0;
+  directoryLg2 = 0;
   pgtt = 0;
   /** Second stage: levels minus 2, and the physical address of its root. */
   aw = 0;
@@ -180,10 +183,12 @@ const readContextEntry = (
   const tagged = pasid >= 0;
   if (tagged && PASIDE.get(entry) === 0) return FaultCode.pasidDisabled;
   out.pasid = tagged ? pasid : config.ridPasid ? RID_PASID.get(entry) : 0;
+  out.directory = pointer(0);
+  out.directoryLg2 = PDTS.get(entry) + PASID_DIRECTORY_BITS;
   const index = out.pasid >>> PASID_TABLE_BITS;
-  if (index >>> (PDTS.get(entry) + PASID_DIRECTORY_BITS) !== 0)
+  if (index >>> out.directoryLg2 !== 0)
     return tagged ? FaultCode.pasidBeyondDirectory : FaultCode.ridPasidInvalid;
-  out.entryAddress = pointer(0) + index * PasidDirectoryEntry.bytes;
+  out.entryAddress = out.directory + index * PasidDirectoryEntry.bytes;
   return 0;
 };
 

@@ -7,8 +7,15 @@
  * that a guest tells about entries it adds as well. Device-TLB descriptors end here: the host flushes those itself.
  */
 import type { EventSink } from "../../base/events.ts";
-import type { SendMessage } from "../../hardware/unit.ts";
+import type { PageRequest, PageResponder } from "../../hardware/ats.ts";
+import { NO_PASID, type SendMessage } from "../../hardware/unit.ts";
 import type { Downstream } from "../../hardware/vtd/queue.ts";
+import {
+  PasidCacheGranularity,
+  PasidCacheInvalidate,
+  PasidIotlbGranularity,
+  PasidIotlbInvalidate,
+} from "../../hardware/vtd/scalable-spec.ts";
 import {
   ContextCacheInvalidate,
   Descriptor,
@@ -21,8 +28,8 @@ import {
 } from "../../hardware/vtd/spec.ts";
 import { type VtdCapabilities, VtdUnit } from "../../hardware/vtd/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import type { BackEnd, Forget } from "./back-end.ts";
-import { GuestTables, type Translation } from "./tables.ts";
+import type { BackEnd, Forget, Reread } from "./back-end.ts";
+import { GuestTables, type Root, type Translation } from "./tables.ts";
 
 export interface FrontEndOptions {
   readonly name: string;
@@ -42,8 +49,8 @@ export class VtdFrontEnd implements Downstream {
   readonly #events: EventSink;
   readonly #tables: GuestTables;
   #backEnd: BackEnd | undefined;
-  /** Root table that the guest latched with SRTP. */
-  #root = 0;
+  /** What the guest latched with SRTP. */
+  #root: Root = { table: 0, mode: 0 };
   readonly #pending: Forget[] = [];
   /** Where in the queue each of them is asked for. */
   readonly #places: number[] = [];
@@ -80,7 +87,7 @@ export class VtdFrontEnd implements Downstream {
     this.#unit.mmioWrite(offset, width, value);
     if (offset !== Register.GCMD) return;
     const latches = (Number(value) & Gcmd.SRTP) !== 0;
-    if (latches) this.#root = Number(RtaddrRegister.fields.RTA.of(this.#unit.mmioRead(Register.RTADDR, 8)));
+    if (latches) this.#latch();
     const enabled = (this.#status() & Gcmd.TE) !== 0;
     if (enabled !== ((before & Gcmd.TE) !== 0) || (latches && enabled)) this.#rereadAll();
   }
@@ -89,10 +96,39 @@ export class VtdFrontEnd implements Downstream {
     return Number(this.#unit.mmioRead(Register.GSTS, 4));
   }
 
-  /** What the guest wants of a device now. */
-  translationOf(rid: number): Translation {
-    if ((this.#status() & Gcmd.TE) === 0) return { kind: "passThrough", domain: 0 };
-    return this.#tables.translationOf(this.#root, rid);
+  #latch(): void {
+    const { RTA, TTM } = RtaddrRegister.fields;
+    const register = this.#unit.mmioRead(Register.RTADDR, 8);
+    this.#root = { table: Number(RTA.of(register)), mode: Number(TTM.of(register)) };
+  }
+
+  // What the guest wants
+
+  get #translates(): boolean {
+    return (this.#status() & Gcmd.TE) !== 0;
+  }
+
+  /** Of a device now; `pasid` left out: of its requests without one. */
+  translationOf(rid: number, pasid: number = NO_PASID): Translation {
+    if (!this.#translates)
+      return pasid === NO_PASID
+        ? { kind: "passThrough", domain: 0, pasid }
+        : { kind: "blocked", why: "translation is off, and without it there are no PASIDs" };
+    return this.#tables.translationOf(this.#root, rid, pasid);
+  }
+
+  /** PASIDs of a device that the guest's tables have something for. Throws ENOSPC when there are too many. */
+  pasidsOf(rid: number): number[] {
+    return this.#translates ? this.#tables.pasidsOf(this.#root, rid) : [];
+  }
+
+  /** A page that a device of the guest asks for: it goes to the guest's page request queue. */
+  requestPage(request: PageRequest): void {
+    this.#unit.requestPage(request);
+  }
+  /** Takes the guest's answers, and those that the unit gives where the guest cannot. */
+  set onPageResponse(respond: PageResponder) {
+    this.#unit.onPageResponse = respond;
   }
 
   /** Translation was turned on or off, or has another root: no register tells that the host could not follow. */
@@ -112,11 +148,19 @@ export class VtdFrontEnd implements Downstream {
       case DescriptorType.iotlb:
         this.#collect(iotlbRequest(words), at);
         return -1;
+      case DescriptorType.pasidIotlb:
+        this.#collect(pasidIotlbRequest(words), at);
+        return -1;
       case DescriptorType.contextCache: {
         const { G, SID, FM } = ContextCacheInvalidate.fields;
         // What a domain-selective one is about is known only after reading: everything is read.
         const one = G.get(words) === Granularity.device && FM.get(words) === 0;
         return this.#reread(one ? { rid: SID.get(words) } : {}, at);
+      }
+      case DescriptorType.pasidCache: {
+        const { G, PASID } = PasidCacheInvalidate.fields;
+        const one = G.get(words) === PasidCacheGranularity.pasid;
+        return this.#reread(one ? { pasid: PASID.get(words) } : {}, at);
       }
       case DescriptorType.wait:
         return this.drain();
@@ -140,7 +184,7 @@ export class VtdFrontEnd implements Downstream {
     this.#places.push(at);
   }
 
-  #reread(what: Parameters<BackEnd["reread"]>[0], at: number): number {
+  #reread(what: Reread, at: number): number {
     const stopped = this.drain();
     if (stopped >= 0) return stopped;
     try {
@@ -166,6 +210,18 @@ const iotlbRequest = (words: Uint32Array): Forget => {
   return {
     domain: granularity === Granularity.global ? undefined : DID.get(words),
     pasid: undefined,
+    range: paged ? alignedRange(words[2]! & ADDR.mask, words[3]!, AM.get(words)) : undefined,
+    leavesOnly: paged && IH.get(words) === 1,
+  };
+};
+
+/** §6.5.2.4 */
+const pasidIotlbRequest = (words: Uint32Array): Forget => {
+  const { G, DID, PASID, AM, IH, ADDR } = PasidIotlbInvalidate.fields;
+  const paged = G.get(words) === PasidIotlbGranularity.page;
+  return {
+    domain: DID.get(words),
+    pasid: PASID.get(words),
     range: paged ? alignedRange(words[2]! & ADDR.mask, words[3]!, AM.get(words)) : undefined,
     leavesOnly: paged && IH.get(words) === 1,
   };

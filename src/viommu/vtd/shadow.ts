@@ -8,29 +8,15 @@
  */
 import { LinuxError } from "../../uapi/errno.ts";
 import type { HostCalls } from "../host-calls.ts";
-import type { BackEnd, Forget, ForgetOutcome, Reread } from "./back-end.ts";
-import type { Found, GuestStage, GuestTables, Translation } from "./tables.ts";
-
-/** Where a guest's RAM is in the VMM's memory: [0, bytes) at `va`. */
-export interface GuestRam {
-  readonly va: number;
-  readonly bytes: number;
-}
-
-/** A device that the guest has. */
-export interface AssignedDevice {
-  /** Requester id that the guest calls it by. */
-  readonly rid: number;
-  /** Its file, and its id in the iommufd. */
-  readonly fd: number;
-  readonly id: number;
-}
+import type { AssignedDevice, BackEnd, Forget, ForgetOutcome, GuestRam, Reread } from "./back-end.ts";
+import { endOf, type Found, type GuestStage, type GuestTables, type Translation } from "./tables.ts";
 
 export interface ShadowOptions {
   readonly calls: HostCalls;
   readonly ram: GuestRam;
   readonly devices: readonly AssignedDevice[];
   readonly tables: Pick<GuestTables, "find">;
+  /** Of requests without PASID. */
   translationOf(rid: number): Translation;
   /** Pages looked for at once, and mappings of one table. */
   readonly mostSteps?: number;
@@ -168,9 +154,9 @@ export class ShadowBackEnd implements BackEnd {
 
   /** The range within the table's addresses, with every area that reaches out of it. */
   #bounds({ stage, areas }: Shadow, range: Forget["range"]): readonly [number, number] {
-    if (!range) return [0, stage.end];
-    let start = Math.min(range.start, stage.end);
-    let end = Math.min(range.start + range.length, stage.end);
+    if (!range) return [0, endOf(stage)];
+    let start = Math.min(range.start, endOf(stage));
+    let end = Math.min(range.start + range.length, endOf(stage));
     for (const area of overlapping(areas, start, end)) {
       start = Math.min(start, area.iova);
       end = Math.max(end, area.iova + area.length);
