@@ -44,6 +44,9 @@ export class MistakenCalls extends HostCalls {
 
 /** A back end that forgets nothing. */
 export const remembering = (backEnd: BackEnd): BackEnd => ({
+  get held() {
+    return backEnd.held;
+  },
   reread: (what) => backEnd.reread(what),
   forget: (list) => ({ done: list.length }),
 });

@@ -5,6 +5,7 @@
 import type { EventSink } from "../base/events.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
 import type { RegisterFile } from "../drivers/vtd/registers.ts";
+import type { Requester } from "../iommu/driver.ts";
 import { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 
@@ -13,6 +14,8 @@ export interface GuestOptions {
   readonly memory: HostMemory;
   /** The registers of its IOMMU. */
   readonly iommu: RegisterFile;
+  /** The functions on its bus. */
+  readonly devices: readonly Requester[];
   /** Bits of its physical addresses. */
   readonly addressWidth: number;
   readonly events: EventSink;
@@ -23,8 +26,8 @@ export class Guest {
   readonly driver: VtdDriver;
   readonly #msi: MsiController;
 
-  /** Boots as far as its IOMMU driver. */
-  constructor({ name, memory, iommu, addressWidth, events }: GuestOptions) {
+  /** Boots as far as its IOMMU driver, which finds the devices. */
+  constructor({ name, memory, iommu, devices, addressWidth, events }: GuestOptions) {
     this.memory = memory;
     this.#msi = new MsiController(memory);
     this.driver = new VtdDriver({
@@ -35,6 +38,7 @@ export class Guest {
       events,
       firmware: { hostAddressWidth: addressWidth, covers: () => true, reservedMemory: [] },
     });
+    for (const device of devices) this.driver.probe(device);
   }
 
   /** Fresh zeroed pages; the guest physical address. */

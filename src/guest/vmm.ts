@@ -4,19 +4,22 @@
  * interrupts. Left out: virtual CPUs (a guest's code runs when it is called), devices' interrupts.
  */
 import type { EventSink } from "../base/events.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import { EcapRegister } from "../hardware/vtd/spec.ts";
 import type { VtdCapabilities } from "../hardware/vtd/unit.ts";
 import type { DeviceNode } from "../kernel/call.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
-import { Command, Header } from "../pci/spec.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import * as vfio from "../uapi/vfio.ts";
-import { HostCalls, type RecordedCall } from "../viommu/host-calls.ts";
+import { type DeviceInfo, HostCalls, type RecordedCall } from "../viommu/host-calls.ts";
+import type { BackEnd, GuestRam } from "../viommu/vtd/back-end.ts";
 import { VtdFrontEnd } from "../viommu/vtd/front-end.ts";
+import { NestedBackEnd } from "../viommu/vtd/nested.ts";
+import { PageFaults } from "../viommu/vtd/page-faults.ts";
 import { ShadowBackEnd } from "../viommu/vtd/shadow.ts";
-import type { GuestRam } from "../viommu/vtd/back-end.ts";
 import { MistakenCalls, remembering, type VmmBreak } from "./breaks.ts";
 import { GuestMemory } from "./memory.ts";
+import { PassedDevice } from "./passed-device.ts";
 
 /** What a program finds on its host. */
 export interface HostNodes {
@@ -37,9 +40,12 @@ export interface VmmOptions {
   /** Bytes of guest memory, whole huge pages. */
   readonly ramBytes: number;
   readonly devices: readonly Assignment[];
+  /** How the host is made to follow the guest's tables. */
+  readonly follow: "nested" | "shadow";
+  /** Bits of guest physical addresses. */
+  readonly addressWidth: number;
+  readonly scheduler: Scheduler;
   readonly events: EventSink;
-  /** What the virtual unit shows. */
-  readonly capabilities: VtdCapabilities;
   /** Told of every call on iommufd and on devices' files that carries a structure. */
   readonly record?: (call: RecordedCall) => void;
   /** Mistakes made on purpose. */
@@ -57,15 +63,14 @@ export class Vmm {
   readonly devices: readonly PassedDevice[];
   /** The guest's IOMMU: registers. */
   readonly iommu: VtdFrontEnd;
-  readonly backEnd: ShadowBackEnd;
+  readonly backEnd: BackEnd;
 
   constructor(options: VmmOptions) {
-    const { host, name, ramBytes, devices, events, capabilities, record, broken = new Set() } = options;
+    const { host, name, ramBytes, devices, events, follow, record, broken = new Set() } = options;
     this.task = new ModelTask(host.memory, { name });
-    const ram = { va: RAM_VA, bytes: ramBytes };
-    this.ram = ram;
-    this.task.memory.map(ram.va, ram.bytes, { contiguous: true });
-    this.memory = new GuestMemory(host.memory, this.task.memory.physical(ram.va), ramBytes);
+    this.ram = { va: RAM_VA, bytes: ramBytes };
+    this.task.memory.map(RAM_VA, ramBytes, { contiguous: true });
+    this.memory = new GuestMemory(host.memory, this.task.memory.physical(RAM_VA), ramBytes);
     const iommufd = open(this.task, host, "/dev/iommu");
     this.calls =
       broken.size > 0
@@ -74,6 +79,7 @@ export class Vmm {
     this.devices = devices.map(
       ({ path, rid }) => new PassedDevice(this.calls, open(this.task, host, path), rid),
     );
+    const infos = this.devices.map(({ info }) => info);
     this.iommu = new VtdFrontEnd({
       name: `${name}'s vIOMMU`,
       memory: this.memory,
@@ -81,21 +87,39 @@ export class Vmm {
       interrupt: (address, data) => {
         this.memory.writeBytes(Number(address), new Uint8Array(Uint32Array.of(data).buffer));
       },
-      capabilities,
+      capabilities: follow === "nested" ? nestable(infos, options.addressWidth) : plain(options.addressWidth),
     });
-    this.backEnd = new ShadowBackEnd({
-      calls: this.calls,
-      ram,
-      devices: this.devices,
-      tables: this.iommu.tables,
-      translationOf: (rid) => this.iommu.translationOf(rid),
-    });
+    this.backEnd = follow === "nested" ? this.#nest(infos, options) : this.#shadow();
     this.iommu.connect(broken.has("stale-iotlb") ? remembering(this.backEnd) : this.backEnd);
   }
 
   /** The VMM dies; what it had on the host goes with it. */
   exit(): void {
     this.task.exit();
+  }
+
+  #nest(infos: readonly DeviceInfo[], { scheduler }: VmmOptions): NestedBackEnd {
+    const { iommu, calls, ram, devices } = this;
+    const asking = infos.every(asksForPages)
+      ? new PageFaults({ calls, iommu, devices, scheduler })
+      : undefined;
+    return new NestedBackEnd({
+      calls,
+      ram,
+      devices,
+      translationOf: (rid, pasid) => iommu.translationOf(rid, pasid),
+      pasidsOf: (rid) => iommu.pasidsOf(rid),
+      faults: asking?.id,
+    });
+  }
+
+  #shadow(): ShadowBackEnd {
+    const { iommu, calls, ram, devices } = this;
+    const { tables } = iommu;
+    return new ShadowBackEnd({
+      ...{ calls, ram, devices, tables },
+      translationOf: (rid) => iommu.translationOf(rid),
+    });
   }
 }
 
@@ -105,39 +129,31 @@ const open = (task: ModelTask, host: HostNodes, path: string): number => {
   return task.open(node);
 };
 
-/** A device of the host in the guest: its registers, as the guest reaches them through the VMM. */
-export class PassedDevice {
-  readonly rid: number;
-  readonly fd: number;
-  /** In the iommufd. */
-  readonly id: number;
-  readonly #task: ModelTask;
-  readonly #bar: bigint;
+/** A unit in legacy mode: second stages, which a VMM can copy. */
+const plain = (hostAddressWidth: number): VtdCapabilities => ({ addressWidths: [39, 48], hostAddressWidth });
 
-  /** Binds the device and lets it be a bus master. */
-  constructor(calls: HostCalls, fd: number, rid: number) {
-    this.rid = rid;
-    this.fd = fd;
-    this.#task = calls.task;
-    this.id = calls.bind(fd);
-    const command = new Uint8Array(Uint16Array.of(Command.MEMORY_SPACE | Command.BUS_MASTER).buffer);
-    const config = this.#regionOffset(vfio.VFIO_PCI_CONFIG_REGION_INDEX);
-    this.#task.pwrite(fd, config + BigInt(Header.COMMAND), command);
-    this.#bar = this.#regionOffset(vfio.VFIO_PCI_BAR0_REGION_INDEX);
-  }
+/** A unit in scalable mode with what all devices' units have for guests: first stages, and PASIDs. */
+const nestable = (infos: readonly DeviceInfo[], hostAddressWidth: number): VtdCapabilities => {
+  const all = (test: (info: DeviceInfo) => boolean): boolean => infos.every(test);
+  const hostHas = (name: keyof typeof EcapRegister.fields) =>
+    all(({ vtd }) => vtd !== undefined && EcapRegister.fields[name].of(vtd.ecap) !== 0n);
+  if (!hostHas("NEST"))
+    throw new LinuxError("EOPNOTSUPP", "the host's IOMMU does not nest (ECAP.NEST): shadow instead");
+  const pasidBits = Math.min(...infos.map((info) => info.pasidBits));
+  const pageRequests = all(asksForPages);
+  return {
+    ...plain(hostAddressWidth),
+    deviceTlb: all(({ ats }) => ats),
+    scalable: {
+      firstStage: true,
+      supervisorRequests: hostHas("SRS"),
+      extendedAccessed: hostHas("EAFS"),
+      pageRequests,
+      ...(pasidBits > 0 && { pasidBits }),
+    },
+  };
+};
 
-  /** BAR 0. */
-  read(offset: number, into: Uint8Array): void {
-    this.#task.pread(this.fd, this.#bar + BigInt(offset), into);
-  }
-  write(offset: number, data: Uint8Array): void {
-    this.#task.pwrite(this.fd, this.#bar + BigInt(offset), data);
-  }
-
-  #regionOffset(index: number): bigint {
-    const layout = vfio.VfioRegionInfo;
-    const bytes = layout.bytes({ argsz: layout.size, index });
-    this.#task.ioctl(this.fd, vfio.VFIO_DEVICE_GET_REGION_INFO, bytes);
-    return layout.read(bytes).offset;
-  }
-}
+/** Whether page requests of the device can reach a fault queue. */
+const asksForPages = ({ vtd, ats }: DeviceInfo): boolean =>
+  ats && vtd !== undefined && EcapRegister.fields.PRS.of(vtd.ecap) !== 0n;

@@ -8,8 +8,10 @@ import { LinuxError } from "../uapi/errno.ts";
 import * as iommufd from "../uapi/iommufd.ts";
 import { requestName } from "../uapi/requests.ts";
 import {
+  IOMMU_HW_INFO_TYPE_INTEL_VTD,
   IOMMU_HWPT_DATA_VTD_S1,
   IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
+  IommuHwInfoVtd,
   IommuHwptVtdS1,
   IommuHwptVtdS1Invalidate,
 } from "../uapi/vendor/vtd.ts";
@@ -35,6 +37,15 @@ export interface HostMapping {
   readonly writable?: boolean;
 }
 
+export interface DeviceInfo {
+  /** Capability registers of a VT-d unit; undefined: it is another IOMMU. */
+  readonly vtd: { readonly cap: bigint; readonly ecap: bigint } | undefined;
+  /** 0: none. */
+  readonly pasidBits: number;
+  /** The device asks for translations, and keeps them. */
+  readonly ats: boolean;
+}
+
 /** One first-stage table of a guest, as a PASID table entry names it. */
 export interface FirstStage {
   /** IOMMU_VTD_S1_*. */
@@ -52,6 +63,10 @@ export interface ForgottenRange {
   readonly leavesOnly: boolean;
 }
 export const EVERYTHING = 2n ** 64n - 1n;
+
+export type PageFault = ReturnType<typeof iommufd.IommuHwptPgfault.read>;
+/** More than a group can have. */
+const FAULTS_AT_ONCE = 512;
 
 /** Where vendor data is put, in the VMM's memory. */
 const DATA_VA = 0x7ffe_0000_0000;
@@ -102,6 +117,35 @@ export class HostCalls {
       pasid: pasid ?? 0,
     });
     this.#device(device, vfio.VFIO_DEVICE_DETACH_IOMMUFD_PT, bytes);
+  }
+
+  /** Where a region is in the device's file; VFIO_PCI_*_REGION_INDEX. */
+  regionOffset(device: number, index: number): bigint {
+    const layout = vfio.VfioRegionInfo;
+    const bytes = layout.bytes({ argsz: layout.size, index });
+    this.#device(device, vfio.VFIO_DEVICE_GET_REGION_INFO, bytes);
+    return layout.read(bytes).offset;
+  }
+
+  /** What the host's IOMMU in front of a device is, and what the device may do. */
+  hardwareInfo(device: number): DeviceInfo {
+    const layout = iommufd.IommuHwInfo;
+    const data = new Uint8Array(IommuHwInfoVtd.size);
+    const bytes = layout.bytes({
+      size: layout.size,
+      dev_id: device,
+      data_len: data.length,
+      data_uptr: BigInt(DATA_VA),
+    });
+    this.#iommu(iommufd.IOMMU_GET_HW_INFO, bytes, data);
+    const { out_data_type, out_max_pasid_log2, out_capabilities } = layout.read(bytes);
+    this.task.memory.read(BigInt(DATA_VA), data);
+    const { cap_reg, ecap_reg } = IommuHwInfoVtd.read(data);
+    return {
+      vtd: out_data_type === IOMMU_HW_INFO_TYPE_INTEL_VTD ? { cap: cap_reg, ecap: ecap_reg } : undefined,
+      pasidBits: out_max_pasid_log2,
+      ats: (out_capabilities & BigInt(iommufd.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED)) === 0n,
+    };
   }
 
   // Address spaces
@@ -208,6 +252,23 @@ export class HostCalls {
     this.#iommu(iommufd.IOMMU_FAULT_QUEUE_ALLOC, bytes);
     const { out_fault_id: id, out_fault_fd: fd } = layout.read(bytes);
     return { id, fd };
+  }
+
+  /** Page requests that wait in a fault queue, in their order. */
+  readFaults(fd: number): PageFault[] {
+    const layout = iommufd.IommuHwptPgfault;
+    const bytes = new Uint8Array(this.task.readTo(fd, BigInt(DATA_VA), FAULTS_AT_ONCE * layout.size));
+    this.task.memory.read(BigInt(DATA_VA), bytes);
+    return Array.from({ length: bytes.length / layout.size }, (_, index) =>
+      layout.read(bytes, index * layout.size),
+    );
+  }
+
+  /** Answers a group of them; `code` is IOMMUFD_PAGE_RESP_*. */
+  respond(fd: number, cookie: number, code: number): void {
+    const bytes = iommufd.IommuHwptPageResponse.bytes({ cookie, code });
+    this.task.memory.write(BigInt(DATA_VA), bytes);
+    this.task.writeFrom(fd, BigInt(DATA_VA), bytes.length);
   }
 
   #hwpt(

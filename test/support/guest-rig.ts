@@ -23,7 +23,7 @@ export class GuestRig {
   readonly devices: readonly TestDevice[];
   #guest: Guest | undefined;
 
-  constructor(preset = "vtd") {
+  constructor(preset = "vtd-legacy", follow: "nested" | "shadow" = "shadow") {
     const description = parseMachine(PRESETS.get(preset)!, preset);
     const added = FUNCTIONS.map((at) => parseDevice(`test@${at}`));
     this.machine = new Machine(withDevices(description, added), {
@@ -40,7 +40,9 @@ export class GuestRig {
         rid: GUEST_RIDS[index]!,
       })),
       events: silent,
-      capabilities: { addressWidths: [39, 48], hostAddressWidth: 46 },
+      follow,
+      addressWidth: 46,
+      scheduler: this.work,
       record: (call) => this.calls.push(call),
     });
     this.devices = this.vmm.devices.map((bar) => new TestDevice(bar));
@@ -52,6 +54,7 @@ export class GuestRig {
       name: "guest",
       memory: this.vmm.memory,
       iommu: this.vmm.iommu,
+      devices: this.vmm.devices,
       addressWidth: 46,
       events: silent,
     });

@@ -138,7 +138,8 @@ const unmapping = (
   driver: TestDevice,
 ): void => {
   teller.scene("The mapping is taken away");
-  driver.fetch(IOVA, TEXT.length); // the unit remembers the page from here on
+  driver.fetch(IOVA, TEXT.length);
+  driver.store(IOVA, TEXT.length); // the unit remembers the page, and that it was written, from here on
   const unmapped = program.unmap(IOVA, PAGES * PAGE);
   teller.claim(
     "VFIO_IOMMU_UNMAP_DMA says how much it was",

@@ -18,7 +18,7 @@ const hex = (value: number): string => `0x${value.toString(16)}`;
 export const fallback = (stage: Stage, teller: Teller): void => {
   const { machine, device, calls } = stage;
   teller.scene("A VMM takes a device for its guest");
-  const scene = new GuestStage(stage);
+  const scene = new GuestStage(stage, "shadow");
   teller.show(scene.asked(0));
   const { vmm } = scene;
   vmm.memory.writeBytes(0x10_0000, Buffer.from(TEXT));

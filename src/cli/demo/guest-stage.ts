@@ -2,6 +2,7 @@
 
 import { isVmmBreak } from "../../guest/breaks.ts";
 import { Guest } from "../../guest/guest.ts";
+import type { PassedDevice } from "../../guest/passed-device.ts";
 import { TestDevice } from "../../guest/test-device.ts";
 import { Vmm, type VmmOptions } from "../../guest/vmm.ts";
 import { printArgument } from "../../uapi/requests.ts";
@@ -17,13 +18,13 @@ export class GuestStage {
   readonly stage: Stage;
   readonly vmm: Vmm;
   readonly device: TestDevice;
-  /** What the guest calls the device. */
-  readonly requester = { rid: GUEST_RID, name: "0000:00:01.0" } as const;
+  /** As the guest finds it on its bus. */
+  readonly requester: PassedDevice;
   #guest: Guest | undefined;
 
   /** The VMM takes the device; the guest has not booted. */
-  constructor(stage: Stage, capabilities: Partial<VmmOptions["capabilities"]> = {}) {
-    const { machine, events, broken, calls } = stage;
+  constructor(stage: Stage, follow: VmmOptions["follow"]) {
+    const { machine, events, broken, calls, work } = stage;
     this.stage = stage;
     this.vmm = new Vmm({
       host: machine,
@@ -31,11 +32,14 @@ export class GuestStage {
       ramBytes: RAM_BYTES,
       devices: [{ path: machine.vfio.deviceNodes.get(stage.device)!.path, rid: GUEST_RID }],
       events,
-      capabilities: { addressWidths: [39, 48], hostAddressWidth: ADDRESS_WIDTH, ...capabilities },
+      follow,
+      addressWidth: ADDRESS_WIDTH,
+      scheduler: work,
       record: (call) => calls.push(call),
       broken: new Set([...broken].filter(isVmmBreak)),
     });
-    this.device = new TestDevice(this.vmm.devices[0]!);
+    this.requester = this.vmm.devices[0]!;
+    this.device = new TestDevice(this.requester);
   }
 
   /** Boots when first asked. */
@@ -44,6 +48,7 @@ export class GuestStage {
       name: "guest",
       memory: this.vmm.memory,
       iommu: this.vmm.iommu,
+      devices: this.vmm.devices,
       addressWidth: ADDRESS_WIDTH,
       events: this.stage.events,
     });

@@ -33,7 +33,7 @@ export class Stage {
   readonly calls: RecordedCall[] = [];
   readonly transfers: Transfer[] = [];
   readonly faults: TraceEvent[] = [];
-  readonly #work = new WorkQueue();
+  readonly work = new WorkQueue();
 
   constructor(description: MachineDescription, broken: ReadonlySet<Fault>) {
     const clock = new ManualClock();
@@ -48,14 +48,14 @@ export class Stage {
     this.machine = new Machine(withDevices(description, [parseDevice(`test@${DEVICE}`)]), {
       events,
       clock,
-      scheduler: this.#work,
+      scheduler: this.work,
       broken: new Set([...broken].filter(isBreak)),
     });
   }
 
   /** Devices do what they were told to. */
   settle(): void {
-    this.#work.run();
+    this.work.run();
   }
 
   close(): void {

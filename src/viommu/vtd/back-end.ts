@@ -44,6 +44,8 @@ export interface ForgetOutcome {
 }
 
 export interface BackEnd {
+  /** What the host holds because of the guest's tables: mappings, or HWPTs. */
+  readonly held: number;
   /** The guest's root, context or PASID entries changed: reads them again. Throws what the host answers. */
   reread(what: Reread): void;
   /** In order; stops at the first that the host refuses. */

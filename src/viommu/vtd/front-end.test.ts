@@ -23,6 +23,7 @@ const DONE_AT = 0x8000;
 /** A host that notes what it is asked, and refuses what it is told to. */
 class NotingBackEnd implements BackEnd {
   readonly asked: (Forget | Reread)[] = [];
+  readonly held = 0;
   refusesAfter = Number.POSITIVE_INFINITY;
   refusesReread = false;
 
@@ -165,7 +166,7 @@ describe("a virtual VT-d unit", () => {
   });
 
   it("rereads everything when translation is turned on or off, and devices pass until it is on", () => {
-    expect(front.translationOf(8)).toEqual({ kind: "passThrough", domain: 0 });
+    expect(front.translationOf(8)).toEqual({ kind: "passThrough", domain: 0, pasid: -1 });
     front.mmioWrite(Register.GCMD, 4, BigInt(Gcmd.QIE | Gcmd.TE) & 0xffff_ffffn);
     expect(host.asked).toEqual([{}]);
     expect(front.translationOf(8).kind).toBe("blocked");

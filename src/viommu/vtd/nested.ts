@@ -63,8 +63,8 @@ export class NestedBackEnd implements BackEnd {
     this.reread({});
   }
 
-  /** HWPTs of the guest's tables. */
-  get tables(): number {
+  /** HWPTs. */
+  get held(): number {
     let sum = 0;
     for (const had of this.#attached.values())
       for (const { hwpt } of had.values()) if (hwpt !== undefined) sum += 1;

@@ -88,13 +88,13 @@ describe("a guest's VT-d unit over a host without nesting", () => {
     guest.driver.attach(OTHER, domain);
     expect(fetched(IOVA, 6)).toBe("shared");
     expect(fetched(IOVA, 6, 1)).toBe("shared");
-    expect(rig.vmm.backEnd.mappings).toBe(1);
+    expect(rig.vmm.backEnd.held).toBe(1);
     guest.driver.attach(DEVICE, guest.driver.identity);
     expect(fetched(IOVA, 6)).toBe("fault");
     expect(fetched(page, 6)).toBe("shared");
     expect(fetched(IOVA, 6, 1)).toBe("shared");
     guest.driver.attach(OTHER, guest.driver.blocked);
-    expect(rig.vmm.backEnd.mappings).toBe(0);
+    expect(rig.vmm.backEnd.held).toBe(0);
     domain.unmap(IOVA, PAGE);
     domain.free();
   });

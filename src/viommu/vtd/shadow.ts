@@ -62,8 +62,8 @@ export class ShadowBackEnd implements BackEnd {
     this.reread({});
   }
 
-  /** Mappings of guests' tables. */
-  get mappings(): number {
+  /** Mappings. */
+  get held(): number {
     let sum = 0;
     for (const { areas } of this.#shadows.values()) sum += areas.size;
     return sum;
