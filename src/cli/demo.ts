@@ -3,7 +3,7 @@ import { plain } from "../trace/explain.ts";
 import { FAULTS, type Fault } from "./demo/faults.ts";
 import { recordOf } from "./demo/record.ts";
 import { Stage } from "./demo/stage.ts";
-import { STORIES, type Story } from "./demo/stories.ts";
+import { STORIES, type Story, tellStory } from "./demo/stories.ts";
 import { Teller } from "./demo/story.ts";
 import { ExitCode, UsageError } from "./exit.ts";
 import { loadMachine } from "./machines.ts";
@@ -35,7 +35,7 @@ export const demo = (name: string, { machine, break: broken, json = false }: Dem
   const stage = new Stage(description, new Set(faults));
   try {
     if (!json) for (const fault of faults) print(`Injected on purpose: ${FAULTS[fault]}.`);
-    story.tell(stage, teller);
+    tellStory(story, stage, teller);
   } finally {
     stage.close();
   }

@@ -45,6 +45,7 @@ program
   )
   .option("--device <BDF>", "the function that makes the access, such as 0000:01:00.0")
   .option("--iova <ADDRESS>", "the address it uses")
+  .option("--pasid <NUMBER>", "the access carries this PASID")
   .option("--write", "the access is a write")
   .option("--run <PID>", "which run, when there are several")
   .option("--state <FILE>", "a state saved earlier instead of a run")

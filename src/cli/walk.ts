@@ -9,6 +9,7 @@ import { colorsOf, print } from "./output.ts";
 export interface WalkOptions {
   readonly device?: string;
   readonly iova?: string;
+  readonly pasid?: string;
   readonly write?: boolean;
   readonly run?: string;
   readonly state?: string;
@@ -35,8 +36,9 @@ export const walkCommand = async (options: WalkOptions): Promise<number> => {
 const tell = async (question: WalkQuestion, { state, run }: WalkOptions): Promise<Walk> => {
   if (state !== undefined) return walkSaved(question, state);
   const { socket } = chooseRun(await findRuns(), pidOf(run));
-  const { device, iova, write } = question;
-  return (await ask(socket, { ask: "walk", device, iova: `0x${iova.toString(16)}`, write })) as Walk;
+  const { device, iova, write, pasid } = question;
+  const asked = { ask: "walk" as const, device, iova: `0x${iova.toString(16)}`, write, pasid };
+  return (await ask(socket, asked)) as Walk;
 };
 
 const walkSaved = (question: WalkQuestion, file: string): Walk => {
@@ -68,11 +70,18 @@ const pidOf = (run: string | undefined): number | undefined => {
   return Number(run);
 };
 
-const questionOf = ({ device, iova, write = false }: WalkOptions): WalkQuestion => {
+const questionOf = ({ device, iova, pasid, write = false }: WalkOptions): WalkQuestion => {
   if (device === undefined || iova === undefined)
     throw new UsageError("--device BDF and --iova ADDRESS say what is to be walked");
   const name = /^[0-9a-f]{2}:/i.test(device) ? `0000:${device}` : device;
   if (!/^(0x[0-9a-f]{1,16}|\d{1,20})$/i.test(iova) || BigInt(iova) >= 2n ** 64n)
     throw new UsageError(`--iova ${iova}: an address has at most 64 bits, such as 0x10000`);
-  return { device: name.toLowerCase(), iova: BigInt(iova), write };
+  if (pasid !== undefined && !(/^\d{1,7}$/.test(pasid) && Number(pasid) < 2 ** 20))
+    throw new UsageError(`--pasid ${pasid}: a PASID is a number below ${2 ** 20}`);
+  return {
+    device: name.toLowerCase(),
+    iova: BigInt(iova),
+    write,
+    ...(pasid !== undefined && { pasid: Number(pasid) }),
+  };
 };

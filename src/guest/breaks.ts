@@ -10,7 +10,7 @@ import type { BackEnd } from "../viommu/vtd/back-end.ts";
 export const VMM_BREAKS = {
   "stale-iotlb": "the VMM tells the guest that its IOTLB invalidations are done, and does not tell the host",
   "wrong-page": "the VMM maps the page after the guest's own",
-  "wrong-pasid": "the VMM gives the guest's tables to the PASID beside the right one",
+  "wrong-pasid": "the VMM gives the guest's tables to the PASID after the right one",
 } as const;
 export type VmmBreak = keyof typeof VMM_BREAKS;
 
@@ -26,8 +26,9 @@ export class MistakenCalls extends HostCalls {
   }
 
   override map(ioas: number, mapping: HostMapping): void {
-    const off = this.mistakes.has("wrong-page") && mapping.length === FRAME_BYTES ? FRAME_BYTES : 0;
-    super.map(ioas, { ...mapping, va: mapping.va + off });
+    const off = this.mistakes.has("wrong-page") ? FRAME_BYTES : 0;
+    const length = Math.max(FRAME_BYTES, mapping.length - off);
+    super.map(ioas, { ...mapping, va: mapping.va + off, length });
   }
 
   override attach(device: number, table: number, pasid?: number): void {
@@ -38,7 +39,7 @@ export class MistakenCalls extends HostCalls {
   }
 
   #mistaken(pasid: number | undefined): number | undefined {
-    return pasid !== undefined && this.mistakes.has("wrong-pasid") ? pasid ^ 1 : pasid;
+    return pasid !== undefined && this.mistakes.has("wrong-pasid") ? pasid + 1 : pasid;
   }
 }
 

@@ -109,6 +109,7 @@ export class Vmm {
       devices,
       translationOf: (rid, pasid) => iommu.translationOf(rid, pasid),
       pasidsOf: (rid) => iommu.pasidsOf(rid),
+      pasids: infos.every(({ pasidBits }) => pasidBits > 0),
       faults: asking?.id,
     });
   }

@@ -7,7 +7,7 @@ import type { Clock } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import { MockDriver } from "../drivers/mock/driver.ts";
-import { Access, Transaction } from "../hardware/unit.ts";
+import { Access, NO_PASID, Transaction } from "../hardware/unit.ts";
 import { type Group, IommuCore } from "../iommu/core.ts";
 import { IommufdSubsystem } from "../iommufd/file.ts";
 import { Allocations, allocatePages } from "../kernel/allocations.ts";
@@ -151,13 +151,14 @@ export class Machine {
     };
   }
 
-  /** One access of a device told step by step, without any effect. Undefined when there is no such device. */
-  explain(device: string, iova: bigint, write: boolean): Iterable<ExplainStep> | undefined {
+  /** One access of a device, or of a PASID of it, told step by step, without any effect. Undefined when there is no such device. */
+  explain(device: string, iova: bigint, write: boolean, pasid = NO_PASID): Iterable<ExplainStep> | undefined {
     const found = this.core.devices.get(device);
     const assembly = found && this.#units.get(found.driver.name);
     if (!found || !assembly) return undefined;
     const transaction = new Transaction();
     transaction.rid = found.function.rid;
+    transaction.pasid = pasid;
     transaction.lo = Number(iova & 0xffff_ffffn);
     transaction.hi = Number((iova >> 32n) & 0xffff_ffffn);
     transaction.access = write ? Access.write : Access.read;

@@ -22,6 +22,7 @@ const questionSchema = v.variant("ask", [
     device: v.string(),
     iova: v.pipe(v.string(), v.regex(/^0x[0-9a-f]{1,16}$/)),
     write: v.boolean(),
+    pasid: v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(2 ** 20 - 1))),
   }),
 ]);
 export type Question = v.InferOutput<typeof questionSchema>;

@@ -11,6 +11,8 @@ export interface WalkQuestion {
   readonly device: string;
   readonly iova: bigint;
   readonly write: boolean;
+  /** Absent: the access has none. */
+  readonly pasid?: number | undefined;
 }
 
 /** A step with hexadecimal strings for what has 64 bits; `outcome` stands on the last one. */
@@ -31,14 +33,15 @@ export interface Walk {
   readonly unit: string;
   readonly iova: string;
   readonly access: "read" | "write";
+  readonly pasid?: number;
   readonly steps: readonly WalkStep[];
 }
 
 const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
 
 /** Walks; throws an Error that names the devices there are when there is no such one. */
-export const walk = (machine: Machine, { device, iova, write }: WalkQuestion): Walk => {
-  const steps = machine.explain(device, iova, write);
+export const walk = (machine: Machine, { device, iova, write, pasid }: WalkQuestion): Walk => {
+  const steps = machine.explain(device, iova, write, pasid);
   if (steps === undefined)
     throw new Error(
       `there is no device ${device}; there is ${machine.functions.map(({ name }) => name).join(", ")}`,
@@ -48,6 +51,7 @@ export const walk = (machine: Machine, { device, iova, write }: WalkQuestion): W
     unit: machine.core.devices.get(device)!.driver.name,
     iova: hex(iova),
     access: write ? "write" : "read",
+    ...(pasid !== undefined && { pasid }),
     steps: Array.from(steps, encode),
   };
 };
@@ -71,11 +75,13 @@ const encode = ({ what, level, address, value, fields, note, outcome }: ExplainS
 /** Whether the access would reach memory. */
 export const reached = ({ steps }: Walk): boolean => steps.at(-1)?.outcome?.ok === true;
 
+const withPasid = ({ pasid }: Walk): string => (pasid === undefined ? "" : ` with PASID ${pasid}`);
+
 /** The walk as lines of text. */
 export const formatWalk = (told: Walk, colors: Colors = plain): string[] => {
   const { bold } = colors;
   return [
-    bold(`${told.device} ${told.access}s ${told.iova} through ${told.unit}`),
+    bold(`${told.device}${withPasid(told)} ${told.access}s ${told.iova} through ${told.unit}`),
     "",
     ...told.steps.flatMap((step) => formatStep(step, colors)),
   ];

@@ -5,7 +5,7 @@ import { plain } from "../../trace/explain.ts";
 import { FAULTS, type Fault } from "./faults.ts";
 import { recordOf } from "./record.ts";
 import { Stage } from "./stage.ts";
-import { STORIES } from "./stories.ts";
+import { STORIES, tellStory } from "./stories.ts";
 import { Teller } from "./story.ts";
 
 /** The story on the preset, with what was said; claims that do not hold first of all. */
@@ -14,7 +14,7 @@ const tell = (name: string, preset: string, faults: readonly Fault[] = []) => {
   const teller = new Teller(plain, (line) => lines.push(line));
   const stage = new Stage(parseMachine(PRESETS.get(preset)!, preset), new Set(faults));
   try {
-    STORIES.get(name)!.tell(stage, teller);
+    tellStory(STORIES.get(name)!, stage, teller);
     const wrong = teller.claims.filter(({ holds }) => !holds).map(({ claim }) => claim);
     return { wrong, claims: teller.claims.length, lines, record: recordOf(stage) };
   } finally {

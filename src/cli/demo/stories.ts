@@ -2,6 +2,7 @@
 import { basics } from "./basics.ts";
 import { fallback } from "./fallback.ts";
 import type { Fault } from "./faults.ts";
+import { nested } from "./nested.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
 
@@ -13,5 +14,19 @@ export interface Story {
 
 export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
   ["basics", { tell: basics, faults: ["skip-flush"] }],
+  ["nested", { tell: nested, faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid"] }],
   ["fallback", { tell: fallback, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
 ]);
+
+/** Tells a story; one that cannot go on has a claim more that does not hold. */
+export const tellStory = ({ tell }: Story, stage: Stage, teller: Teller): void => {
+  try {
+    tell(stage, teller);
+  } catch (error) {
+    teller.claim(
+      "the story can be told to its end",
+      false,
+      error instanceof Error ? error.message : String(error),
+    );
+  }
+};

@@ -8,7 +8,7 @@
  */
 import { NO_PASID } from "../../hardware/unit.ts";
 import { LinuxError } from "../../uapi/errno.ts";
-import { IOMMU_HWPT_ALLOC_NEST_PARENT } from "../../uapi/iommufd.ts";
+import { IOMMU_HWPT_ALLOC_NEST_PARENT, IOMMU_HWPT_ALLOC_PASID } from "../../uapi/iommufd.ts";
 import { EVERYTHING, type ForgottenRange, type HostCalls } from "../host-calls.ts";
 import type { AssignedDevice, BackEnd, Forget, ForgetOutcome, GuestRam, Reread } from "./back-end.ts";
 import type { Translation } from "./tables.ts";
@@ -21,6 +21,8 @@ export interface NestedOptions {
   translationOf(rid: number, pasid: number): Translation;
   /** PASIDs of a device that the guest's tables have something for. */
   pasidsOf(rid: number): readonly number[];
+  /** Devices have PASIDs: page tables are made so that any of them can have any. */
+  readonly pasids: boolean;
   /** Fault queue for nested HWPTs; undefined: page requests are not passed on. */
   readonly faults: number | undefined;
 }
@@ -52,13 +54,14 @@ export class NestedBackEnd implements BackEnd {
 
   /** Maps all of the guest's RAM; devices get what the guest's tables say. */
   constructor(options: NestedOptions) {
-    const { calls, ram, devices } = options;
+    const { calls, ram, devices, pasids } = options;
     this.#options = options;
     const ioas = calls.allocateIoas();
     calls.map(ioas, { iova: 0, va: ram.va, length: ram.bytes });
     const first = devices[0];
     if (!first) throw new RangeError("a virtual IOMMU without devices has nothing to nest");
-    this.#parent = calls.allocateHwpt(first.id, ioas, IOMMU_HWPT_ALLOC_NEST_PARENT);
+    const flags = IOMMU_HWPT_ALLOC_NEST_PARENT | (pasids ? IOMMU_HWPT_ALLOC_PASID : 0);
+    this.#parent = calls.allocateHwpt(first.id, ioas, flags);
     for (const device of devices) this.#attached.set(device, new Map());
     this.reread({});
   }
@@ -114,7 +117,7 @@ export class NestedBackEnd implements BackEnd {
       calls.detach(device.fd, tag);
       had.delete(pasid);
     } else {
-      const hwpt = wanted.kind === "stage" ? this.#allocate(device, wanted, tag !== undefined) : undefined;
+      const hwpt = wanted.kind === "stage" ? this.#allocate(device, wanted) : undefined;
       try {
         calls.attach(device.fd, hwpt ?? this.#parent, tag);
       } catch (error) {
@@ -126,15 +129,11 @@ export class NestedBackEnd implements BackEnd {
     if (before?.hwpt !== undefined) calls.destroy(before.hwpt);
   }
 
-  #allocate(
-    { id }: AssignedDevice,
-    { stage }: Extract<Translation, { kind: "stage" }>,
-    pasid: boolean,
-  ): number {
-    const { calls, faults } = this.#options;
+  #allocate({ id }: AssignedDevice, { stage }: Extract<Translation, { kind: "stage" }>): number {
+    const { calls, faults, pasids } = this.#options;
     if (!stage.first)
       throw new LinuxError("EOPNOTSUPP", "a host nests first stages; the guest's entry has a second stage");
-    return calls.allocateNested(id, this.#parent, stage.first, { pasid, faults });
+    return calls.allocateNested(id, this.#parent, stage.first, { pasid: pasids, faults });
   }
 
   #batches(list: readonly Forget[]): Map<number, Batch> {
