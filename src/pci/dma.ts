@@ -6,8 +6,8 @@
  * Without a unit an address is a host physical address. A translated write to 0xFEE… is a write like any other: the
  * interrupt window of the machine lies there in memory.
  *
- * Left out: address translation services (the port never caches), peer-to-peer without the bridge, completion
- * timeouts.
+ * A function whose address translation services are on keeps translations itself (`device-tlb.ts`). Left out: peer-to-peer
+ * without the bridge, completion timeouts.
  */
 import { type EventSink, silent } from "../base/events.ts";
 import {
@@ -19,6 +19,7 @@ import {
   TranslateStatus,
 } from "../hardware/unit.ts";
 import { type HostMemory, MemoryError } from "../memory/host-memory.ts";
+import { connect, DeviceTlb, isAtsUnit } from "./device-tlb.ts";
 import type { DmaPort } from "./function.ts";
 
 type Resume = (ok: boolean) => void;
@@ -54,17 +55,38 @@ export class HostBridge {
   readonly unit: IommuUnit | undefined;
   readonly events: EventSink;
   readonly #parked = new Map<number, { readonly port: UnitPort; readonly resume: Resume }>();
+  readonly #ports = new Map<number, UnitPort>();
+  /** Of functions' own stalls, below those of the unit. */
+  #token = 0;
 
   constructor({ memory, unit, events = silent }: HostBridgeContext) {
     this.memory = memory;
     this.unit = unit;
     this.events = events;
     if (unit) unit.onResume = (token, ok) => this.#resume(token, ok);
+    if (unit && isAtsUnit(unit)) connect(unit, (rid) => this.#ports.get(rid)?.tlb);
   }
 
   /** A port for the function with this requester id. */
   port(rid: number): UnitPort {
-    return new UnitPort(this, rid);
+    const port = new UnitPort(this, rid);
+    this.#ports.set(rid, port);
+    return port;
+  }
+
+  /** A function's own translations; undefined: its unit gives none. */
+  deviceTlb(rid: number): DeviceTlb | undefined {
+    const { unit } = this;
+    if (!unit || !isAtsUnit(unit)) return undefined;
+    return new DeviceTlb({
+      rid,
+      unit,
+      nextToken: () => {
+        this.#token -= 1;
+        return this.#token;
+      },
+      resume: (token, ok) => this.#resume(token, ok),
+    });
   }
 
   /** Operations that wait for the unit, of all functions. */
@@ -92,6 +114,8 @@ export class UnitPort implements DmaPort {
   /** Command.BUS_MASTER: without it the function makes no requests. */
   mastering = false;
   done = 0;
+  /** Translations of its own, when its unit gives them. */
+  readonly tlb: DeviceTlb | undefined;
   readonly #bridge: HostBridge;
   readonly #rid: number;
   readonly #request = new Transaction();
@@ -101,10 +125,13 @@ export class UnitPort implements DmaPort {
   #record: FaultRecord | undefined;
   #hasFailed = false;
   #busy = false;
+  /** Interrupt messages are never translated by the function itself. */
+  #sendsMessage = false;
 
   constructor(bridge: HostBridge, rid: number) {
     this.#bridge = bridge;
     this.#rid = rid;
+    this.tlb = bridge.deviceTlb(rid);
   }
 
   read(lo: number, hi: number, into: Uint8Array, pasid: number = NO_PASID): TranslateStatus {
@@ -121,7 +148,12 @@ export class UnitPort implements DmaPort {
     bytes[1] = data >>> 8;
     bytes[2] = data >>> 16;
     bytes[3] = data >>> 24;
-    return this.#transfer(lo, hi, bytes, NO_PASID, true);
+    this.#sendsMessage = true;
+    try {
+      return this.#transfer(lo, hi, bytes, NO_PASID, true);
+    } finally {
+      this.#sendsMessage = false;
+    }
   }
 
   park(resume: Resume): void {
@@ -130,6 +162,7 @@ export class UnitPort implements DmaPort {
 
   dropParked(): void {
     this.#bridge.dropParked(this);
+    this.tlb?.reset();
   }
 
   /** One access. A write that reaches a device may make it send one of its own, but not through this port. */
@@ -154,7 +187,8 @@ export class UnitPort implements DmaPort {
 
   /** Translates and moves `bytes` run by run. What is done when it ends early is in `done`. */
   #runs(request: Transaction, bytes: Uint8Array, write: boolean): TranslateStatus {
-    const { unit } = this.#bridge;
+    const { unit: behind } = this.#bridge;
+    const unit = this.tlb?.enabled && !this.#sendsMessage ? this.tlb : behind;
     const length = bytes.length;
     let runStart = 0;
     let runPa = 0;

@@ -20,17 +20,22 @@ import type { Bar, BarKind, PciAddress, PciFunction } from "./function.ts";
 import { Msi } from "./msi.ts";
 import { Msix } from "./msix.ts";
 import {
+  AtsCapability,
+  AtsControl,
   BAR_COUNT,
   BarBits,
   Command,
   DeviceControl,
   EXTENDED_CONFIG_BYTES,
   ExpressCapability,
+  ExtendedCapabilityId,
   Header,
   MsixCapability,
   MsixControl,
   PowerCapability,
   PowerControl,
+  PriCapability,
+  PriControl,
   Status,
 } from "./spec.ts";
 
@@ -100,6 +105,8 @@ export abstract class Endpoint implements PciFunction {
   readonly #msixAt: number;
   readonly #powerAt: number;
   readonly #expressAt: number;
+  /** Where its extended capabilities are, by id. */
+  readonly #extended = new Map<number, number>();
   readonly #byIndex: (Bar | undefined)[] = new Array(BAR_COUNT).fill(undefined);
   /** Vectors whose message waits for the unit; another event of such a vector is the same message. */
   readonly #waiting = new Set<number>();
@@ -130,7 +137,10 @@ export abstract class Endpoint implements PciFunction {
     this.#msixAt = shape.msix ? config.add(capabilities.msix(shape.msix)) : 0;
     this.#msix = shape.msix && new Msix(shape.msix, send);
     this.#expressAt = config.add(capabilities.express());
-    for (const capability of shape.capabilities ?? []) config.add(capability);
+    for (const capability of shape.capabilities ?? []) {
+      const at = config.add(capability);
+      if (capability.version !== undefined) this.#extended.set(capability.id, at);
+    }
     config.onWrite = () => this.#configured();
     this.#apply();
   }
@@ -237,12 +247,26 @@ export abstract class Endpoint implements PciFunction {
     this.#decodesMemory = awake && (command & Command.MEMORY_SPACE) !== 0;
     this.#decodesIo = awake && (command & Command.IO_SPACE) !== 0;
     this.dma.mastering = awake && (command & Command.BUS_MASTER) !== 0;
+    this.#applyTranslations();
     this.#msi?.update();
     if (this.#msix) {
       const message = config.read(this.#msixAt + MsixCapability.MESSAGE_CONTROL, 2);
       const { Enable, FunctionMask } = MsixControl.fields;
       this.#msix.control((message & Enable.mask) !== 0, (message & FunctionMask.mask) !== 0);
     }
+  }
+
+  /** ATS and PRI: whether the function asks its unit itself. */
+  #applyTranslations(): void {
+    const { tlb } = this.dma;
+    if (!tlb) return;
+    const ats = this.#extended.get(ExtendedCapabilityId.ATS);
+    const pri = this.#extended.get(ExtendedCapabilityId.PRI);
+    const { Enable: translates } = AtsControl.fields;
+    const { Enable: asks } = PriControl.fields;
+    const config = this.#config;
+    tlb.enabled = ats !== undefined && (config.read(ats + AtsCapability.CONTROL, 2) & translates.mask) !== 0;
+    tlb.asks = pri !== undefined && (config.read(pri + PriCapability.CONTROL, 2) & asks.mask) !== 0;
   }
 
   /** The power state. There is no D1 and no D2: a write of those is as if it had not been made (§7.5.2.2). */

@@ -6,15 +6,19 @@
 import type { Device } from "../iommu/core.ts";
 import type { IommufdContext } from "../iommufd/context.ts";
 import { bindDevice, type DeviceObject } from "../iommufd/device.ts";
-import { findCapability } from "../pci/capability-list.ts";
+import { extendedCapabilitiesOf, findCapability } from "../pci/capability-list.ts";
 import type { PciFunction } from "../pci/function.ts";
 import {
+  AtsCapability,
   CapabilityId,
   Command,
   DeviceCapabilities,
   DeviceControl,
   ExpressCapability,
+  ExtendedCapabilityId,
   Header,
+  PasidCapability,
+  PriCapability,
 } from "../pci/spec.ts";
 import { VirtualConfig } from "./config-space.ts";
 import type { VfioContext } from "./context.ts";
@@ -83,7 +87,9 @@ export class PciDevice {
     this.#files += 1;
     if (this.#files > 1) return;
     const original = saveConfig(this.pci);
+    const translations = saveTranslations(this.pci);
     this.pci.reset();
+    restoreConfig(this.pci, translations);
     const command = this.pci.configRead(Header.COMMAND, 2);
     const decode = Command.MEMORY_SPACE | Command.IO_SPACE;
     this.pci.configWrite(
@@ -139,8 +145,25 @@ const saveConfig = (pci: PciFunction): SavedRegister[] => {
     const reset = DeviceControl.fields.InitiateFunctionLevelReset.mask;
     saved.push({ offset, width: 2, value: pci.configRead(offset, 2) & ~reset });
   }
+  saved.push(...saveTranslations(pci));
   saved.push({ offset: Header.COMMAND, width: 2, value: pci.configRead(Header.COMMAND, 2) });
   return saved;
+};
+
+/** What the IOMMU's driver has turned on in the function, whoever uses it: PASIDs before translations and page requests. */
+const TRANSLATION_REGISTERS: readonly (readonly [id: number, offset: number, width: 2 | 4])[] = [
+  [ExtendedCapabilityId.PASID, PasidCapability.CONTROL, 2],
+  [ExtendedCapabilityId.PRI, PriCapability.OUTSTANDING_ALLOCATION, 4],
+  [ExtendedCapabilityId.PRI, PriCapability.CONTROL, 2],
+  [ExtendedCapabilityId.ATS, AtsCapability.CONTROL, 2],
+];
+const saveTranslations = (pci: PciFunction): SavedRegister[] => {
+  const places = new Map(extendedCapabilitiesOf(pci).map(({ id, at }) => [id, at]));
+  return TRANSLATION_REGISTERS.flatMap(([id, inside, width]) => {
+    const at = places.get(id);
+    if (at === undefined) return [];
+    return [{ offset: at + inside, width, value: pci.configRead(at + inside, width) }];
+  });
 };
 
 const restoreConfig = (pci: PciFunction, saved: readonly SavedRegister[]): void => {

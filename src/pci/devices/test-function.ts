@@ -1,11 +1,12 @@
 /**
  * A function to try DMA with: a handful of registers, a buffer of its own, and spare BARs beside them. Software writes
  * addresses and a length, then a command; the function makes the requests, with a PASID if it is told to, and says in
- * STATUS how they ended. A request that stalls is made again when the unit says so.
+ * STATUS how they ended. A request that stalls is made again when the unit says so. It keeps translations of its own and asks
+ * for pages where its driver turns that on (ATS, PRI).
  */
 import { NO_PASID, TranslateStatus } from "../../hardware/unit.ts";
 import { bit, bits, layout } from "../../uapi/layout.ts";
-import { pasid } from "../capabilities.ts";
+import { ats, pasid, pri } from "../capabilities.ts";
 import { type BarShape, Endpoint, type FunctionContext } from "../pci-function.ts";
 
 /** BAR 0. 64-bit addresses are two dwords, low first. */
@@ -52,6 +53,8 @@ export const TestPasid = layout("test function PASID", 4, {
 
 const IDS = { vendorId: 0x1234, deviceId: 0xd0a1, classCode: 0xff_00_00 } as const;
 const MSIX_BAR = 2;
+/** Pages it may ask for at once. */
+const PAGE_REQUESTS = 32;
 const PENDING = 0x800;
 const word = (offset: number): number => offset / 4;
 
@@ -74,7 +77,7 @@ export class TestFunction extends Endpoint {
         interruptPin: 1,
         msiVectorsLg2: 2,
         msix: { vectors: TEST_VECTORS, bar: MSIX_BAR, table: 0, pending: PENDING },
-        capabilities: [pasid(20)],
+        capabilities: [pasid(20), ats(), pri(PAGE_REQUESTS)],
         bars: [
           { index: 0, kind: "mem32", size: 2 * TestRegister.BUFFER },
           { index: MSIX_BAR, kind: "mem32", size: 4096 },

@@ -99,4 +99,27 @@ describe("a guest's VT-d unit over a host that nests", () => {
     guest.driver.attach(requester!, guest.driver.blocked);
     domain.free();
   });
+
+  it("§7.4 a page that a process does not have yet is asked for, brought in by the guest, and reached", () => {
+    const { guest } = rig;
+    const [requester] = rig.vmm.devices;
+    const process = guest.start("process", requester!);
+    const pasid = guest.bind(requester!, process);
+    process.reserve(0x5555_0000_0000, 4);
+    process.reserve(0x6666_0000_0000, 1, false);
+    process.write(0x5555_0000_0000, "here already");
+    rig.takeCalls();
+    expect(stored(0x5555_0000_1ffc, "two pages", pasid)).toBe("done");
+    expect(process.read(0x5555_0000_1ffc, 9)).toBe("two pages");
+    expect(guest.answered).toEqual({ success: 2, invalid: 0 });
+    expect(process.faults).toBe(3);
+    expect(fetched(0x6666_0000_0000, 4, pasid)).toBe("\0\0\0\0");
+    expect(stored(0x6666_0000_0000, "read only", pasid)).toBe("fault");
+    expect(stored(0x7777_0000_0000, "nobody's", pasid)).toBe("fault");
+    expect(guest.answered).toEqual({ success: 3, invalid: 2 });
+    process.release(0x5555_0000_0000, 4);
+    expect(fetched(0x5555_0000_0000, 4, pasid)).toBe("fault");
+    guest.unbind(requester!, process);
+    process.exit();
+  });
 });
