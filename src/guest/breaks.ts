@@ -11,12 +11,13 @@ export const VMM_BREAKS = {
   "stale-iotlb": "the VMM tells the guest that its IOTLB invalidations are done, and does not tell the host",
   "wrong-page": "the VMM maps the page after the guest's own",
   "wrong-pasid": "the VMM gives the guest's tables to the PASID after the right one",
+  "lost-response": "the VMM loses the guest's answers to page requests",
 } as const;
 export type VmmBreak = keyof typeof VMM_BREAKS;
 
 export const isVmmBreak = (name: string): name is VmmBreak => Object.hasOwn(VMM_BREAKS, name);
 
-/** Calls of a VMM that is wrong about pages or PASIDs. */
+/** Calls of a VMM that is wrong about pages, PASIDs or answers. */
 export class MistakenCalls extends HostCalls {
   readonly mistakes: ReadonlySet<VmmBreak>;
 
@@ -36,6 +37,10 @@ export class MistakenCalls extends HostCalls {
   }
   override detach(device: number, pasid?: number): void {
     super.detach(device, this.#mistaken(pasid));
+  }
+
+  override respond(fd: number, cookie: number, code: number): void {
+    if (!this.mistakes.has("lost-response")) super.respond(fd, cookie, code);
   }
 
   #mistaken(pasid: number | undefined): number | undefined {

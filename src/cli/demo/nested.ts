@@ -23,6 +23,7 @@ export const nested = (stage: Stage, teller: Teller): void => {
   booting(scene, teller);
   const kernel = mapping(scene, teller);
   const [first, second] = sharing(scene, teller);
+  faulting(scene, teller, second);
   invalidating(scene, teller, kernel, first);
   straying(scene, teller, kernel);
   explaining(scene, teller, second);
@@ -130,6 +131,34 @@ const sharing = (scene: GuestStage, teller: Teller): [GuestProcess, GuestProcess
   );
   teller.show(stage.explained.slice(-1));
   return [alpha!.process, beta!.process];
+};
+
+const faulting = (scene: GuestStage, teller: Teller, process: GuestProcess): void => {
+  const { guest, requester, stage } = scene;
+  const pasid = guest.bind(requester, process);
+  const [before, faults] = [guest.answered.success, process.faults];
+  teller.scene("The device touches a page that is not there yet");
+  const address = VA + 4 * PAGE - 6;
+  const text = "across two new pages";
+  const asked = stage.calls.length;
+  const result = scene.store(address, text, pasid);
+  teller.say(
+    "It asks for the page: the host's page request queue, the VMM's fault queue, the guest's page request queue, the",
+  );
+  teller.say(
+    "guest's page fault handler; and the answer goes the same way back, as a page group response in the end.",
+  );
+  teller.show(scene.asked(asked));
+  teller.claim("the guest answered a request for each page", guest.answered.success === before + 2);
+  teller.claim("its process has two pages more", process.faults === faults + 2);
+  teller.claim("the device went on where it had stopped", result === "done", result);
+  const found = process.physical(address) >= 0 ? process.read(address, text.length) : "nothing";
+  teller.claim("and its bytes are there", found === text, `"${found}"`);
+  teller.claim(
+    "an address that the process has nothing for is refused, by the guest itself",
+    scene.fetch(VA + 1024 * PAGE, 4, pasid) === "fault" && guest.answered.invalid > 0,
+  );
+  teller.show(stage.explained.slice(-1));
 };
 
 const invalidating = (scene: GuestStage, teller: Teller, kernel: Kernel, process: GuestProcess): void => {

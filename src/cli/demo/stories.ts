@@ -14,7 +14,10 @@ export interface Story {
 
 export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
   ["basics", { tell: basics, faults: ["skip-flush"] }],
-  ["nested", { tell: nested, faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid"] }],
+  [
+    "nested",
+    { tell: nested, faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response"] },
+  ],
   ["fallback", { tell: fallback, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
 ]);
 
