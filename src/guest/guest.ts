@@ -76,7 +76,8 @@ export class Guest {
   /** A process whose addresses the device can be given. */
   start(name: string, device: Requester): GuestProcess {
     const faults = this.#asks.get(device) ?? false;
-    return new GuestProcess(this, name, this.driver.allocatePaging(device, { pasid: true, faults }));
+    const table = this.driver.allocatePaging(device, { pasid: true, faults });
+    return new GuestProcess(name, this.memory, table, (process) => this.#forget(process));
   }
 
   /** The device shares the process's addresses; with which PASID. */
@@ -98,18 +99,18 @@ export class Guest {
     this.#requests.unhandle(device, pasid);
   }
 
-  /** The process has ended: its PASID is free. */
-  forget(process: GuestProcess): void {
-    const pasid = this.#processes.get(process);
-    if (pasid === undefined) return;
-    this.#processes.delete(process);
-    this.#pasids.give(pasid);
-  }
-
   /** Turns its IOMMU off; its domains must be free. */
   shutDown(): void {
     this.driver.close();
     this.#msi.close();
+  }
+
+  /** The process has ended: its PASID is free. */
+  #forget(process: GuestProcess): void {
+    const pasid = this.#processes.get(process);
+    if (pasid === undefined) return;
+    this.#processes.delete(process);
+    this.#pasids.give(pasid);
   }
 
   /** A device wants pages of the process. */

@@ -10,7 +10,6 @@ import { compileWalker } from "../pagetable/compile.ts";
 import { Permission } from "../pagetable/format.ts";
 import { WalkResult } from "../pagetable/walker.ts";
 import { x86Paging } from "../pagetable/x86-64.ts";
-import type { Guest } from "./guest.ts";
 
 const PAGE = 4096;
 const WORD = 2 ** 32;
@@ -28,18 +27,24 @@ export class GuestProcess {
   readonly table: VtdDomain;
   /** Pages that were brought in, by the process or for a device. */
   faults = 0;
-  readonly #guest: Guest;
+  readonly #ended: (process: GuestProcess) => void;
   readonly #memory: HostMemory;
   readonly #areas: Area[] = [];
   /** Guest physical address of each page that is there. */
   readonly #pages = new Map<number, number>();
   readonly #walk = new WalkResult();
 
-  constructor(guest: Guest, name: string, table: VtdDomain) {
+  /** `ended` is told when it exits. */
+  constructor(
+    name: string,
+    memory: HostMemory,
+    table: VtdDomain,
+    ended: (process: GuestProcess) => void = () => {},
+  ) {
     this.name = name;
     this.table = table;
-    this.#guest = guest;
-    this.#memory = guest.memory;
+    this.#memory = memory;
+    this.#ended = ended;
   }
 
   /** Pages that are there. */
@@ -108,7 +113,7 @@ export class GuestProcess {
   /** The process ends; no device has its table any more. */
   exit(): void {
     for (const { start, end } of [...this.#areas]) this.release(start, (end - start) / PAGE);
-    this.#guest.forget(this);
+    this.#ended(this);
     this.table.free();
   }
 
