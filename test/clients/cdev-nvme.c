@@ -46,18 +46,27 @@ static int open_cdev(void)
     return fd;
 }
 
-static void check_hardware(uint32_t device)
+/* Where the interrupts of the machine are: what the IOMMU says it is tells. */
+static struct iommu_iova_range check_hardware(uint32_t device)
 {
-    struct iommu_hw_info_vtd vtd = {0};
+    union {
+        struct iommu_hw_info_vtd vtd;
+        struct iommu_hw_info_arm_smmuv3 smmu;
+    } told = {0};
     struct iommu_hw_info info = {
-        .size = sizeof(info), .dev_id = device, .data_len = sizeof(vtd), .data_uptr = (uintptr_t)&vtd};
+        .size = sizeof(info), .dev_id = device, .data_len = sizeof(told), .data_uptr = (uintptr_t)&told};
     must(ioctl(iommufd, IOMMU_GET_HW_INFO, &info) == 0);
-    must(info.out_data_type == 1 && info.data_len == sizeof(vtd));
-    must(vtd.cap_reg != 0 && vtd.ecap_reg != 0);
+    if (info.out_data_type == 2) {
+        must(info.data_len == sizeof(told.smmu) && (told.smmu.idr[0] & 3) != 0);
+        return (struct iommu_iova_range){0x8000000, 0x80fffff};
+    }
+    must(info.out_data_type == 1 && info.data_len == sizeof(told.vtd));
+    must(told.vtd.cap_reg != 0 && told.vtd.ecap_reg != 0);
+    return (struct iommu_iova_range){0xfee00000, 0xfeefffff};
 }
 
 /* Asks twice, as programs do; the interrupt window is not among the ranges. */
-static void check_ranges(uint32_t ioas)
+static void check_ranges(uint32_t ioas, struct iommu_iova_range window)
 {
     struct iommu_ioas_iova_ranges ask = {.size = sizeof(ask), .ioas_id = ioas};
     must(ioctl(iommufd, IOMMU_IOAS_IOVA_RANGES, &ask) == -1 && errno == EMSGSIZE);
@@ -65,8 +74,8 @@ static void check_ranges(uint32_t ioas)
     struct iommu_iova_range ranges[2];
     ask.allowed_iovas = (uintptr_t)ranges;
     must(ioctl(iommufd, IOMMU_IOAS_IOVA_RANGES, &ask) == 0);
-    must(ranges[0].start == 0 && ranges[0].last == 0xfedfffff);
-    must(ranges[1].start == 0xfef00000 && ranges[1].last == (1ULL << 48) - 1);
+    must(ranges[0].start == 0 && ranges[0].last == window.start - 1);
+    must(ranges[1].start == window.last + 1 && ranges[1].last == (1ULL << 48) - 1);
 }
 
 static void take_interrupts(void)
@@ -142,7 +151,7 @@ int main(int argc, char **argv)
     must((iommufd = open("/dev/iommu", O_RDWR)) >= 0);
     uint32_t device = cdev_bind(n.device, iommufd);
     must(device != 0);
-    check_hardware(device);
+    struct iommu_iova_range window = check_hardware(device);
 
     uint32_t space[2], table[2];
     uint8_t *page[2];
@@ -155,7 +164,7 @@ int main(int argc, char **argv)
         must(ioas_map(iommufd, space[i], page[i], TARGET, PAGE) == 0);
     }
     must(cdev_attach(n.device, table[0]) == 0);
-    check_ranges(space[0]);
+    check_ranges(space[0], window);
     must(destroy(iommufd, table[0]) == -1 && errno == EBUSY);
     must(destroy(iommufd, space[0]) == -1 && errno == EBUSY);
     must(destroy(iommufd, device) == -1 && errno == EBUSY);

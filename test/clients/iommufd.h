@@ -49,6 +49,9 @@ struct iommu_hw_info_vtd {
     uint32_t flags, reserved;
     uint64_t cap_reg, ecap_reg;
 };
+struct iommu_hw_info_arm_smmuv3 {
+    uint32_t flags, reserved, idr[6], iidr, aidr;
+};
 struct cdev_bind {
     uint32_t argsz, flags;
     int32_t iommufd;

@@ -91,16 +91,6 @@ export class ContextTable {
     this.#memory.free(part.pa, 1);
   }
 
-  /** Gives room back that was reserved and not written to. */
-  unreserve(ssid: number): void {
-    const index = ssid >>> SPLIT;
-    const part = this.#parts.get(index);
-    if (!part || part.used > 0 || index === 0) return;
-    this.#describe(index, 0n);
-    this.#parts.delete(index);
-    this.#memory.free(part.pa, 1);
-  }
-
   /** The unit does not use it any more. */
   free(): void {
     for (const { pa } of this.#parts.values()) this.#memory.free(pa, 1);

@@ -178,6 +178,10 @@ export class SmmuDriver implements IommuDriver {
   get viommus(): number {
     return this.#viommus.size;
   }
+  /** Times that events were lost, as their queue was full. */
+  get overflows(): number {
+    return this.#eventQueue.overflows;
+  }
 
   probe(device: Requester): DeviceCapabilities {
     if (!this.#firmware.covers(device))

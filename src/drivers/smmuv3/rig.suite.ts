@@ -1,4 +1,5 @@
 /** An SMMUv3 with its driver on host memory, for tests: accesses are made through the unit. */
+import { ManualClock } from "../../base/clock.ts";
 import { silent } from "../../base/events.ts";
 import { WorkQueue } from "../../base/scheduler.ts";
 import { type CachePolicy, type SmmuCapabilities, SmmuV3Unit } from "../../hardware/smmuv3/unit.ts";
@@ -7,6 +8,9 @@ import type { DriverBench } from "../../iommu/driver.suite.ts";
 import type { Requester } from "../../iommu/driver.ts";
 import { MsiController } from "../../kernel/msi.ts";
 import { Banks } from "../../memory/banks.ts";
+import { TestFunction } from "../../pci/devices/test-function.ts";
+import { HostBridge } from "../../pci/dma.ts";
+import { placement } from "../../pci/placement.ts";
 import { SmmuDriver } from "./driver.ts";
 
 export interface SmmuBench extends DriverBench {
@@ -30,6 +34,23 @@ export const DEVICES: readonly [Requester, Requester] = [
   { rid: 0x100, name: "0000:01:00.0" },
   { rid: 0x218, name: "0000:02:03.0" },
 ];
+
+/** The same function, with a PASID capability of 20 bits. */
+export const withPasids = ({ rid, name }: Requester): Requester => {
+  const bridge = new HostBridge({ memory: new Banks({ ram: [] }) });
+  const address = { segment: 0, bus: rid >>> 8, device: (rid >>> 3) & 31, function: rid & 7 };
+  const made = new TestFunction({
+    address,
+    bridge,
+    barBase: placement({
+      mem32: { start: 0xc000_0000, end: 0xfe00_0000 },
+      mem64: { start: 2 ** 37, end: 2 ** 38 },
+    }),
+    scheduler: new WorkQueue(),
+    clock: new ManualClock(),
+  });
+  return Object.defineProperty(made, "name", { value: name });
+};
 
 export const smmuBench = (options: BenchOptions = {}): SmmuBench => {
   const { capabilities, cache = "normal", canStall = false, devices = DEVICES } = options;
