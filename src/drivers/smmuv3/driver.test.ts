@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it } from "vitest";
-import { Register } from "../../hardware/smmuv3/spec.ts";
+import { Config, Register } from "../../hardware/smmuv3/spec.ts";
 import { TranslateStatus } from "../../hardware/unit.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { type PageRequest, Protection, type Requester } from "../../iommu/driver.ts";
@@ -316,6 +316,31 @@ describe("PASIDs", () => {
     expect(codeOf(() => domain.free())).toBe("EBUSY");
     driver.attach(device, driver.blocked, 1);
     driver.attach(device, driver.blocked, 1);
+    for (const each of [domain, parent]) each.free();
+  });
+
+  it("leave no place for a guest's table: EBUSY, which comes before that the guest must know the device", () => {
+    const bench = open(PASIDS);
+    const { driver, devices } = bench;
+    const domain = mapped(bench, 0x40_0000);
+    const parent = driver.allocatePaging(devices[0], { nestParent: true });
+    const entry = new Uint8Array(16);
+    entry[0] = 1 | (Config.stage1 << 1);
+    const data = { type: 2, length: 16, read: () => entry, write: () => {} };
+    const viommu = driver.allocateViommu(devices[0], parent, data);
+    const nested = viommu.allocateNested(devices[0], data, {});
+    driver.attach(devices[0], domain, 1);
+    expect(codeOf(() => driver.attach(devices[0], nested))).toBe("EBUSY");
+    driver.attach(devices[0], driver.blocked, 1);
+    expect(codeOf(() => driver.attach(devices[0], nested))).toBe("ENOENT");
+    viommu.addDevice(devices[0], 5n);
+    driver.attach(devices[0], nested);
+    expect(codeOf(() => driver.attach(devices[0], domain, 1))).toBe("EINVAL");
+    expect([codeOf(() => nested.free()), codeOf(() => parent.free())]).toEqual(["EBUSY", "EBUSY"]);
+    driver.attach(devices[0], driver.blocked);
+    nested.free();
+    viommu.free();
+    expect([parent.users, driver.viommus]).toEqual([0, 0]);
     for (const each of [domain, parent]) each.free();
   });
 
