@@ -66,7 +66,9 @@ class Lives {
 
   map(slot: number): void {
     const taken = this.area(slot) !== undefined;
-    expect(codeOf(() => this.client.map(this.ioas, placeOf(slot), AREA))).toBe(taken ? "EEXIST" : undefined);
+    expect(codeOf(() => this.client.map(this.ioas, Number(placeOf(slot)), 4))).toBe(
+      taken ? "EEXIST" : undefined,
+    );
   }
 
   pin(holder: Holder, slot: number, first: number, count: number): void {

@@ -81,7 +81,7 @@ class Machine {
     else if (iovas.some((at) => taken.has(at))) expected = "EEXIST";
     const got = codeOf(() => {
       const length = BigInt(count * PAGE);
-      if (kind === "user") client.map(space.id, BigInt(iova), length, BigInt(USER + from * PAGE));
+      if (kind === "user") client.map(space.id, iova, count, { from });
       else
         client.call(uapi.IOMMU_IOAS_MAP_FILE, uapi.IommuIoasMapFile, {
           ...{ flags: 7, ioas_id: space.id, fd: this.#file, start: BigInt(from * PAGE) },
@@ -147,7 +147,7 @@ class Machine {
 
   make(device: Plugged, space: Space): void {
     if (space.hwpts.length === 2) return;
-    const got = codeOf(() => void space.hwpts.push(this.client.hwpt(device.object, space.id)));
+    const got = codeOf(() => void space.hwpts.push(this.client.hwpt(device.object.bound.id, space.id)));
     expect(got).toBe(space.areas.has(LOW) ? "EADDRINUSE" : undefined);
   }
 

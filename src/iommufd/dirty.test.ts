@@ -1,7 +1,7 @@
 /** Dirty bitmaps against a set of pages, on the mock driver. */
 import fc from "fast-check";
 import { beforeEach, describe, expect, it } from "vitest";
-import { APERTURE, MockClient, USER } from "../../test/support/mock-client.ts";
+import { APERTURE, MockClient } from "../../test/support/mock-client.ts";
 import { MockDomain } from "../drivers/mock/domain.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import * as uapi from "../uapi/iommufd.ts";
@@ -23,12 +23,11 @@ beforeEach(() => {
   client.task.memory.map(BITMAP, BITMAP_BYTES);
   const ioas = client.ioas();
   const device = client.plug();
-  hwpt = client.hwpt(device, ioas, uapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING);
+  hwpt = client.hwpt(device.bound.id, ioas, { flags: uapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING });
   const { domain: made } = client.context.objects.get(hwpt, HwptPaging, "hwpt");
   if (!(made instanceof MockDomain)) throw new Error("no mock domain");
   domain = made;
-  for (let i = 0; i < PAGES; i += 1)
-    client.map(ioas, APERTURE + BigInt(i * PAGE), BigInt(PAGE), BigInt(USER + i * PAGE));
+  for (let i = 0; i < PAGES; i += 1) client.map(ioas, BASE + i * PAGE, 1, { from: i });
   return () => client.close();
 });
 

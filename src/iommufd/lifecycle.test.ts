@@ -5,6 +5,8 @@ import * as uapi from "../uapi/iommufd.ts";
 import { type AccessPin, createAccess } from "./access.ts";
 import { Ioas } from "./ioas.ts";
 
+const NEST_PARENT = { flags: uapi.IOMMU_HWPT_ALLOC_NEST_PARENT };
+
 let client: MockClient;
 
 beforeEach(() => {
@@ -22,7 +24,7 @@ describe("DESTROY", () => {
   /** An unmap that waits for a pin, of an IOAS that no object uses any more. */
   const unmapWaits = () => {
     const ioas = client.ioas();
-    client.map(ioas, IOVA);
+    client.map(ioas, Number(IOVA), 4);
     const access = createAccess(client.context, { pins: true, unmap: () => {} });
     access.attach(ioas);
     const pin: AccessPin = access.pin(IOVA, 0x1000n, true);
@@ -37,7 +39,7 @@ describe("DESTROY", () => {
     const destroyed = client.task.start(client.fd, uapi.IOMMU_DESTROY, destroyArgument(ioas));
     client.host.scheduler.run(3);
     expect([call.settled, destroyed.settled]).toEqual([false, false]);
-    expect(() => client.map(ioas, 0n)).toThrow("ENOENT");
+    expect(() => client.map(ioas, 0, 4)).toThrow("ENOENT");
     expect(() => client.destroy(ioas)).toThrow("ENOENT");
     expect(client.ioas()).not.toBe(ioas);
     pin.release();
@@ -70,10 +72,10 @@ describe("DESTROY", () => {
   it("is EBUSY for what others need: an IOAS with a HWPT, a nest parent with a vIOMMU, a bound device", () => {
     const ioas = client.ioas();
     const device = client.plug();
-    const parent = client.nestParent(device, ioas);
+    const parent = client.hwpt(device.bound.id, ioas, NEST_PARENT);
     expect(() => client.destroy(ioas)).toThrow("EBUSY");
     expect(() => client.destroy(device.bound.id)).toThrow("EBUSY");
-    const viommu = client.viommu(device, parent);
+    const viommu = client.viommu(device.bound.id, parent);
     expect(() => client.destroy(parent)).toThrow("EBUSY");
     for (const id of [viommu, parent, ioas, device.id]) client.destroy(id);
     expect(client.iommufd.live().objects).toBe(0);
@@ -100,7 +102,7 @@ describe("a HWPT that an attach made", () => {
     expect(other.bound.attach(ioas)).toBe(hwpt);
     expect(client.driver.domains).toBe(1);
     expect(() => client.destroy(hwpt)).toThrow("EBUSY");
-    client.map(ioas, IOVA);
+    client.map(ioas, Number(IOVA), 4);
     expect(client.iommufd.live().pinnedPages).toBe(4);
     one.bound.detach();
     expect([client.driver.domains, client.iommufd.live().pinnedPages]).toEqual([1, 4]);
@@ -114,7 +116,7 @@ describe("a HWPT that an attach made", () => {
     const [from, to] = [client.ioas(), client.ioas()];
     const device = client.plug();
     const before = device.bound.attach(from);
-    client.map(to, IOVA);
+    client.map(to, Number(IOVA), 4);
     const after = device.bound.replace(to);
     expect(after).not.toBe(before);
     expect(client.context.objects.find(before)).toBeUndefined();
@@ -132,27 +134,27 @@ describe("a vDEVICE", () => {
     const ioas = client.ioas();
     const device = client.plug();
     const other = client.plug();
-    const parent = client.nestParent(other, ioas);
-    const viommu = client.viommu(other, parent);
-    const vdevice = client.vdevice(viommu, device, 7n);
-    expect(() => client.vdevice(viommu, device, 8n)).toThrow("EEXIST");
+    const parent = client.hwpt(other.bound.id, ioas, NEST_PARENT);
+    const viommu = client.viommu(other.bound.id, parent);
+    const vdevice = client.vdevice(viommu, device.bound.id, 7);
+    expect(() => client.vdevice(viommu, device.bound.id, 8)).toThrow("EEXIST");
     const freed = [device.id, device.bound.id].sort((a, b) => a - b);
     client.destroy(device.id);
     expect(() => client.destroy(vdevice)).toThrow("ENOENT");
     expect([client.ioas(), client.ioas(), client.ioas()]).toEqual([...freed, vdevice + 1]);
     // Its number with the guest is free again.
-    expect(client.vdevice(viommu, other, 7n)).toBe(vdevice + 2);
+    expect(client.vdevice(viommu, other.bound.id, 7)).toBe(vdevice + 2);
   });
 
   it("that was destroyed before its device leaves nothing behind", () => {
     const ioas = client.ioas();
     const device = client.plug();
-    const parent = client.nestParent(device, ioas);
-    const viommu = client.viommu(device, parent);
-    const vdevice = client.vdevice(viommu, device, 7n);
+    const parent = client.hwpt(device.bound.id, ioas, NEST_PARENT);
+    const viommu = client.viommu(device.bound.id, parent);
+    const vdevice = client.vdevice(viommu, device.bound.id, 7);
     expect(() => client.destroy(viommu)).toThrow("EBUSY");
     client.destroy(vdevice);
-    expect(client.vdevice(viommu, device, 9n)).toBe(vdevice);
+    expect(client.vdevice(viommu, device.bound.id, 9)).toBe(vdevice);
   });
 });
 
@@ -160,10 +162,10 @@ describe("a closed file", () => {
   it("takes objects in any order of dependence with it, but stays while an access has it", () => {
     const ioas = client.ioas();
     const device = client.plug();
-    const parent = client.nestParent(device, ioas);
-    client.vdevice(client.viommu(device, parent), device, 1n);
+    const parent = client.hwpt(device.bound.id, ioas, NEST_PARENT);
+    client.vdevice(client.viommu(device.bound.id, parent), device.bound.id, 1);
     device.bound.attach(ioas);
-    client.map(ioas, IOVA);
+    client.map(ioas, Number(IOVA), 4);
     const access = createAccess(client.context, { pins: true, unmap: () => {} });
     access.attach(ioas);
     const pin = access.pin(IOVA, 0x1000n, true);

@@ -1,7 +1,7 @@
 /** Event queues and hardware queues of a vIOMMU, on the mock driver. */
 import fc from "fast-check";
 import { beforeEach, describe, expect, it } from "vitest";
-import { APERTURE, MockClient, USER } from "../../test/support/mock-client.ts";
+import { APERTURE, MockClient } from "../../test/support/mock-client.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import * as uapi from "../uapi/iommufd.ts";
 import { IOMMU_HW_QUEUE_TYPE_SELFTEST } from "../uapi/vendor/mock.ts";
@@ -13,6 +13,8 @@ const EVENT = 4;
 const INTO = 0x30_0000;
 const POLLIN = 1;
 
+const NEST_PARENT = { flags: uapi.IOMMU_HWPT_ALLOC_NEST_PARENT };
+
 let client: MockClient;
 let viommu: number;
 let ioas: number;
@@ -23,8 +25,8 @@ beforeEach(() => {
   client.task.memory.map(INTO, 0x2000);
   ioas = client.ioas();
   const device = client.plug();
-  parent = client.nestParent(device, ioas);
-  viommu = client.viommu(device, parent);
+  parent = client.hwpt(device.bound.id, ioas, NEST_PARENT);
+  viommu = client.viommu(device.bound.id, parent);
   return () => client.close();
 });
 
@@ -69,7 +71,7 @@ const event = (value: number): Uint8Array => new Uint8Array(new Uint32Array([val
 
 describe("an event queue", () => {
   it("is one of its type a vIOMMU, and keeps it and itself while its file is open", () => {
-    const { id, fd } = client.eventQueue(viommu, 2);
+    const { out_veventq_id: id, out_veventq_fd: fd } = client.eventQueue(viommu, 2);
     expect(codeOf(() => client.eventQueue(viommu, 2))).toBe("EEXIST");
     expect(codeOf(() => client.destroy(id))).toBe("EBUSY");
     client.task.close(fd);
@@ -79,7 +81,7 @@ describe("an event queue", () => {
   });
 
   it("survives the iommufd file while its own is open", () => {
-    const { fd } = client.eventQueue(viommu, 2);
+    const { out_veventq_fd: fd } = client.eventQueue(viommu, 2);
     client.task.close(client.fd);
     expect(client.iommufd.live()).toMatchObject({ files: 1 });
     expect(readEvents(fd, 64)).toEqual([]);
@@ -88,7 +90,7 @@ describe("an event queue", () => {
   });
 
   it("keeps an event that could not be copied out", () => {
-    const { id, fd } = client.eventQueue(viommu, 2);
+    const { out_veventq_id: id, out_veventq_fd: fd } = client.eventQueue(viommu, 2);
     queueOf(id).event(event(5));
     expect(() => client.task.readTo(fd, 0x6666_0000n, 64)).toThrow("EFAULT");
     expect(readEvents(fd, 64)).toEqual([{ sequence: 0, data: 5 }]);
@@ -104,7 +106,7 @@ describe("an event queue", () => {
     );
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 5 }), fc.array(step, { maxLength: 40 }), (depth, steps) => {
-        const { id, fd } = client.eventQueue(viommu, depth);
+        const { out_veventq_id: id, out_veventq_fd: fd } = client.eventQueue(viommu, depth);
         const queue = queueOf(id);
         let held: ReadEvent[] = [];
         let lost: number | undefined;
@@ -154,8 +156,8 @@ const hwQueue = (index: number, address: bigint, length = 16n): number =>
 
 describe("a hardware queue", () => {
   it("holds its memory in place: nothing of its areas can be unmapped until it is destroyed", () => {
-    client.map(ioas, APERTURE, 0x1000n);
-    client.map(ioas, APERTURE + 0x1000n, 0x1000n, BigInt(USER + 0x1000));
+    client.map(ioas, Number(APERTURE), 1);
+    client.map(ioas, Number(APERTURE) + 0x1000, 1, { from: 1 });
     const queue = hwQueue(0, APERTURE + 0x800n);
     expect(codeOf(() => client.unmap(ioas, APERTURE, 0x1000n))).toBe("EBUSY");
     expect(client.unmap(ioas, APERTURE + 0x1000n, 0x1000n)).toBe(0x1000n);
@@ -165,7 +167,7 @@ describe("a hardware queue", () => {
   });
 
   it("is made in order and once, of memory that is mapped; what fails holds nothing", () => {
-    client.map(ioas, APERTURE);
+    client.map(ioas, Number(APERTURE), 4);
     expect(codeOf(() => hwQueue(1, APERTURE))).toBe("EIO");
     expect(codeOf(() => hwQueue(0, APERTURE + 0x4000n))).toBe("ENOENT");
     expect(codeOf(() => hwQueue(0, APERTURE, 0n))).toBe("EINVAL");
@@ -177,7 +179,7 @@ describe("a hardware queue", () => {
   });
 
   it("takes the number behind its own for the access that pins its memory; nobody can destroy that", () => {
-    client.map(ioas, APERTURE);
+    client.map(ioas, Number(APERTURE), 4);
     const queue = hwQueue(0, APERTURE);
     expect(client.ioas()).toBe(queue + 2);
     expect(codeOf(() => client.destroy(queue + 1))).toBe("EBUSY");

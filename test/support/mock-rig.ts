@@ -154,6 +154,11 @@ export class MockProcess {
     ).iova;
   }
 
+  /** The bytes that went. */
+  unmap(ioas: number, iova: bigint, length: bigint): bigint {
+    return this.call(uapi.IOMMU_IOAS_UNMAP, uapi.IommuIoasUnmap, { ioas_id: ioas, iova, length }).length;
+  }
+
   /** A file of the process's own pages, as a memfd is. */
   memfd(pages = USER_PAGES): number {
     const { memory } = this.task;
