@@ -1,9 +1,9 @@
 /** Accesses that give their pins back at once, later or never, over random lives: no unmap takes a pinned page or hangs. */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { codeOf } from "../../test/support/code-of.ts";
 import { APERTURE, MockClient } from "../../test/support/mock-client.ts";
 import type { PendingCall } from "../kernel/model-task.ts";
-import { LinuxError } from "../uapi/errno.ts";
 import * as uapi from "../uapi/iommufd.ts";
 import { type Access, type AccessPin, createAccess } from "./access.ts";
 import { Ioas } from "./ioas.ts";
@@ -144,16 +144,6 @@ class Lives {
     this.client.close();
   }
 }
-
-const codeOf = (work: () => void): string | undefined => {
-  try {
-    work();
-    return undefined;
-  } catch (error) {
-    if (error instanceof LinuxError) return error.code;
-    throw error;
-  }
-};
 
 type Step = (lives: Lives) => void;
 const slot = fc.nat(SLOTS - 1);

@@ -1,9 +1,9 @@
 /** Devices that come, go and change between address spaces whose content changes, against lists of pages. */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { codeOf } from "../../test/support/code-of.ts";
 import { APERTURE, MockClient, USER, USER_PAGES } from "../../test/support/mock-client.ts";
 import type { PagingDomain } from "../iommu/driver.ts";
-import { LinuxError } from "../uapi/errno.ts";
 import * as uapi from "../uapi/iommufd.ts";
 import { HwptPaging } from "./hwpt.ts";
 
@@ -182,16 +182,6 @@ class Machine {
 const agree = (domain: PagingDomain, content: Content): void => {
   const got = PLACES.map((iova) => domain.physical(iova));
   expect(got).toEqual(PLACES.map((iova) => content.get(iova)?.pa ?? -1));
-};
-
-const codeOf = (work: () => void): string | undefined => {
-  try {
-    work();
-    return undefined;
-  } catch (error) {
-    if (error instanceof LinuxError) return error.code;
-    throw error;
-  }
 };
 
 interface Mapping {

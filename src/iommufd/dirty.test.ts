@@ -1,9 +1,9 @@
 /** Dirty bitmaps against a set of pages, on the mock driver. */
 import fc from "fast-check";
 import { beforeEach, describe, expect, it } from "vitest";
+import { codeOf } from "../../test/support/code-of.ts";
 import { APERTURE, MockClient } from "../../test/support/mock-client.ts";
 import { MockDomain } from "../drivers/mock/domain.ts";
-import { LinuxError } from "../uapi/errno.ts";
 import * as uapi from "../uapi/iommufd.ts";
 import { HwptPaging } from "./hwpt.ts";
 
@@ -60,16 +60,6 @@ const bits = (count: number): number[] => {
 };
 const erase = () => client.task.memory.poke(BITMAP, new Uint8Array(BITMAP_BYTES));
 const write = (page: number): boolean => domain.written(BASE + page * PAGE);
-const codeOf = (work: () => void): string | undefined => {
-  try {
-    work();
-    return undefined;
-  } catch (error) {
-    if (error instanceof LinuxError) return error.code;
-    throw error;
-  }
-};
-
 describe("a dirty bitmap", () => {
   it("has the pages that were written since it was last read, and bits that were set stay", () => {
     expect(write(1)).toBe(false);

@@ -1,8 +1,8 @@
 /** Event queues and hardware queues of a vIOMMU, on the mock driver. */
 import fc from "fast-check";
 import { beforeEach, describe, expect, it } from "vitest";
+import { codeOf } from "../../test/support/code-of.ts";
 import { APERTURE, MockClient } from "../../test/support/mock-client.ts";
-import { LinuxError } from "../uapi/errno.ts";
 import * as uapi from "../uapi/iommufd.ts";
 import { IOMMU_HW_QUEUE_TYPE_SELFTEST } from "../uapi/vendor/mock.ts";
 import { VeventQueue } from "./veventq.ts";
@@ -29,16 +29,6 @@ beforeEach(() => {
   viommu = client.viommu(device.bound.id, parent);
   return () => client.close();
 });
-
-const codeOf = (work: () => void): string | undefined => {
-  try {
-    work();
-    return undefined;
-  } catch (error) {
-    if (error instanceof LinuxError) return error.code;
-    throw error;
-  }
-};
 
 interface ReadEvent {
   readonly sequence: number;
