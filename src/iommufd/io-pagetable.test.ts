@@ -24,14 +24,15 @@ class GrainDomain implements PagingDomain {
   readonly kind = "paging";
   readonly id = 1;
   readonly name = "grains";
-  readonly apertures = [{ start: 0, end: 2 ** 40 }];
+  readonly apertures: PagingDomain["apertures"];
   readonly pageSizes: bigint;
   readonly grains = new Map<number, number>();
   /** Fails after so many half pages. */
   room = Number.POSITIVE_INFINITY;
 
-  constructor(pageSizes: bigint) {
+  constructor(pageSizes: bigint, apertures: PagingDomain["apertures"] = [{ start: 0, end: 2 ** 40 }]) {
     this.pageSizes = pageSizes;
+    this.apertures = apertures;
   }
   map(iova: number, pa: number, length: number): void {
     const smallest = Number(this.pageSizes & -this.pageSizes);
@@ -435,6 +436,56 @@ describe("an IOAS", () => {
       { numRuns: 120 },
     );
   }, 120_000);
+});
+
+describe("a domain with several apertures", () => {
+  const rig = new Rig();
+  const { pagetable } = rig.ioas[0];
+  const two = new GrainDomain(4096n, [
+    { start: 0x2_0000, end: 0x3_0000 },
+    { start: 0x1000, end: 0x3000 },
+  ]);
+  const map = (iova: number | undefined) => {
+    const source = new UserSource(rig.task.memory, BigInt(USER), PAGE_BYTES);
+    const pages = new Pages(source, true, rig.context.payer(rig.task));
+    return pagetable.map(
+      [{ pages, start: 0n, length: 4096n }],
+      BOTH,
+      iova === undefined ? iova : BigInt(iova),
+    );
+  };
+  const unmap = (iova: number) => pagetable.unmap(BigInt(iova), BigInt(iova + 4095));
+  afterAll(() => rig.close());
+
+  it("leaves what lies between them to nobody, for as long as it is attached", () => {
+    map(0x8000);
+    expect(rig.attempt(() => pagetable.attachDomain(two))).toBe("EADDRINUSE");
+    expect(pagetable.space.usable).toHaveLength(1);
+    unmap(0x8000);
+    pagetable.attachDomain(two);
+    expect(pagetable.space.usable).toEqual([
+      { start: 0x1000n, last: 0x2fffn },
+      { start: 0x2_0000n, last: 0x2_ffffn },
+    ]);
+    for (const iova of [0, 0x3000, 0x1_f000, 0x3_0000]) expect(rig.attempt(() => map(iova))).toBe("EINVAL");
+    expect([map(undefined), map(undefined), map(undefined)]).toEqual([0x1000n, 0x2000n, 0x2_0000n]);
+    pagetable.detachDomain(two);
+    expect(pagetable.space.usable).toHaveLength(1);
+    for (const iova of [0x1000, 0x2000, 0x2_0000]) unmap(iova);
+  });
+
+  it("beside another narrows the address space to what both map", () => {
+    const other = new GrainDomain(4096n, [{ start: 0x2000, end: 0x2_8000 }]);
+    pagetable.attachDomain(two);
+    pagetable.attachDomain(other);
+    expect(pagetable.space.usable).toEqual([
+      { start: 0x2000n, last: 0x2fffn },
+      { start: 0x2_0000n, last: 0x2_7fffn },
+    ]);
+    pagetable.detachDomain(two);
+    expect(pagetable.space.usable).toEqual([{ start: 0x2000n, last: 0x2_7fffn }]);
+    pagetable.detachDomain(other);
+  });
 });
 
 /** No IOVA of the test below lies beyond. */
