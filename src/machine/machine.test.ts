@@ -3,6 +3,7 @@ import { VfioClient } from "../../test/support/vfio-client.ts";
 import { ManualClock } from "../base/clock.ts";
 import { silent } from "../base/events.ts";
 import { WorkQueue } from "../base/scheduler.ts";
+import { Register } from "../hardware/vtd/spec.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import { VFIO_REGION_INFO_FLAG_MMAP } from "../uapi/vfio.ts";
 import type { Break } from "./breaks.ts";
@@ -81,6 +82,20 @@ describe("a machine", () => {
       });
       expect(entries.get("/sys/class/vfio/3")).toMatchObject({ target: "../../devices/virtual/vfio/3" });
       expect(cdev.major).not.toBe(group.major);
+    }));
+
+  it("shows a VT-d unit's registers and how many domains it has", () =>
+    onMachine([], (machine) => {
+      const home = "/sys/devices/virtual/iommu/dmar0/intel-iommu";
+      const shown = (name: string) => {
+        const entry = machine.tree().find(({ path }) => path === `${home}/${name}`);
+        return entry?.kind === "file" ? String(entry.content).trim() : undefined;
+      };
+      const { unit } = machine.units.get("dmar0")!;
+      for (const name of ["CAP", "ECAP"] as const)
+        expect(shown(name.toLowerCase())).toBe(unit.mmioRead(Register[name], 8).toString(16));
+      expect(shown("version")).toBe("6:0");
+      expect(shown("domains_supported")).toBe("65536");
     }));
 
   it("offers mmap of BARs unless the description says no", () =>

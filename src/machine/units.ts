@@ -120,6 +120,7 @@ const powerOnVtd = (
   const attributes = {
     cap: hex(Register.CAP),
     ecap: hex(Register.ECAP),
+    domains_supported: String(2 ** given["domain-bits"]),
     version: `${version >> 4n}:${version & 0xfn}`,
     address: "fed90000",
   };

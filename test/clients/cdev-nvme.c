@@ -75,7 +75,9 @@ static void check_ranges(uint32_t ioas, struct iommu_iova_range window)
     ask.allowed_iovas = (uintptr_t)ranges;
     must(ioctl(iommufd, IOMMU_IOAS_IOVA_RANGES, &ask) == 0);
     must(ranges[0].start == 0 && ranges[0].last == window.start - 1);
-    must(ranges[1].start == window.last + 1 && ranges[1].last == (1ULL << 48) - 1);
+    must(ranges[1].start == window.last + 1);
+    /* A whole number of address bits: 47 of a VT-d first stage, whose addresses are signed. */
+    must(ranges[1].last > 1ULL << 38 && (ranges[1].last & (ranges[1].last + 1)) == 0);
 }
 
 static void take_interrupts(void)

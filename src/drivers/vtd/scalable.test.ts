@@ -204,6 +204,21 @@ describe("PASIDs", () => {
     expect(new Set(reach())).toEqual(new Set(["fault"]));
   });
 
+  it("find nothing of before when they get a domain back that has changed meanwhile", () => {
+    const { driver, device } = start();
+    for (const options of [{ pasid: true }, { nestParent: true }]) {
+      const domain = paging(options);
+      domain.map(0x5000, 0x40_0000, PAGE, RW);
+      driver.attach(device, domain, 9);
+      expect(rig.access(device, 0x5000, true, 9)).toBe(0x40_0000);
+      driver.attach(device, driver.blocked, 9);
+      domain.unmap(0x5000, PAGE);
+      driver.attach(device, domain, 9);
+      expect(rig.access(device, 0x5000, true, 9)).toBe("fault");
+      driver.attach(device, driver.blocked, 9);
+    }
+  });
+
   it("0 stands for requests without one, and the device's width is the limit", () => {
     const { driver, device } = start({ pasidBits: 10 });
     const domain = paging({ pasid: true });
