@@ -92,6 +92,7 @@ const smmuUnit = v.strictObject({
   "two-level-tables": v.optional(v.boolean(), true),
   "range-invalidation": v.optional(v.boolean(), true),
   "dirty-tracking": v.optional(v.boolean(), true),
+  ats: v.optional(v.boolean(), true),
   stalls: v.optional(oneOf(["both", "terminate", "force"]), "both"),
   "can-stall": v.optional(v.array(slot), []),
   cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),

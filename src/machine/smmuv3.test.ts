@@ -295,6 +295,62 @@ describe("the guest's commands", () => {
   });
 });
 
+describe("translations that the function keeps", () => {
+  it("are switched on with a table, and go with what the host unmaps or replaces", () => {
+    const [one, other] = [guest.client.ioas(guest.fd), guest.client.ioas(guest.fd)];
+    const [first, second] = [guest.page(), guest.page()];
+    guest.client.mapAt(guest.fd, one, 0x1000, MEMORY.va + first - MEMORY.ipa, PAGE);
+    guest.client.mapAt(guest.fd, other, 0x1000, MEMORY.va + second - MEMORY.ipa, PAGE);
+    expect(guest.ats).toBe(false);
+    guest.client.attachTo(guest.device, one);
+    expect(guest.ats).toBe(true);
+    expect(guest.dma(0x1000, "a")).toBe("done");
+    guest.client.attachTo(guest.device, other);
+    expect(guest.dma(0x1000, "b")).toBe("done");
+    expect([guest.text(first, 1), guest.text(second, 1)]).toEqual(["a", "b"]);
+    const range = { ioas_id: other, iova: 0x1000n, length: BigInt(PAGE) };
+    guest.call(uapi.IOMMU_IOAS_UNMAP, uapi.IommuIoasUnmap, range);
+    expect(guest.dma(0x1000, "c")).toBe("fault");
+    guest.client.detachFrom(guest.device);
+    expect(guest.ats).toBe(false);
+  });
+
+  it("of a PASID go with its page table", () => {
+    const page = guest.page();
+    const ioas = guest.client.ioas(guest.fd);
+    guest.client.mapAt(guest.fd, ioas, 0x1000, MEMORY.va + page - MEMORY.ipa, PAGE);
+    const hwpt = guest.client.hwpt(guest.fd, guest.id, ioas, uapi.IOMMU_HWPT_ALLOC_PASID);
+    expect([attach(hwpt), attach(hwpt, 7)]).toEqual([hwpt, hwpt]);
+    expect([guest.dma(0x1000, "a", 7), guest.dma(0x1000, "b")]).toEqual(["done", "done"]);
+    guest.client.detachFrom(guest.device, 7);
+    expect(guest.dma(0x1000, "c", 7)).toBe("fault");
+    expect(guest.dma(0x1000, "d")).toBe("done");
+  });
+
+  it("are a guest's to switch on, and go by its ATC_INV or by what the host unmaps", () => {
+    guest.vdevice(viommu, VSID);
+    const table = guest.table();
+    const [page, moved] = [guest.page(), guest.page()];
+    guest.map(table, ADDRESS, page);
+    attach(guest.nested(viommu, { ...guest.stage1(guest.contexts([table])), EATS: 1 }));
+    expect(guest.ats).toBe(true);
+    expect(guest.dma(ADDRESS, "a")).toBe("done");
+    guest.map(table, ADDRESS, moved);
+    expect(guest.invalidate(viommu, [tlbi(Opcode.TLBI_NH_ALL)]).done).toBe(1);
+    expect(guest.dma(ADDRESS, "b")).toBe("done");
+    expect(guest.text(page, 1), "the function remembers").toBe("b");
+    const forget = AtcCommand.make({ OPCODE: Opcode.ATC_INV, SID: VSID, ADDRESS: BigInt(ADDRESS) });
+    expect(guest.invalidate(viommu, [forget]).done).toBe(1);
+    expect(guest.dma(ADDRESS, "c")).toBe("done");
+    expect(guest.text(moved, 1)).toBe("c");
+    const range = { ioas_id: guest.ioas, iova: BigInt(MEMORY.ipa), length: BigInt(MEMORY.bytes) };
+    guest.call(uapi.IOMMU_IOAS_UNMAP, uapi.IommuIoasUnmap, range);
+    expect(guest.dma(ADDRESS, "d")).toBe("fault");
+    attach(guest.nested(viommu, guest.stage1(MEMORY.ipa)));
+    expect(guest.ats).toBe(false);
+  });
+});
+
 describe("what the guest did wrong", () => {
   it("it is told, with its own StreamID", () => {
     const queue = guest.eventQueue(viommu);

@@ -166,6 +166,7 @@ const powerOnSmmu = (
       twoLevelContexts: twoLevels && given["pasid-bits"] > 0,
       rangeInvalidation: given["range-invalidation"],
       updates: given["dirty-tracking"] ? "dirty" : "none",
+      ats: given.ats,
       stalls: given.stalls,
       msi: true,
     },

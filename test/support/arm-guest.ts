@@ -12,8 +12,9 @@ import { ModelTask } from "../../src/kernel/model-task.ts";
 import { parseMachine } from "../../src/machine/file.ts";
 import { Machine } from "../../src/machine/machine.ts";
 import { PRESETS } from "../../src/machine/presets.ts";
+import { extendedCapabilitiesOf } from "../../src/pci/capability-list.ts";
 import { TestCommand, TestRegister, TestStatus } from "../../src/pci/devices/test-function.ts";
-import { Command, Header } from "../../src/pci/spec.ts";
+import { AtsCapability, AtsControl, Command, ExtendedCapabilityId, Header } from "../../src/pci/spec.ts";
 import * as uapi from "../../src/uapi/iommufd.ts";
 import type { Members, Struct, StructValue, StructWrite } from "../../src/uapi/struct.ts";
 import * as arm from "../../src/uapi/vendor/smmuv3.ts";
@@ -296,6 +297,13 @@ export class ArmGuest {
     const status = bytes[0];
     if (status === TestStatus.BUSY) return "waits";
     return status === TestStatus.DONE ? "done" : "fault";
+  }
+
+  /** Whether the function may ask for translations and keep them. */
+  get ats(): boolean {
+    const made = this.machine.functions.find(({ name }) => name === TEST_FUNCTION)!;
+    const { at } = extendedCapabilitiesOf(made).find(({ id }) => id === ExtendedCapabilityId.ATS)!;
+    return (made.configRead(at + AtsCapability.CONTROL, 2) & AtsControl.fields.Enable.mask) !== 0;
   }
 
   text(ipa: number, length: number): string {

@@ -40,7 +40,7 @@ import { CommandQueue } from "./command-queue.ts";
 import { ContextTable, contextBits } from "./context-table.ts";
 import { DOORBELL_WINDOW, type DomainHost, doorbellAddress, SmmuDomain } from "./domain.ts";
 import { Invalidations } from "./invalidations.ts";
-import { enablePasids, Master } from "./master.ts";
+import { atsOf, enablePasids, Master } from "./master.ts";
 import { type Guest, SmmuNestedDomain } from "./nested-domain.ts";
 import { RecordQueue } from "./record-queue.ts";
 import { type RegisterFile, Registers } from "./registers.ts";
@@ -88,6 +88,8 @@ const MESSAGES = 4;
 /** Cacheability of what the unit fetches, and shareability. */
 const WRITE_BACK = 1;
 const INNER = 3;
+/** EATS. */
+const FULL_ATS = 1;
 /** SHCFG: as the access came. */
 const AS_IT_CAME = 1;
 const EVERY_ERROR = Object.values(Gerror).reduce((all, error) => all | error, 0);
@@ -191,7 +193,8 @@ export class SmmuDriver implements IommuDriver {
     const pasid = enablePasids(device, contextBits(unit.substreamIdBits, unit.twoLevelContexts));
     const stalls = unit.stalls === "force" || (unit.stalls === "both" && this.#firmware.canStall(device));
     const contexts = new ContextTable(this.#memory, device.name, pasid.bits, unit.twoLevelContexts);
-    const master = new Master(device, { pasid, stalls, contexts, blocked: this.blocked });
+    const ats = unit.ats ? atsOf(device) : undefined;
+    const master = new Master(device, { pasid, stalls, contexts, ats, blocked: this.blocked });
     this.#masters.set(device, master);
     this.#bySid.set(master.sid, master);
     this.#writeEntry(master);
@@ -202,6 +205,7 @@ export class SmmuDriver implements IommuDriver {
       pasidExecute: pasid.execute,
       pasidPrivileged: pasid.privileged,
       nesting: this.#nests,
+      ats: ats !== undefined,
     };
   }
 
@@ -366,6 +370,16 @@ export class SmmuDriver implements IommuDriver {
   #flush(domain: SmmuDomain, iova: number, length: number, leavesOnly: boolean): void {
     this.#invalidations.range(domain.tag, iova, length, leavesOnly);
     if (domain.nestParent) this.#invalidations.guests(domain.tag);
+    for (const master of this.#masters.values())
+      if (master.ats?.on) this.#flushFunction(master, domain, iova, length);
+  }
+
+  /** What a function remembers of a domain. Which of a guest's translations came of it nobody knows. */
+  #flushFunction(master: Master, domain: SmmuDomain, iova: number, length: number): void {
+    if (master.domain === domain) this.#invalidations.device(master.sid, NO_PASID, iova, length);
+    else if (translating(master.domain) === domain) this.#invalidations.wholeDevice(master.sid);
+    for (const [pasid, given] of master.pasids)
+      if (given === domain) this.#invalidations.device(master.sid, pasid, iova, length);
   }
 
   #forget(domain: SmmuDomain): void {
@@ -389,6 +403,7 @@ export class SmmuDriver implements IommuDriver {
       this.#invalidations.context(master.sid, 0);
     }
     if (!isStage1(domain) || !isStage1(before)) this.#writeEntry(master);
+    if (master.ats?.on) this.#invalidations.wholeDevice(master.sid);
     if (!isStage1(domain)) master.contexts.clear(0, () => this.#invalidations.context(master.sid, 0));
     count(before, -1);
   }
@@ -432,6 +447,7 @@ export class SmmuDriver implements IommuDriver {
     master.contexts.write(pasid, domain.contextDescriptor(master.stalls));
     this.#invalidations.context(master.sid, pasid);
     if (first && !isStage1(master.domain)) this.#writeEntry(master);
+    if (before) this.#forgetPasid(master, pasid);
     if (before) before.users -= 1;
   }
 
@@ -459,13 +475,23 @@ export class SmmuDriver implements IommuDriver {
     master.pasids.delete(pasid);
     if (master.pasids.size === 0 && !isStage1(master.domain)) this.#writeEntry(master);
     master.contexts.clear(pasid, () => this.#invalidations.context(master.sid, pasid));
+    this.#forgetPasid(master, pasid);
     before.users -= 1;
   }
 
-  /** §5.2 Makes the stream table entry what the function has now. */
+  #forgetPasid(master: Master, pasid: number): void {
+    if (master.ats?.on) this.#invalidations.device(master.sid, pasid, 0, 2 ** 64);
+  }
+
+  /** §5.2 Makes the stream table entry what the function has now. It asks for translations only while they are given. */
   #writeEntry(master: Master): void {
-    this.#streams.write(master.sid, Ste.make({ V: true, ...this.#entryOf(master) }));
+    const entry = this.#entryOf(master);
+    const { ats } = master;
+    const translations = ats !== undefined && givesTranslations(master.domain, entry);
+    if (ats && !translations) ats.on = false;
+    this.#streams.write(master.sid, Ste.make({ V: true, ...entry, EATS: translations ? FULL_ATS : 0 }));
     this.#invalidations.stream(master.sid);
+    if (ats && translations) ats.on = true;
   }
 
   #entryOf(master: Master): SteValues {
@@ -596,6 +622,10 @@ const inputAddress = (record: Uint32Array): bigint => {
 };
 
 const isStage1 = (domain: Domain): domain is SmmuDomain => domain instanceof SmmuDomain && domain.stage === 1;
+
+/** Whether functions can have translations of their own by the entry: a guest's as the guest wants. */
+const givesTranslations = (domain: Domain, { CONFIG }: SteValues): boolean =>
+  domain instanceof SmmuNestedDomain ? domain.ats : CONFIG === Config.stage1 || CONFIG === Config.stage2;
 
 /** The host's table that accesses go through. */
 const translating = (domain: Domain): SmmuDomain | undefined =>

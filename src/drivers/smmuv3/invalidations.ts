@@ -22,6 +22,8 @@ const MOST_UNITS = 32;
 const MOST_SCALE_LG2 = 31;
 /** TG of a range in pages of 4 KiB. */
 const RANGE_4K = 1;
+/** §4.5.1 ATC_INV.Size of all addresses. */
+const EVERY_PAGE_LG2 = 52;
 /** §4.5.2 PRI_RESP.Resp: the pages cannot be had. */
 const DENIED = 0;
 
@@ -123,6 +125,20 @@ export class Invalidations {
     const span = PAGE * 2 ** lg2;
     ADDRESS.set(this.#words, Math.floor(iova / span) * span);
     this.#queue.push(this.#words);
+    this.#queue.sync();
+  }
+
+  /** All that a function remembers, with and without PASIDs. */
+  wholeDevice(sid: number): void {
+    const { SID, SSV, G, SIZE } = AtcCommand.fields;
+    for (const withPasids of [0, 1]) {
+      this.#begin(AtcCommand, Opcode.ATC_INV);
+      SID.set(this.#words, sid);
+      SSV.set(this.#words, withPasids);
+      G.set(this.#words, withPasids);
+      SIZE.set(this.#words, EVERY_PAGE_LG2);
+      this.#queue.push(this.#words);
+    }
     this.#queue.sync();
   }
 

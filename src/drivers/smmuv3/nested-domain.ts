@@ -78,13 +78,18 @@ export class SmmuNestedDomain implements NestedDomain {
     return this.config === Config.stage1;
   }
 
+  /** The guest has its function's own translations switched on. */
+  get ats(): boolean {
+    return this.translates && fields.EATS.of(this.#entry) === MOST_EATS;
+  }
+
   /** What the entry of a function says that has it: of stage 1 what the guest says, of stage 2 what the host does. */
   get steFields(): SteValues {
     if (this.config === Config.abort) return { CONFIG: Config.abort };
     const below = this.parent.stage2Fields;
     if (!this.translates) return { CONFIG: Config.stage2, ...below };
     const ofGuest: { [name: string]: bigint } = {};
-    for (const name of GUEST_FIELDS) ofGuest[name] = fields[name].of(this.#entry);
+    for (const name of GUEST_FIELDS) if (name !== "EATS") ofGuest[name] = fields[name].of(this.#entry);
     return { ...ofGuest, ...below, CONFIG: Config.nested };
   }
 
