@@ -52,7 +52,7 @@ describe("softiommu demo", () => {
   it("knows no other story and no other fault", async () => {
     expect(await softiommu("demo", "nothing")).toMatchObject({
       status: 2,
-      stderr: expect.stringContaining("there is basics, fallback"),
+      stderr: expect.stringContaining("there is basics, nested, fallback"),
     });
     expect(await softiommu("demo", "--break=nothing")).toMatchObject({
       status: 2,
