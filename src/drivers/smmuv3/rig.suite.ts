@@ -1,5 +1,5 @@
 /** An SMMUv3 with its driver on host memory, for tests: accesses are made through the unit. */
-import { ManualClock } from "../../base/clock.ts";
+import { ManualClock, Random } from "../../base/clock.ts";
 import { silent } from "../../base/events.ts";
 import { WorkQueue } from "../../base/scheduler.ts";
 import { type CachePolicy, type SmmuCapabilities, SmmuV3Unit } from "../../hardware/smmuv3/unit.ts";
@@ -67,6 +67,7 @@ export const smmuBench = (options: BenchOptions = {}): SmmuBench => {
     },
     capabilities: { msi: true, ...capabilities },
     cache,
+    random: new Random(1),
   });
   let left = Number.POSITIVE_INFINITY;
   const allocate = memory.allocate.bind(memory);
