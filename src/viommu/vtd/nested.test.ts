@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { GuestRig, RAM_BYTES } from "../../../test/support/guest-rig.ts";
+import { GUEST_RIDS, GuestRig, RAM_BYTES } from "../../../test/support/guest-rig.ts";
 import { Protection } from "../../iommu/driver.ts";
+import { LinuxError } from "../../uapi/errno.ts";
 
 const PAGE = 4096;
 const IOVA = 0x1_2345_6000;
@@ -121,5 +122,88 @@ describe("a guest's VT-d unit over a host that nests", () => {
     expect(fetched(0x5555_0000_0000, 4, pasid)).toBe("fault");
     guest.unbind(requester!, process);
     process.exit();
+  });
+
+  it("devices that share a process share its table; what it gives up is gone for each of them", () => {
+    const { guest } = rig;
+    const [one, other] = rig.vmm.devices;
+    const process = guest.start("process", one!);
+    const pasid = guest.bind(one!, process);
+    expect(guest.bind(other!, process)).toBe(pasid);
+    process.reserve(0x5555_0000_0000, 1);
+    process.write(0x5555_0000_0000, "shared");
+    for (const index of [0, 1]) expect(fetched(0x5555_0000_0000, 6, pasid, index)).toBe("shared");
+    expect(rig.vmm.backEnd.held).toBe(2);
+    rig.takeCalls();
+    process.release(0x5555_0000_0000, 1);
+    expect(rig.takeCalls()).toEqual(["IOMMU_HWPT_INVALIDATE", "IOMMU_HWPT_INVALIDATE"]);
+    for (const index of [0, 1]) expect(fetched(0x5555_0000_0000, 6, pasid, index)).toBe("fault");
+    guest.unbind(one!, process);
+    expect(fetched(0x5555_0000_0000, 6, pasid)).toBe("fault");
+    guest.unbind(other!, process);
+    process.exit();
+    expect(rig.vmm.backEnd.held).toBe(0);
+  });
+
+  it("an invalidation that the host refuses is told as the guest's request that it was", () => {
+    const { guest, vmm } = rig;
+    const [requester] = vmm.devices;
+    const processes = ["a", "b"].map((name) => guest.start(name, requester!));
+    const [first, second] = processes.map((process) => guest.bind(requester!, process)) as [number, number];
+    const asked: number[] = [];
+    const { invalidate } = vmm.calls;
+    const about = (pasid: number | undefined) => ({
+      domain: undefined,
+      pasid,
+      range: { start: 0x1000, length: PAGE },
+      leavesOnly: true,
+    });
+    const tables: number[] = [];
+    vmm.calls.invalidate = (hwpt, ranges) => {
+      if (!tables.includes(hwpt)) tables.push(hwpt);
+      asked.push(ranges.length);
+      return tables.indexOf(hwpt) === 1
+        ? { done: 0, error: new LinuxError("EIO", "on purpose") }
+        : { done: ranges.length };
+    };
+    const outcome = vmm.backEnd.forget([about(first), about(second), about(first), about(second)]);
+    expect(outcome).toEqual({ done: 1, error: expect.objectContaining({ code: "EIO" }) });
+    expect(asked).toEqual([2, 2]);
+    vmm.calls.invalidate = invalidate.bind(vmm.calls);
+    rig.takeCalls();
+    expect(vmm.backEnd.forget([about(undefined)])).toEqual({ done: 1, error: undefined });
+    expect(rig.takeCalls()).toHaveLength(2);
+    for (const process of processes) {
+      guest.unbind(requester!, process);
+      process.exit();
+    }
+  });
+
+  it("a PASID table entry that names a table the host refuses stops the guest's queue, and nothing is attached", () => {
+    const { guest, vmm } = rig;
+    const [requester] = vmm.devices;
+    const process = guest.start("process", requester!);
+    const { allocateNested } = vmm.calls;
+    vmm.calls.allocateNested = () => {
+      throw new LinuxError("ENOMEM", "on purpose");
+    };
+    expect(() => guest.bind(requester!, process)).toThrow("EIO");
+    expect(vmm.backEnd.held).toBe(0);
+    vmm.calls.allocateNested = allocateNested.bind(vmm.calls);
+    expect(fetched(0x5555_0000_0000, 4, 1)).toBe("fault");
+  });
+
+  it("PASID tables that all are one, and full, are refused: a guest has a bounded number of PASIDs", () => {
+    const { guest, vmm } = rig;
+    const directory = guest.allocate(32);
+    const table = guest.allocate(1);
+    // Every directory entry names the table, every entry of which is present.
+    for (let at = 0; at < 32 * PAGE; at += 8) vmm.memory.store64(directory + at, table + 1, 0);
+    for (let at = 0; at < PAGE; at += 64) vmm.memory.store64(table + at, 1, 0);
+    const root = guest.allocate(1);
+    const context = guest.allocate(1);
+    vmm.memory.store64(root, context + 1, 0);
+    vmm.memory.store64(context + GUEST_RIDS[0] * 32, directory + (7 << 9) + 9, 0);
+    expect(() => vmm.iommu.tables.pasidsOf({ table: root, mode: 1 }, GUEST_RIDS[0])).toThrow("ENOSPC");
   });
 });

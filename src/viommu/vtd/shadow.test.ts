@@ -109,4 +109,15 @@ describe("a guest's VT-d unit over a host without nesting", () => {
     guest.driver.attach(DEVICE, guest.driver.blocked);
     domain.free();
   });
+
+  it("a table that is its own table is refused, in bounded time, and leaves nothing", () => {
+    const { guest } = rig;
+    const domain = guest.driver.allocatePaging(DEVICE);
+    for (let at = 0; at < PAGE; at += 8) rig.vmm.memory.store64(domain.root + at, domain.root + RW, 0);
+    rig.takeCalls();
+    expect(() => guest.driver.attach(DEVICE, domain)).toThrow("EIO");
+    expect(rig.takeCalls().filter((name) => name === "IOMMU_IOAS_MAP")).toEqual([]);
+    expect(rig.vmm.backEnd.held).toBe(0);
+    expect(fetched(IOVA, 4)).toBe("fault");
+  });
 });
