@@ -58,9 +58,9 @@ export const losingFlushes = (unit: UnitRegisters, memory: HostMemory): UnitRegi
 };
 
 const isTlbInvalidation = (opcode: number): boolean =>
-  opcode >= Opcode.TLBI_NH_ALL && opcode <= Opcode.TLBI_NSNH_ALL;
+  (opcode >= Opcode.TLBI_NH_ALL && opcode <= Opcode.TLBI_NSNH_ALL) || opcode === Opcode.ATC_INV;
 
-/** An SMMUv3 to which TLB invalidations (§4.4) of its queue come as hints to prefetch nothing. */
+/** An SMMUv3 to which invalidations of its TLB and of functions' (§4.4, §4.5.1) come as hints to prefetch nothing. */
 export const losingTlbInvalidations = (unit: UnitRegisters, memory: HostMemory): UnitRegisters => {
   const lose = (at: number): void => {
     if (!memory.load64(at) || !isTlbInvalidation(memory.lo & OPCODE_MASK)) return;

@@ -2,6 +2,7 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ArmGuest, MEMORY, PAGE, type SteFields } from "../../test/support/arm-guest.ts";
 import { outcome } from "../../test/support/vfio-client.ts";
+import { Random } from "../base/clock.ts";
 import {
   AtcCommand,
   EventCode,
@@ -427,6 +428,51 @@ describe("stalls of a guest's function", () => {
     attach(deaf);
     expect(guest.dma(0x55_5000, TEXT)).toBe("fault");
   });
+});
+
+it("no stall is forgotten: each ends with its answer, a detach, or a new page table, over 2,000 random steps", () => {
+  const random = new Random(11);
+  const faults = guest.faultQueue();
+  const { table, hwpt } = attached({ fault: faults.id, stalls: true });
+  const page = guest.page();
+  const deaf = guest.nested(viommu, guest.stage1(guest.contexts([table], { S: true })));
+  const STRAY = ADDRESS + 5 * PAGE;
+  const seen = { asked: 0, granted: 0, refused: 0, unheard: 0 };
+  let heard = true;
+  for (let step = 0; step < 2000; step++) {
+    guest.map(table, STRAY, 0);
+    guest.invalidate(viommu, [tlbi(Opcode.TLBI_NH_ALL)]);
+    const state = guest.dma(STRAY, TEXT);
+    expect(state).toBe(heard ? "waits" : "fault");
+    if (!heard) seen.unheard += 1;
+    const waiting = guest.takeFaults(faults.fd);
+    expect(waiting.length).toBe(heard ? 1 : 0);
+    seen.asked += waiting.length;
+    const what = random.below(4);
+    if (heard && what === 0) {
+      guest.map(table, STRAY, page);
+      guest.answerFault(faults.fd, waiting[0]!.cookie, uapi.IOMMUFD_PAGE_RESP_SUCCESS);
+      expect(guest.dmaState()).toBe("done");
+      seen.granted += 1;
+      continue;
+    }
+    if (heard && what === 1) guest.answerFault(faults.fd, waiting[0]!.cookie, uapi.IOMMUFD_PAGE_RESP_INVALID);
+    else {
+      if (what === 2) guest.client.detachFrom(guest.device);
+      heard = random.below(2) === 0;
+      attach(heard ? hwpt : deaf);
+      guest.scheduler.run();
+      if (guest.dmaState() === "waits") {
+        // The same page table was attached again: nothing changed for the access.
+        guest.answerFault(faults.fd, waiting[0]!.cookie, uapi.IOMMUFD_PAGE_RESP_INVALID);
+      }
+    }
+    expect(guest.dmaState()).toBe("fault");
+    if (waiting.length > 0) seen.refused += 1;
+  }
+  expect(seen.asked).toBe(seen.granted + seen.refused);
+  expect(seen.asked + seen.unheard).toBe(2000);
+  expect(Math.min(seen.granted, seen.refused, seen.unheard)).toBeGreaterThan(100);
 });
 
 it("one nest parent belongs to one SMMU, and so do a guest's functions and page tables", () => {

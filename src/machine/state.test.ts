@@ -12,8 +12,8 @@ import { restoreState, StateFileError, saveState } from "./state.ts";
 const DEVICE = "0000:01:00.0";
 const VA = 0x10_0000;
 
-const withMapping = (work: (machine: Machine) => void): void => {
-  const machine = new Machine(parseMachine(PRESETS.get("vtd")!, "vtd"), {
+const withMapping = (work: (machine: Machine) => void, preset = "vtd"): void => {
+  const machine = new Machine(parseMachine(PRESETS.get(preset)!, preset), {
     events: silent,
     clock: new ManualClock(),
     scheduler: new WorkQueue(),
@@ -39,15 +39,20 @@ const restoredFrom = (text: string, work: (machine: Machine) => void): void => {
 };
 
 describe("a saved state", () => {
-  it("explains mapped and unmapped addresses as the machine it was taken of, entry by entry", () =>
-    withMapping((machine) =>
-      restoredFrom(JSON.stringify(saveState(machine)), (restored) => {
-        for (const iova of [0x40_0000n, 0x40_3fffn, 0x40_4000n, 0n, 2n ** 48n])
-          expect(steps(restored, iova)).toEqual(steps(machine, iova));
-        expect(steps(restored, 0x40_0000n).at(-1)?.outcome?.ok).toBe(true);
-        expect(steps(restored, 0x40_4000n).at(-1)?.outcome?.ok).toBe(false);
-      }),
-    ));
+  it.each(["vtd", "smmuv3"])(
+    "explains mapped and unmapped addresses as the machine %s it was taken of, entry by entry",
+    (preset) =>
+      withMapping(
+        (machine) =>
+          restoredFrom(JSON.stringify(saveState(machine)), (restored) => {
+            for (const iova of [0x40_0000n, 0x40_3fffn, 0x40_4000n, 0n, 2n ** 48n])
+              expect(steps(restored, iova)).toEqual(steps(machine, iova));
+            expect(steps(restored, 0x40_0000n).at(-1)?.outcome?.ok).toBe(true);
+            expect(steps(restored, 0x40_4000n).at(-1)?.outcome?.ok).toBe(false);
+          }),
+        preset,
+      ),
+  );
 
   it("keeps that translation is off", () =>
     withMapping((machine) => {
