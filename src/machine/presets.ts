@@ -41,8 +41,7 @@ const vtd = vtdHost(
 );
 const vtdLegacy = vtdHost("vtd-legacy", "in legacy mode", "");
 
-const smmuv3 = `# An Arm host: one SMMUv3 with both stages, PASIDs, dirty tracking and stalls. Two NVMe controllers, and a function to
-# try DMA with, whose faults wait for an answer where somebody listens.
+const smmuv3 = `# An Arm host: one SMMUv3 with both stages and PASIDs, two NVMe controllers, a DMA test function whose faults may wait.
 name: smmuv3
 memory:
   ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
