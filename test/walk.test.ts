@@ -105,6 +105,10 @@ describe.skipIf(!hasQemu)("softiommu walk on a live run", () => {
     };
     expect(await wrong()).toMatchObject({ status: 2, stderr: expect.stringContaining("--device BDF") });
     expect(await wrong(...DEVICE, "--iova", "12x")).toMatchObject({ status: 2 });
+    expect(await wrong(...DEVICE, "--iova", "1", "--pasid", "1048576")).toMatchObject({
+      status: 2,
+      stderr: expect.stringContaining("a PASID is a number below 1048576"),
+    });
     expect(await wrong("--device", "0000:77:00.0", "--iova", "1")).toMatchObject({
       status: 1,
       stderr: expect.stringContaining("there is 0000:01:00.0"),

@@ -44,3 +44,8 @@ it("a refused access ends with the reason", () => {
   );
   expect(lines.at(-1)).toBe("refused: W = 0 denies write");
 });
+
+it("a walk of a PASID says so", () => {
+  const step = told({ what: "outcome", outcome: { ok: false, code: 89, reason: "not present" } });
+  expect(formatWalk({ ...step, pasid: 7 })[0]).toBe("0000:01:00.0 with PASID 7 writes 0x10000 through dmar0");
+});
