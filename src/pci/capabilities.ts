@@ -168,8 +168,15 @@ export const serialNumber = (low: number, high: number): Capability => ({
   ],
 });
 
-/** Requests may carry PASIDs of `width` bits. */
-export const pasid = (width: number): Capability => ({
+/** What requests with a PASID can be, beside reads and writes. */
+export interface PasidKinds {
+  /** For execution; privileged. Both by default. */
+  readonly execute?: boolean;
+  readonly privileged?: boolean;
+}
+
+/** Requests may carry PASIDs of `width` bits. What the function cannot do software cannot allow. */
+export const pasid = (width: number, { execute = true, privileged = true }: PasidKinds = {}): Capability => ({
   id: ExtendedCapabilityId.PASID,
   version: 1,
   bytes: PasidCapability.BYTES,
@@ -177,13 +184,13 @@ export const pasid = (width: number): Capability => ({
     {
       offset: PasidCapability.CAPABILITY,
       width: 2,
-      value: Number(PasidFlags.make({ Execute: true, Privileged: true, MaxWidth: width })),
+      value: Number(PasidFlags.make({ Execute: execute, Privileged: privileged, MaxWidth: width })),
     },
     {
       offset: PasidCapability.CONTROL,
       width: 2,
       value: 0,
-      writable: Object.values(PasidControl.fields).reduce((all, { mask }) => all | mask, 0),
+      writable: Number(PasidControl.make({ Enable: true, Execute: execute, Privileged: privileged })),
     },
   ],
 });
@@ -214,7 +221,12 @@ export const pri = (capacity: number): Capability => ({
   version: 1,
   bytes: PriCapability.BYTES,
   registers: [
-    { offset: PriCapability.CONTROL, width: 2, value: 0, writable: PriControl.fields.Enable.mask },
+    {
+      offset: PriCapability.CONTROL,
+      width: 2,
+      value: 0,
+      writable: PriControl.fields.Enable.mask | PriControl.fields.Reset.mask,
+    },
     {
       offset: PriCapability.STATUS,
       width: 2,

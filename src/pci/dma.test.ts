@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { NO_PASID, TranslateStatus } from "../hardware/unit.ts";
+import { Access, NO_PASID, TranslateStatus } from "../hardware/unit.ts";
 import { BusFault, HostBridge, type UnitPort } from "./dma.ts";
 import { MSI_BASE, Rig } from "./rig.suite.ts";
 
@@ -49,15 +49,18 @@ describe("a port of a host bridge", () => {
   });
 
   it("tells the unit who asks, with which PASID, and for what", () => {
+    port.pasids = { bits: 4, access: Access.privileged };
     const seen: unknown[] = [];
     rig.unit.stall = (request) => {
       seen.push([request.rid, request.pasid, request.lo, request.hi, request.access]);
       return false;
     };
     port.read(0x1000, 0, new Uint8Array(1), 9);
+    port.read(0x1000, 0, new Uint8Array(1), 9, Access.privileged);
     port.write(0x2000, 0, new Uint8Array(1));
     expect(seen).toEqual([
       [0x108, 9, 0x1000, 0, 1],
+      [0x108, 9, 0x1000, 0, 9],
       [0x108, NO_PASID, 0x2000, 0, 2],
     ]);
   });
@@ -149,6 +152,40 @@ describe("a port of a host bridge", () => {
     expect(port.read(0, 0, new Uint8Array(4))).toBe(fault);
     expect(rig.unit.translations).toBe(0);
     expect(port.lastFault?.reason).toContain("Command bit 2");
+  });
+
+  it("§7.8.9 makes no request that PASID Control does not allow", () => {
+    const { execute, privileged } = Access;
+    const one = new Uint8Array(1);
+    const refusedFor = () => (port.lastFault?.code === BusFault.pasid ? port.lastFault.reason : "");
+    expect(port.read(0, 0, one, 1)).toBe(fault);
+    expect(refusedFor()).toMatch(/carry no PASID/);
+    expect(port.read(0, 0, one, NO_PASID, privileged)).toBe(fault);
+    expect(refusedFor()).toMatch(/without a PASID is never privileged/);
+    port.pasids = { bits: 8, access: execute };
+    expect(port.read(0, 0, one, 256)).toBe(fault);
+    expect(refusedFor()).toMatch(/have 8 bits; 256 has more/);
+    expect(port.read(0, 0, one, 255, privileged)).toBe(fault);
+    expect(refusedFor()).toMatch(/PASID Control does not allow/);
+    expect(rig.unit.translations).toBe(0);
+    expect(port.read(0, 0, one, 255, execute)).toBe(ok);
+  });
+
+  it("counts what became of operations that waited", () => {
+    rig.unit.stall = () => true;
+    const wait = () => {
+      port.read(0, 0, new Uint8Array(1));
+      port.park(() => {});
+    };
+    wait();
+    rig.unit.resume(true);
+    wait();
+    rig.unit.resume(false);
+    wait();
+    wait();
+    port.dropParked();
+    rig.unit.resume(true);
+    expect(port.counts).toEqual({ parked: 4, resumed: 1, failed: 1, dropped: 2 });
   });
 
   it("makes no request from within its own request", () => {

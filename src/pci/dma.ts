@@ -6,8 +6,8 @@
  * Without a unit an address is a host physical address. A translated write to 0xFEE… is a write like any other: the
  * interrupt window of the machine lies there in memory.
  *
- * A function whose address translation services are on keeps translations itself (`device-tlb.ts`). Left out: peer-to-peer
- * without the bridge, completion timeouts.
+ * A function whose address translation services are on keeps translations itself (`translation-services.ts`). Left out:
+ * peer-to-peer without the bridge, completion timeouts.
  */
 import { type EventSink, silent } from "../base/events.ts";
 import {
@@ -19,8 +19,8 @@ import {
   TranslateStatus,
 } from "../hardware/unit.ts";
 import { type HostMemory, MemoryError } from "../memory/host-memory.ts";
-import { connect, DeviceTlb, isAtsUnit } from "./device-tlb.ts";
 import type { DmaPort } from "./function.ts";
+import { connect, isAtsUnit, TranslationServices } from "./translation-services.ts";
 
 type Resume = (ok: boolean) => void;
 
@@ -34,7 +34,25 @@ const memoryReasons: { readonly [cause: number]: string } = {
 };
 
 /** Fault codes of the bus itself, in the records of requests that no unit refused. */
-export const BusFault = { notMaster: -1, memory: -2, beyond: -3 } as const;
+export const BusFault = { notMaster: -1, memory: -2, beyond: -3, pasid: -4 } as const;
+
+/** What a function may put on its requests (PCIe §7.8.9, PASID Control). */
+export interface PasidRights {
+  /** Bits of a PASID; 0: requests carry none. */
+  readonly bits: number;
+  /** `Access.execute` and `Access.privileged`, as far as requests may ask for them. */
+  readonly access: number;
+}
+const NO_PASIDS: PasidRights = { bits: 0, access: 0 };
+
+/** What became of the operations of a function that had to wait; those that wait still are the rest of `parked`. */
+export interface ParkedCounts {
+  parked: number;
+  /** Tried again, failed, and forgotten by the function itself. */
+  resumed: number;
+  failed: number;
+  dropped: number;
+}
 
 interface BusRefusal {
   readonly code: number;
@@ -63,8 +81,8 @@ export class HostBridge {
     this.memory = memory;
     this.unit = unit;
     this.events = events;
-    if (unit) unit.onResume = (token, ok) => this.#resume(token, ok);
-    if (unit && isAtsUnit(unit)) connect(unit, (rid) => this.#ports.get(rid)?.tlb);
+    if (unit) unit.onResume = (token, ok) => this.resume(token, ok);
+    if (unit && isAtsUnit(unit)) connect(unit, (rid) => this.#ports.get(rid)?.services);
   }
 
   /** A port for the function with this requester id. */
@@ -74,19 +92,10 @@ export class HostBridge {
     return port;
   }
 
-  /** A function's own translations; undefined: its unit gives none. */
-  deviceTlb(rid: number): DeviceTlb | undefined {
-    const { unit } = this;
-    if (!unit || !isAtsUnit(unit)) return undefined;
-    return new DeviceTlb({
-      rid,
-      unit,
-      nextToken: () => {
-        this.#token -= 1;
-        return this.#token;
-      },
-      resume: (token, ok) => this.#resume(token, ok),
-    });
+  /** A new name for an operation that waits for pages: below those of the unit. */
+  nextToken(): number {
+    this.#token -= 1;
+    return this.#token;
   }
 
   /** Operations that wait for the unit, of all functions. */
@@ -95,18 +104,26 @@ export class HostBridge {
   }
 
   park(token: number, port: UnitPort, resume: Resume): void {
+    port.counts.parked += 1;
     this.#parked.set(token, { port, resume });
   }
 
   dropParked(port: UnitPort): void {
-    for (const [token, parked] of this.#parked) if (parked.port === port) this.#parked.delete(token);
+    for (const [token, parked] of this.#parked) {
+      if (parked.port !== port) continue;
+      port.counts.dropped += 1;
+      this.#parked.delete(token);
+    }
   }
 
-  #resume(token: number, ok: boolean): void {
+  /** Ends the wait of an operation; false: nobody waits, or it was dropped meanwhile. */
+  resume(token: number, ok: boolean): boolean {
     const parked = this.#parked.get(token);
-    if (!parked) return; // the operation was dropped meanwhile
+    if (!parked) return false;
     this.#parked.delete(token);
+    parked.port.counts[ok ? "resumed" : "failed"] += 1;
     parked.resume(ok);
+    return true;
   }
 }
 
@@ -114,8 +131,11 @@ export class UnitPort implements DmaPort {
   /** Command.BUS_MASTER: without it the function makes no requests. */
   mastering = false;
   done = 0;
-  /** Translations of its own, when its unit gives them. */
-  readonly tlb: DeviceTlb | undefined;
+  /** What its requests may carry. */
+  pasids: PasidRights = NO_PASIDS;
+  /** Translations of its own; undefined: it has no such capability, or its unit gives none. */
+  services: TranslationServices | undefined;
+  readonly counts: ParkedCounts = { parked: 0, resumed: 0, failed: 0, dropped: 0 };
   readonly #bridge: HostBridge;
   readonly #rid: number;
   readonly #request = new Transaction();
@@ -127,19 +147,35 @@ export class UnitPort implements DmaPort {
   #busy = false;
   /** Interrupt messages are never translated by the function itself. */
   #sendsMessage = false;
+  /** The answer to a request for pages that came before its operation was parked. */
+  #early: { readonly token: number; readonly ok: boolean } | undefined;
 
   constructor(bridge: HostBridge, rid: number) {
     this.#bridge = bridge;
     this.#rid = rid;
-    this.tlb = bridge.deviceTlb(rid);
   }
 
-  read(lo: number, hi: number, into: Uint8Array, pasid: number = NO_PASID): TranslateStatus {
-    return this.#transfer(lo, hi, into, pasid, false);
+  /** The function has address translation services. They are off until it turns them on, and absent behind a unit without. */
+  addServices(): TranslationServices | undefined {
+    const { unit } = this.#bridge;
+    if (!unit || !isAtsUnit(unit)) return undefined;
+    this.services = new TranslationServices({
+      rid: this.#rid,
+      unit,
+      nextToken: () => this.#bridge.nextToken(),
+      resume: (token, ok) => {
+        if (!this.#bridge.resume(token, ok)) this.#early = { token, ok };
+      },
+    });
+    return this.services;
   }
 
-  write(lo: number, hi: number, data: Uint8Array, pasid: number = NO_PASID): TranslateStatus {
-    return this.#transfer(lo, hi, data, pasid, true);
+  read(lo: number, hi: number, into: Uint8Array, pasid: number = NO_PASID, extra = 0): TranslateStatus {
+    return this.#transfer(lo, hi, into, pasid, Access.read | extra);
+  }
+
+  write(lo: number, hi: number, data: Uint8Array, pasid: number = NO_PASID, extra = 0): TranslateStatus {
+    return this.#transfer(lo, hi, data, pasid, Access.write | extra);
   }
 
   message(lo: number, hi: number, data: number): TranslateStatus {
@@ -150,51 +186,79 @@ export class UnitPort implements DmaPort {
     bytes[3] = data >>> 24;
     this.#sendsMessage = true;
     try {
-      return this.#transfer(lo, hi, bytes, NO_PASID, true);
+      return this.#transfer(lo, hi, bytes, NO_PASID, Access.write);
     } finally {
       this.#sendsMessage = false;
     }
   }
 
   park(resume: Resume): void {
-    this.#bridge.park(this.#request.token, this, resume);
+    const early = this.#early;
+    const { token } = this.#request;
+    this.#bridge.park(token, this, resume);
+    this.#early = undefined;
+    if (early?.token === token) this.#bridge.resume(token, early.ok);
   }
 
   dropParked(): void {
     this.#bridge.dropParked(this);
-    this.tlb?.reset();
+    this.services?.drop();
+  }
+
+  /** Power-on state: nothing waits, and no translation is kept. */
+  reset(): void {
+    this.dropParked();
+    this.services?.reset();
   }
 
   /** One access. A write that reaches a device may make it send one of its own, but not through this port. */
-  #transfer(lo: number, hi: number, bytes: Uint8Array, pasid: number, write: boolean): TranslateStatus {
+  #transfer(lo: number, hi: number, bytes: Uint8Array, pasid: number, access: number): TranslateStatus {
     if (this.#busy) return TranslateStatus.fault;
     const request = this.#request;
     this.done = 0;
     request.rid = this.#rid;
     request.pasid = pasid;
-    request.access = write ? Access.write : Access.read;
+    request.access = access;
+    request.translated = false;
     request.lo = lo >>> 0;
     request.hi = hi >>> 0;
     if (!this.mastering)
       return this.#refuse(BusFault.notMaster, "bus", "the function is not a bus master (Command bit 2)");
+    const refusal = this.#refusalOf(pasid, access);
+    if (refusal) return this.#refuse(BusFault.pasid, "bus", refusal);
+    this.#early = undefined;
     this.#busy = true;
     try {
-      return this.#runs(request, bytes, write);
+      return this.#runs(request, bytes, (access & Access.write) !== 0);
     } finally {
       this.#busy = false;
     }
   }
 
+  /** Why the function may not make such a request; undefined: it may. */
+  #refusalOf(pasid: number, access: number): string | undefined {
+    const attributes = access & (Access.execute | Access.privileged);
+    if (pasid === NO_PASID)
+      return attributes === 0 ? undefined : "a request without a PASID is never privileged or for execution";
+    const { bits, access: allowed } = this.pasids;
+    if (bits === 0) return "the function's requests carry no PASID (PASID Control.Enable is 0)";
+    if (!(pasid >= 0 && pasid < 2 ** bits))
+      return `the function's PASIDs have ${bits} bits; ${pasid} has more`;
+    return (attributes & ~allowed) === 0
+      ? undefined
+      : "the request is privileged or for execution, and PASID Control does not allow that";
+  }
+
   /** Translates and moves `bytes` run by run. What is done when it ends early is in `done`. */
   #runs(request: Transaction, bytes: Uint8Array, write: boolean): TranslateStatus {
-    const { unit: behind } = this.#bridge;
-    const unit = this.tlb?.enabled && !this.#sendsMessage ? this.tlb : behind;
+    const { unit } = this.#bridge;
+    const services = this.services?.enabled && !this.#sendsMessage ? this.services : undefined;
     const length = bytes.length;
     let runStart = 0;
     let runPa = 0;
     let at = 0;
     while (at < length) {
-      const status = unit ? unit.translate(request) : this.#identity(request);
+      const status = services ? services.translate(request, length - at) : this.#translate(unit, request);
       if (status !== TranslateStatus.ok) {
         if (!this.#move(runPa, runStart, at, bytes, write)) return TranslateStatus.fault;
         return status === TranslateStatus.fault ? this.#faulted() : status;
@@ -214,7 +278,8 @@ export class UnitPort implements DmaPort {
     return this.#move(runPa, runStart, length, bytes, write) ? TranslateStatus.ok : TranslateStatus.fault;
   }
 
-  #identity(request: Transaction): TranslateStatus {
+  #translate(unit: IommuUnit | undefined, request: Transaction): TranslateStatus {
+    if (unit) return unit.translate(request);
     request.pa = request.hi * WORD + request.lo;
     request.span = Number.MAX_SAFE_INTEGER;
     return TranslateStatus.ok;
@@ -260,6 +325,7 @@ export class UnitPort implements DmaPort {
     failed.lo = request.lo;
     failed.hi = request.hi;
     failed.access = request.access;
+    failed.translated = request.translated;
     failed.fault = request.fault;
     this.#refusal = refusal;
     this.#record = undefined;

@@ -54,10 +54,16 @@ export interface PciFunction {
 
 /** What a function uses to reach memory: each access goes through its unit. */
 export interface DmaPort {
-  /** OK, fault (nothing more was transferred; why is in `lastFault`), or stalled: `park` must be called with how to go on. */
-  read(lo: number, hi: number, into: Uint8Array, pasid?: number): TranslateStatus;
-  write(lo: number, hi: number, data: Uint8Array, pasid?: number): TranslateStatus;
-  /** After `stalled`: `resume(true)` = try the same access again; `resume(false)` = it has failed. */
+  /**
+   * OK, fault (nothing more was transferred; why is in `lastFault`), or stalled: `park` must be called with how to go on.
+   * `extra`: `Access.execute` and `Access.privileged`, with a PASID only.
+   */
+  read(lo: number, hi: number, into: Uint8Array, pasid?: number, extra?: number): TranslateStatus;
+  write(lo: number, hi: number, data: Uint8Array, pasid?: number, extra?: number): TranslateStatus;
+  /**
+   * After `stalled`: `resume(true)` = try the same access again, later; `resume(false)` = it has failed. It may be called
+   * before `park` returns.
+   */
   park(resume: (ok: boolean) => void): void;
   /** Bytes of the last access that were moved before it ended; a resumed one may go on from there. */
   readonly done: number;

@@ -11,14 +11,15 @@
 import type { Clock } from "../base/clock.ts";
 import { type EventSink, silent } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
-import { TranslateStatus } from "../hardware/unit.ts";
+import { Access, TranslateStatus } from "../hardware/unit.ts";
 import { formatAddress, requesterId } from "./address.ts";
 import * as capabilities from "./capabilities.ts";
 import { type Capability, ConfigSpace, type ConfigWidth } from "./config.ts";
-import type { HostBridge, UnitPort } from "./dma.ts";
+import type { HostBridge, ParkedCounts, PasidRights, UnitPort } from "./dma.ts";
 import type { Bar, BarKind, PciAddress, PciFunction } from "./function.ts";
 import { Msi } from "./msi.ts";
 import { Msix } from "./msix.ts";
+import type { PageRequestCounts, PageRequests } from "./page-requests.ts";
 import {
   AtsCapability,
   AtsControl,
@@ -32,10 +33,14 @@ import {
   Header,
   MsixCapability,
   MsixControl,
+  PasidCapability,
+  PasidControl,
+  PasidFlags,
   PowerCapability,
   PowerControl,
   PriCapability,
   PriControl,
+  PriStatus,
   Status,
 } from "./spec.ts";
 
@@ -141,8 +146,23 @@ export abstract class Endpoint implements PciFunction {
       const at = config.add(capability);
       if (capability.version !== undefined) this.#extended.set(capability.id, at);
     }
+    this.#addServices();
     config.onWrite = () => this.#configured();
     this.#apply();
+  }
+
+  /** §10 A function with the ATS capability can keep translations, one with PRI ask for pages. */
+  #addServices(): void {
+    const services = this.#extended.has(ExtendedCapabilityId.ATS) ? this.dma.addServices() : undefined;
+    const pri = this.#extended.get(ExtendedCapabilityId.PRI);
+    if (!services || pri === undefined) return;
+    services.pages.onStatus = () => this.#showPageRequests(services.pages, pri);
+  }
+
+  /** What became of operations that had to wait, and of requests for pages, since power-on. */
+  get waits(): ParkedCounts & { readonly pages?: PageRequestCounts } {
+    const pages = this.dma.services?.pages.counts;
+    return { ...this.dma.counts, ...(pages && { pages: { ...pages } }) };
   }
 
   configRead(offset: number, width: ConfigWidth): number {
@@ -167,6 +187,7 @@ export abstract class Endpoint implements PciFunction {
 
   reset(): void {
     this.dropRequests();
+    this.dma.reset();
     this.#config.reset();
     this.#msix?.reset();
     this.resetModel();
@@ -256,17 +277,47 @@ export abstract class Endpoint implements PciFunction {
     }
   }
 
-  /** ATS and PRI: whether the function asks its unit itself. */
+  /** §7.8.9 What requests may carry, and (§10.5) whether the function keeps translations and asks for pages. */
   #applyTranslations(): void {
-    const { tlb } = this.dma;
-    if (!tlb) return;
+    const config = this.#config;
+    const pasid = this.#extended.get(ExtendedCapabilityId.PASID);
+    if (pasid !== undefined) this.dma.pasids = pasidRights(config, pasid);
+    const { services } = this.dma;
     const ats = this.#extended.get(ExtendedCapabilityId.ATS);
     const pri = this.#extended.get(ExtendedCapabilityId.PRI);
-    const { Enable: translates } = AtsControl.fields;
-    const { Enable: asks } = PriControl.fields;
+    if (!services || ats === undefined) return;
+    if (pri !== undefined) this.#applyPageRequests(services.pages, pri);
+    const { Enable, SmallestTranslationUnit } = AtsControl.fields;
+    const control = config.read(ats + AtsCapability.CONTROL, 2);
+    services.leastLg2 = 12 + (control & SmallestTranslationUnit.mask);
+    services.enabled = (control & Enable.mask) !== 0;
+  }
+
+  #applyPageRequests(pages: PageRequests, at: number): void {
     const config = this.#config;
-    tlb.enabled = ats !== undefined && (config.read(ats + AtsCapability.CONTROL, 2) & translates.mask) !== 0;
-    tlb.asks = pri !== undefined && (config.read(pri + PriCapability.CONTROL, 2) & asks.mask) !== 0;
+    const { Enable, Reset } = PriControl.fields;
+    const { ResponseFailure, UnexpectedGroup } = PriStatus.fields;
+    const control = config.read(at + PriCapability.CONTROL, 2);
+    const status = config.read(at + PriCapability.STATUS, 2);
+    const capacity = config.read(at + PriCapability.OUTSTANDING_CAPACITY, 4);
+    pages.allocation = Math.min(config.read(at + PriCapability.OUTSTANDING_ALLOCATION, 4), capacity);
+    pages.failed = (status & ResponseFailure.mask) !== 0;
+    pages.unexpected = (status & UnexpectedGroup.mask) !== 0;
+    pages.enabled = (control & Enable.mask) !== 0;
+    if (control & Reset.mask) config.set(at + PriCapability.CONTROL, 2, control & ~Reset.mask);
+    if (control & Reset.mask && !pages.enabled) pages.reset();
+    else pages.onStatus();
+  }
+
+  #showPageRequests({ failed, unexpected, stopped }: PageRequests, at: number): void {
+    const { ResponseFailure, UnexpectedGroup, Stopped } = PriStatus.fields;
+    const changing = ResponseFailure.mask | UnexpectedGroup.mask | Stopped.mask;
+    const now =
+      (failed ? ResponseFailure.mask : 0) |
+      (unexpected ? UnexpectedGroup.mask : 0) |
+      (stopped ? Stopped.mask : 0);
+    const status = this.#config.read(at + PriCapability.STATUS, 2);
+    this.#config.set(at + PriCapability.STATUS, 2, (status & ~changing) | now);
   }
 
   /** The power state. There is no D1 and no D2: a write of those is as if it had not been made (§7.5.2.2). */
@@ -304,6 +355,17 @@ export abstract class Endpoint implements PciFunction {
       this.events.emit("interrupt", { device: this.name, vector });
   }
 }
+
+const pasidRights = (config: ConfigSpace, at: number): PasidRights => {
+  const control = config.read(at + PasidCapability.CONTROL, 2);
+  const { Enable, Execute, Privileged } = PasidControl.fields;
+  if ((control & Enable.mask) === 0) return { bits: 0, access: 0 };
+  return {
+    bits: PasidFlags.fields.MaxWidth.get([config.read(at + PasidCapability.CAPABILITY, 2)]),
+    access:
+      (control & Execute.mask ? Access.execute : 0) | (control & Privileged.mask ? Access.privileged : 0),
+  };
+};
 
 const isPowerOfTwo = (value: number): boolean => value > 0 && 2 ** Math.round(Math.log2(value)) === value;
 

@@ -1,11 +1,14 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { Access } from "../../hardware/unit.ts";
+import { extendedCapabilitiesOf } from "../capability-list.ts";
 import { functionSuite } from "../function.suite.ts";
 import type { PciFunction } from "../function.ts";
 import { MSI_BASE, Rig, read32, turnOn, write32 } from "../rig.suite.ts";
-import { Command, Header } from "../spec.ts";
+import { Command, ExtendedCapabilityId, Header, PasidCapability } from "../spec.ts";
 import {
   TEST_BUFFER_BYTES,
   TEST_IDENTITY,
+  type TestAbilities,
   TestCommand,
   TestFunction,
   TestRegister,
@@ -29,6 +32,11 @@ const start = (device: PciFunction, wanted: Wanted): void => {
   write32(device, 0, TestRegister.LENGTH, length);
   write32(device, 0, TestRegister.PASID, pasid);
   write32(device, 0, TestRegister.COMMAND, command);
+};
+
+const enable = (device: PciFunction, capability: number, offset: number, value: number): void => {
+  const found = extendedCapabilitiesOf(device).find(({ id }) => id === capability)!;
+  device.configWrite(found.at + offset, 2, value);
 };
 
 const pattern = (length: number): Uint8Array =>
@@ -98,13 +106,52 @@ describe("the test function", () => {
     expect(status()).toBe(TestStatus.FAULT);
   });
 
-  it("puts the PASID on its requests when it is valid", () => {
+  it("puts the PASID on its requests when it is valid, and software has enabled it", () => {
+    start(device, { command: TestCommand.READ, source: TO, length: 8, pasid: 0x8000_0000 + 77 });
+    rig.settle();
+    expect([status(), rig.unit.translations]).toEqual([TestStatus.FAULT, 0]);
+    enable(device, ExtendedCapabilityId.PASID, PasidCapability.CONTROL, 1);
     start(device, { command: TestCommand.READ, source: TO, length: 8, pasid: 77 });
     rig.settle();
     expect(rig.unit.pasids).toEqual([]);
     start(device, { command: TestCommand.READ, source: TO, length: 8, pasid: 0x8000_0000 + 77 });
     rig.settle();
     expect(rig.unit.pasids).toEqual([77]);
+  });
+
+  it("makes requests for execution and privileged ones where PASID Control allows them", () => {
+    const seen: number[] = [];
+    rig.unit.stall = ({ access }) => {
+      seen.push(access);
+      return false;
+    };
+    const tags = [0xa000_0001, 0xc000_0001, 0xe000_0001];
+    for (const control of [1, 3, 7]) {
+      enable(device, ExtendedCapabilityId.PASID, PasidCapability.CONTROL, control);
+      for (const tag of tags) {
+        start(device, { command: TestCommand.READ, source: TO, length: 8, pasid: tag });
+        rig.settle();
+      }
+      start(device, { command: TestCommand.WRITE, destination: TO, length: 8, pasid: 0xe000_0001 });
+      rig.settle();
+    }
+    const { read, write, execute, privileged } = Access;
+    const [executed, all] = [read | execute, read | execute | privileged];
+    expect(seen).toEqual([executed, executed, read | privileged, all, write | privileged]);
+  });
+
+  it("has the capabilities it was made with", () => {
+    const ids = (abilities: TestAbilities) =>
+      extendedCapabilitiesOf(new TestFunction(rig.context, [], abilities)).map(({ id }) => id);
+    const { PASID, ATS, PRI } = ExtendedCapabilityId;
+    expect(ids({})).toEqual([PASID, ATS, PRI]);
+    expect(ids({ pageRequests: 0 })).toEqual([PASID, ATS]);
+    expect(ids({ pasidBits: 0, deviceTlb: false })).toEqual([]);
+    const small = new TestFunction(rig.context, [], { pasidBits: 8, execute: false });
+    const at = extendedCapabilitiesOf(small)[0]!.at;
+    small.configWrite(at + PasidCapability.CONTROL, 2, 0xffff);
+    expect(small.configRead(at + PasidCapability.CAPABILITY, 2)).toBe(0x0804);
+    expect(small.configRead(at + PasidCapability.CONTROL, 2)).toBe(0b101);
   });
 
   it("refuses what does not fit its buffer, and what it does not know", () => {

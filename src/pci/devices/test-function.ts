@@ -4,9 +4,10 @@
  * STATUS how they ended. A request that stalls is made again when the unit says so. It keeps translations of its own and asks
  * for pages where its driver turns that on (ATS, PRI).
  */
-import { NO_PASID, TranslateStatus } from "../../hardware/unit.ts";
+import { Access, NO_PASID, TranslateStatus } from "../../hardware/unit.ts";
 import { bit, bits, layout } from "../../uapi/layout.ts";
 import { ats, pasid, pri } from "../capabilities.ts";
+import type { Capability } from "../config.ts";
 import { type BarShape, Endpoint, type FunctionContext } from "../pci-function.ts";
 
 /** BAR 0. 64-bit addresses are two dwords, low first. */
@@ -48,14 +49,42 @@ export const TestCommand = {
 export const TestStatus = { IDLE: 0, BUSY: 1, DONE: 2, FAULT: 3, REFUSED: 4 } as const;
 export const TestPasid = layout("test function PASID", 4, {
   Value: bits(0, 19, "PASID of the requests"),
+  Execute: bit(29, "reads are for execution"),
+  Privileged: bit(30, "requests are privileged"),
   Valid: bit(31, "requests carry it"),
 });
 
 const IDS = { vendorId: 0x1234, deviceId: 0xd0a1, classCode: 0xff_00_00 } as const;
 const MSIX_BAR = 2;
-/** Pages it may ask for at once. */
-const PAGE_REQUESTS = 32;
 const PENDING = 0x800;
+/** What its requests can be. A function without ATS asks for no pages either. */
+export interface TestAbilities {
+  /** Bits of PASIDs, 0 for none; default 20. */
+  readonly pasidBits?: number;
+  /** Requests for execution, privileged requests; both by default. */
+  readonly execute?: boolean;
+  readonly privileged?: boolean;
+  /** Keeps translations; default true. */
+  readonly deviceTlb?: boolean;
+  /** Pages it can ask for at a time, 0 for none; default 32. */
+  readonly pageRequests?: number;
+}
+
+const capabilitiesOf = (abilities: TestAbilities): Capability[] => {
+  const {
+    pasidBits = 20,
+    execute = true,
+    privileged = true,
+    deviceTlb = true,
+    pageRequests = 32,
+  } = abilities;
+  return [
+    ...(pasidBits > 0 ? [pasid(pasidBits, { execute, privileged })] : []),
+    ...(deviceTlb ? [ats()] : []),
+    ...(deviceTlb && pageRequests > 0 ? [pri(pageRequests)] : []),
+  ];
+};
+
 const word = (offset: number): number => offset / 4;
 
 export class TestFunction extends Endpoint {
@@ -69,7 +98,7 @@ export class TestFunction extends Endpoint {
   #writing = false;
 
   /** `spare`: further BARs, which read as zero; index 3 or above. */
-  constructor(context: FunctionContext, spare: readonly BarShape[] = []) {
+  constructor(context: FunctionContext, spare: readonly BarShape[] = [], abilities: TestAbilities = {}) {
     super(
       {
         model: "test",
@@ -77,7 +106,7 @@ export class TestFunction extends Endpoint {
         interruptPin: 1,
         msiVectorsLg2: 2,
         msix: { vectors: TEST_VECTORS, bar: MSIX_BAR, table: 0, pending: PENDING },
-        capabilities: [pasid(20), ats(), pri(PAGE_REQUESTS)],
+        capabilities: capabilitiesOf(abilities),
         bars: [
           { index: 0, kind: "mem32", size: 2 * TestRegister.BUFFER },
           { index: MSIX_BAR, kind: "mem32", size: 4096 },
@@ -199,9 +228,13 @@ export class TestFunction extends Endpoint {
     const low = this.#get(outside) + this.#at;
     const high = this.#get(outside + 4) + (low > 0xffff_ffff ? 1 : 0);
     const words = [this.#get(TestRegister.PASID)];
-    const { Valid, Value } = TestPasid.fields;
+    const { Valid, Value, Execute, Privileged } = TestPasid.fields;
     const tag = Valid.get(words) ? Value.get(words) : NO_PASID;
-    return this.#writing ? this.dma.write(low, high, part, tag) : this.dma.read(low, high, part, tag);
+    const privileged = Privileged.get(words) ? Access.privileged : 0;
+    const executed = Execute.get(words) ? Access.execute : 0;
+    return this.#writing
+      ? this.dma.write(low, high, part, tag, privileged)
+      : this.dma.read(low, high, part, tag, privileged | executed);
   }
 
   #end(status: number): void {
