@@ -232,7 +232,13 @@ const makeFunction = (device: DeviceDescription, context: FunctionContext): Endp
       });
     }
     case "test":
-      return new TestFunction(context);
+      return new TestFunction(context, [], {
+        pasidBits: device["pasid-bits"],
+        execute: device["execute-requests"],
+        privileged: device["privileged-requests"],
+        deviceTlb: device["device-tlb"],
+        pageRequests: device["page-requests"],
+      });
     case "bare":
       return new BareFunction(context, placeBars(device.bars));
   }

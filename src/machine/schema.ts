@@ -120,7 +120,16 @@ const nvme = v.strictObject({
   serial: v.optional(v.pipe(v.string(), v.maxLength(20, "at most 20 characters"))),
 });
 
-const test = v.strictObject({ model: v.literal("test"), ...common });
+const test = v.strictObject({
+  model: v.literal("test"),
+  ...common,
+  "pasid-bits": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(20)), 20),
+  "execute-requests": v.optional(v.boolean(), true),
+  "privileged-requests": v.optional(v.boolean(), true),
+  "device-tlb": v.optional(v.boolean(), true),
+  /** How many it can have asked for at a time; without `device-tlb` it asks for none. */
+  "page-requests": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(512)), 32),
+});
 
 const bare = v.strictObject({
   model: v.literal("bare"),

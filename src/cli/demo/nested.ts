@@ -143,13 +143,13 @@ const faulting = (scene: GuestStage, teller: Teller, process: GuestProcess): voi
   const asked = stage.calls.length;
   const result = scene.store(address, text, pasid);
   teller.say(
-    "It asks for the page: the host's page request queue, the VMM's fault queue, the guest's page request queue, the",
+    "It asks for both pages at once: the host's page request queue, the VMM's fault queue, the guest's page request queue, the",
   );
   teller.say(
     "guest's page fault handler; and the answer goes the same way back, as a page group response in the end.",
   );
   teller.show(scene.asked(asked));
-  teller.claim("the guest answered a request for each page", guest.answered.success === before + 2);
+  teller.claim("the guest answered for both pages at once", guest.answered.success === before + 1);
   teller.claim("its process has two pages more", process.faults === faults + 2);
   teller.claim("the device went on where it had stopped", result === "done", result);
   const found = process.physical(address) >= 0 ? process.read(address, text.length) : "nothing";
