@@ -33,6 +33,7 @@ import {
   interruptSpan,
   isInterruptAddress,
   pageOffset,
+  pageSize,
   pageStart,
   readContext,
   type TranslationConfig,
@@ -214,7 +215,7 @@ export class Remapping {
       return this.#fail(transaction, code, slot.silent, slot);
     }
     const denied = deniedBy(walk.allowed);
-    const page = walk.pa - (2 ** walk.lg2 - walk.span);
+    const page = walk.pa - (pageSize(walk.lg2) - walk.span);
     if (this.#remembers()) {
       const paHi = Math.floor(walk.pa / WORD);
       this.iotlb.enter(slot.domain, lo, hi, walk.lg2, walk.pa - paHi * WORD, paHi, denied);
@@ -236,7 +237,7 @@ export class Remapping {
     const offset = pageOffset(lo, lg2);
     transaction.pa = page + offset;
     transaction.span = span;
-    const size = 2 ** lg2;
+    const size = pageSize(lg2);
     // A page with interrupt addresses on either side has to be looked at every time.
     const mixed = coversInterrupts(pageStart(lo, hi, lg2), size) || coversInterrupts(page, size);
     if (!mixed && this.#remembers()) {

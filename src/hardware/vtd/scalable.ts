@@ -25,7 +25,7 @@ import {
 } from "./scalable-tables.ts";
 import { Granularity } from "./spec.ts";
 import { Stages } from "./stages.ts";
-import { beforeInterrupts, coversInterrupts, pageOffset, pageStart } from "./translate.ts";
+import { beforeInterrupts, coversInterrupts, pageOffset, pageSize, pageStart } from "./translate.ts";
 
 const WORD = 0x1_0000_0000;
 /** Of an IOTLB entry, beside `Permission` bits: the dirty bit may not be set. */
@@ -75,7 +75,7 @@ export const isPrevented = (
 /** Bytes that may be accessed from an address on; 0: it is an interrupt address now. `tagged`: the request has a PASID. */
 export const grantedBytes = (lo: number, hi: number, page: number, lg2: number, tagged: boolean): number => {
   const offset = pageOffset(lo, lg2);
-  const size = 2 ** lg2;
+  const size = pageSize(lg2);
   const start = pageStart(lo, hi, lg2);
   const left = size - offset;
   const plain = tagged || !coversInterrupts(start, size);
@@ -357,7 +357,7 @@ export class ScalableRemapping {
       const { nested, firstStage } = slot;
       if (nested && lg2 < nested.first.levels[this.walk.level]!.shift) firstStage!.parted = true;
     }
-    return this.#answer(transaction, slot, pa - (2 ** lg2 - span), lg2, word);
+    return this.#answer(transaction, slot, pa - (pageSize(lg2) - span), lg2, word);
   }
 
   /** Whether no dirty bit remains to be set by a write to the page that was just found. */
@@ -378,7 +378,7 @@ export class ScalableRemapping {
     transaction.pa = page + offset;
     transaction.span = span;
     transaction.granted = this.#granted(slot, word);
-    const size = 2 ** lg2;
+    const size = pageSize(lg2);
     // A page with interrupt addresses on either side has to be looked at every time.
     const mixed = coversInterrupts(pageStart(lo, hi, lg2), size) || coversInterrupts(page, size);
     if (!mixed && this.pasids.holds(slot) && this.#host.remembers()) {

@@ -218,6 +218,9 @@ export const coversInterrupts = (start: number, size: number): boolean =>
 export const beforeInterrupts = (start: number, span: number): number =>
   start < INTERRUPT_START && start + span > INTERRUPT_START ? INTERRUPT_START - start : span;
 
+const sizes = Float64Array.from({ length: 64 }, (_, lg2) => 2 ** lg2);
+/** Bytes of a page of 2^lg2 bytes. Looked up: raising to a power costs more than all else of a remembered translation. */
+export const pageSize = (lg2: number): number => sizes[lg2]!;
 /** The first byte of the page of 2^lg2 bytes around an address, exact to a page over 64 bits. */
 export const pageStart = (lo: number, hi: number, lg2: number): number =>
   (hi >>> 0) * WORD + ((lo & (-1 << lg2)) >>> 0);
@@ -227,7 +230,7 @@ export const pageOffset = (lo: number, lg2: number): number => (lo & ~(-1 << lg2
 /** Bytes that may be accessed from an address on, in its page of 2^lg2 bytes at `page`; 0: it is an interrupt address now. */
 export const grantedSpan = (lo: number, hi: number, page: number, lg2: number): number => {
   const offset = pageOffset(lo, lg2);
-  const size = 2 ** lg2;
+  const size = pageSize(lg2);
   const start = pageStart(lo, hi, lg2);
   if (!coversInterrupts(start, size) && !coversInterrupts(page, size)) return size - offset;
   if (coversInterrupts(page + offset, 1)) return 0;
