@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { Random } from "../base/clock.ts";
 import type { Endpoint, FunctionContext } from "./pci-function.ts";
-import { Rig, turnOn } from "./rig.suite.ts";
+import { Rig, turnOn, turnOnServices } from "./rig.suite.ts";
 import { BAR_COUNT, BarBits, CapabilityId, Header, Status } from "./spec.ts";
 
 export interface FunctionUnderTest {
@@ -208,20 +208,24 @@ export const functionSuite = (name: string, under: FunctionUnderTest): void => {
       });
 
     if (work)
-      it("does the same work whether its requests stall or not", () => {
+      it("does the same work whether its requests stall or not, with translations of its own or without", () => {
         turnOn(device);
         const expected = comparable(work(device, rig));
         fc.assert(
           fc.property(
             fc.integer({ min: 0, max: 0x7fff_ffff }),
             fc.integer({ min: 2, max: 5 }),
-            (seed, oneIn) => {
+            fc.boolean(),
+            (seed, oneIn, services) => {
               const random = new Random(seed);
               const other = new Rig();
               const stalling = under.create(other.context);
               other.unit.stall = () => random.below(oneIn) === 0;
               turnOn(stalling);
+              if (services) turnOnServices(stalling);
               const seen = comparable(work(stalling, other));
+              const { parked, resumed, failed, dropped } = stalling.waits;
+              expect([resumed + dropped, failed, other.bridge.parked]).toEqual([parked, 0, 0]);
               stalling.close();
               other.close();
               expect(seen).toEqual(expected);

@@ -5,14 +5,26 @@
 import { ManualClock } from "../base/clock.ts";
 import type { EventFields, EventKind, EventSink } from "../base/events.ts";
 import { WorkQueue } from "../base/scheduler.ts";
-import { type IommuUnit, NO_PASID, type Transaction, TranslateStatus } from "../hardware/unit.ts";
+import { type AtsUnit, type PageRequest, PageResponse } from "../hardware/ats.ts";
+import { Access, type IommuUnit, NO_PASID, type Transaction, TranslateStatus } from "../hardware/unit.ts";
 import { Banks } from "../memory/banks.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
+import { extendedCapabilitiesOf } from "./capability-list.ts";
 import { HostBridge } from "./dma.ts";
 import type { PciFunction } from "./function.ts";
 import type { FunctionContext } from "./pci-function.ts";
 import { placement } from "./placement.ts";
-import { Command, Header } from "./spec.ts";
+import {
+  AtsCapability,
+  AtsControl,
+  Command,
+  ExtendedCapabilityId,
+  Header,
+  PasidCapability,
+  PasidControl,
+  PriCapability,
+  PriControl,
+} from "./spec.ts";
 
 const PAGE = 4096;
 export const RAM_BYTES = 32 * 1024 * 1024;
@@ -20,8 +32,8 @@ export const RAM_BYTES = 32 * 1024 * 1024;
 export const MSI_BASE = 0xfee0_0000;
 const MSI_BYTES = 0x10_0000;
 
-/** A unit whose answers the test decides. */
-export class PaperUnit implements IommuUnit {
+/** A unit whose answers the test decides. What would stall an access makes a translation request find no page. */
+export class PaperUnit implements IommuUnit, AtsUnit {
   readonly name = "paper";
   onResume: (token: number, ok: boolean) => void = () => {};
   /** IOVA page → physical page; undefined: identity. */
@@ -30,12 +42,21 @@ export class PaperUnit implements IommuUnit {
   readonly forbidden = new Set<number>();
   /** Shall this request stall? A resumed one may stall again. */
   stall: (request: Transaction) => boolean = () => false;
+  invalidateDeviceTlb: AtsUnit["invalidateDeviceTlb"] = () => "done";
+  onPageResponse: AtsUnit["onPageResponse"] = () => {};
+  /** Groups of page requests without a response. */
+  readonly asked: PageRequest[] = [];
   readonly pasids: number[] = [];
   translations = 0;
   #token = 0;
   #stalled: number[] = [];
 
   translate(request: Transaction): TranslateStatus {
+    if (request.translated) {
+      request.pa = request.hi * 2 ** 32 + request.lo;
+      request.span = PAGE - (request.pa % PAGE);
+      return TranslateStatus.ok;
+    }
     this.translations += 1;
     const address = request.hi * 2 ** 32 + request.lo;
     const page = Math.floor(address / PAGE);
@@ -57,15 +78,29 @@ export class PaperUnit implements IommuUnit {
     return TranslateStatus.ok;
   }
 
+  requestTranslation(request: Transaction): TranslateStatus {
+    const status = this.translate(request);
+    request.granted = status === TranslateStatus.ok ? Access.read | Access.write : 0;
+    if (status === TranslateStatus.stalled) this.#stalled.pop();
+    return TranslateStatus.ok;
+  }
+
+  requestPage(request: PageRequest): void {
+    if (request.last) this.asked.push(request);
+  }
+
   get stalled(): number {
-    return this.#stalled.length;
+    return this.#stalled.length + this.asked.length;
   }
 
   /** Answers every stall there is now; returns how many. */
   resume(ok = true): number {
     const tokens = this.#stalled.splice(0);
     for (const token of tokens) this.onResume(token, ok);
-    return tokens.length;
+    const asked = this.asked.splice(0);
+    const response = ok ? PageResponse.success : PageResponse.invalid;
+    for (const { rid, pasid, group } of asked) this.onPageResponse(rid, pasid, group, response);
+    return tokens.length + asked.length;
   }
 
   mmioRead(): bigint {
@@ -139,6 +174,20 @@ export class Rig implements EventSink {
 export const turnOn = (device: PciFunction): void => {
   const command = device.configRead(Header.COMMAND, 2);
   device.configWrite(Header.COMMAND, 2, command | Command.MEMORY_SPACE | Command.BUS_MASTER);
+};
+
+/** What the function has of PASIDs, page requests and translations of its own, as the driver of a unit turns it on. */
+export const turnOnServices = (device: PciFunction): void => {
+  const places = new Map(extendedCapabilitiesOf(device).map(({ id, at }) => [id, at]));
+  const write = (id: number, offset: number, width: 2 | 4, value: number): void => {
+    const at = places.get(id);
+    if (at !== undefined) device.configWrite(at + offset, width, value);
+  };
+  const { PASID, PRI, ATS } = ExtendedCapabilityId;
+  write(PASID, PasidCapability.CONTROL, 2, Number(PasidControl.make({ Enable: true })));
+  write(PRI, PriCapability.OUTSTANDING_ALLOCATION, 4, 8);
+  write(PRI, PriCapability.CONTROL, 2, Number(PriControl.make({ Enable: true })));
+  write(ATS, AtsCapability.CONTROL, 2, Number(AtsControl.make({ Enable: true })));
 };
 
 const four = new Uint8Array(4);
