@@ -1,0 +1,403 @@
+/**
+ * Guests on one VT-d unit, one of them hostile: whatever they do to their tables, queues and registers, and whatever their
+ * VMMs map and unmap meanwhile, devices reach what their owners' system calls gave them and nothing else.
+ */
+import { describe, expect, it } from "vitest";
+import { ManualClock, Random } from "../src/base/clock.ts";
+import { silent } from "../src/base/events.ts";
+import { WorkQueue } from "../src/base/scheduler.ts";
+import type { VtdDomain } from "../src/drivers/vtd/domain.ts";
+import { Guest } from "../src/guest/guest.ts";
+import type { PassedDevice } from "../src/guest/passed-device.ts";
+import { TestDevice } from "../src/guest/test-device.ts";
+import { Vmm } from "../src/guest/vmm.ts";
+import { DescriptorType, Register } from "../src/hardware/vtd/spec.ts";
+import { Protection } from "../src/iommu/driver.ts";
+import type { Break } from "../src/machine/breaks.ts";
+import { parseDevice, parseMachine, withDevices } from "../src/machine/file.ts";
+import { Machine } from "../src/machine/machine.ts";
+import { PRESETS } from "../src/machine/presets.ts";
+import { LinuxError } from "../src/uapi/errno.ts";
+import * as iommufd from "../src/uapi/iommufd.ts";
+import { Witness } from "./support/witness.ts";
+
+const PAGE = 4096;
+const RAM_BYTES = 4 * 2 ** 20;
+/** The VMM maps and unmaps its guest's memory in such parts. */
+const PART = 2 ** 20;
+const ADDRESS_WIDTH = 46;
+const RW = Protection.read | Protection.write;
+/** Where guests map pages: a few addresses, so that they are used again. */
+const IOVAS = [0x5000, 0x6000, 0x20_0000, 0x1_2345_6000, 0x7fff_ffff_f000];
+const PASIDS = [undefined, undefined, 1, 2, 3] as const;
+const GUEST_RID = 0x0008;
+/** VT-d §3.14: writes without PASID to these addresses are interrupts. */
+const INTERRUPTS = { start: 0xfee0_0000, end: 0xfef0_0000 };
+
+interface Options {
+  readonly broken?: ReadonlySet<Break>;
+  readonly seed: number;
+}
+
+/** A machine with a test function for each tenant, and the witness of all they do. */
+class Host {
+  readonly random: Random;
+  readonly work = new WorkQueue();
+  readonly machine: Machine;
+  readonly witness: Witness;
+  readonly tenants: Tenant[] = [];
+
+  constructor(count: number, { broken = new Set(), seed }: Options) {
+    this.random = new Random(seed);
+    const devices = Array.from({ length: count }, (_, index) => parseDevice(`test@0000:7${index}:00.0`));
+    const description = withDevices(parseMachine(PRESETS.get("vtd")!, "vtd"), devices);
+    this.machine = new Machine(description, {
+      events: silent,
+      clock: new ManualClock(),
+      scheduler: this.work,
+      broken,
+    });
+    this.witness = new Witness(this.machine, INTERRUPTS);
+    for (const { at } of devices) this.tenants.push(new Tenant(this, at));
+  }
+
+  pick<T>(list: readonly T[]): T {
+    return list[this.random.below(list.length)]!;
+  }
+
+  /** Everybody dies. What is left, and what the oracle objected to. */
+  close(): { left: Record<string, number>; objections: readonly string[] } {
+    for (const tenant of this.tenants) tenant.die();
+    this.work.run();
+    this.witness.stop();
+    const left = Object.fromEntries(Object.entries(this.machine.live()).filter(([, count]) => count !== 0));
+    this.machine.close();
+    return { left, objections: this.witness.objections };
+  }
+}
+
+/** A VMM with one device and a guest, which dies and comes again. */
+class Tenant {
+  readonly #host: Host;
+  readonly #function: string;
+  #vmm!: Vmm;
+  #guest!: Guest;
+  #device!: TestDevice;
+  #requester!: PassedDevice;
+  #ioas = 0;
+  /** Parts of guest memory that the VMM has mapped. */
+  #mapped!: Set<number>;
+  /** What the guest attached, by PASID: its pages by IOVA. */
+  #domains!: Map<number | undefined, { readonly domain: VtdDomain; readonly pages: Map<number, number> }>;
+
+  constructor(host: Host, name: string) {
+    this.#host = host;
+    this.#function = name;
+    this.boot();
+  }
+
+  boot(): void {
+    const { machine, work, witness } = this.#host;
+    this.#vmm = new Vmm({
+      host: machine,
+      name: `VMM of ${this.#function}`,
+      ramBytes: RAM_BYTES,
+      devices: [{ path: machine.vfio.deviceNodes.get(this.#function)!.path, rid: GUEST_RID }],
+      events: silent,
+      follow: "nested",
+      addressWidth: ADDRESS_WIDTH,
+      scheduler: work,
+      record: ({ name, answered }) => {
+        if (name === "IOMMU_IOAS_ALLOC") this.#ioas = iommufd.IommuIoasAlloc.read(answered).out_ioas_id;
+      },
+    });
+    witness.owns(this.#vmm.task, this.#vmm.ram.va, RAM_BYTES);
+    this.#requester = this.#vmm.devices[0]!;
+    this.#device = new TestDevice(this.#requester);
+    this.#guest = new Guest({
+      name: "guest",
+      memory: this.#vmm.memory,
+      iommu: this.#vmm.iommu,
+      devices: this.#vmm.devices,
+      addressWidth: ADDRESS_WIDTH,
+      events: silent,
+    });
+    this.#mapped = new Set([0, 1, 2, 3]);
+    this.#domains = new Map();
+  }
+
+  /** Where the guest's memory begins on the host. */
+  get base(): number {
+    return this.#vmm.task.memory.physical(this.#vmm.ram.va);
+  }
+
+  die(): void {
+    this.#vmm.exit();
+  }
+
+  // The VMM
+
+  /** Takes memory from the guest, or gives it back. */
+  balloon(): void {
+    const { calls, ram } = this.#vmm;
+    const part = this.#host.random.below(RAM_BYTES / PART);
+    if (this.#mapped.size === RAM_BYTES / PART) {
+      // At first it is one mapping, which goes as a whole.
+      calls.unmap(this.#ioas, 0, RAM_BYTES);
+      this.#mapped.clear();
+      for (let other = 0; other < RAM_BYTES / PART; other++) if (other !== part) this.#give(other);
+    } else if (this.#mapped.delete(part)) calls.unmap(this.#ioas, part * PART, PART);
+    else this.#give(part);
+    expect(ram.bytes).toBe(RAM_BYTES);
+  }
+
+  #give(part: number): void {
+    const { calls, ram } = this.#vmm;
+    calls.map(this.#ioas, { iova: part * PART, va: ram.va + part * PART, length: PART });
+    this.#mapped.add(part);
+  }
+
+  // The guest
+
+  attach(): void {
+    const pasid = this.#host.pick(PASIDS);
+    if (this.#domains.has(pasid)) {
+      this.#leave(pasid);
+      return;
+    }
+    const { driver } = this.#guest;
+    const domain = driver.allocatePaging(this.#requester, { pasid: true });
+    driver.attach(this.#requester, domain, pasid);
+    this.#domains.set(pasid, { domain, pages: new Map() });
+  }
+
+  #leave(pasid: number | undefined): void {
+    const { domain, pages } = this.#domains.get(pasid)!;
+    const { driver, memory } = this.#guest;
+    driver.attach(this.#requester, driver.blocked, pasid);
+    for (const [iova, pa] of pages) {
+      domain.unmap(iova, PAGE);
+      if (pa < RAM_BYTES) memory.free(pa, 1);
+    }
+    domain.free();
+    this.#domains.delete(pasid);
+  }
+
+  /** Maps or unmaps a page: its own, or one that no guest has. */
+  map(): void {
+    const { pick, random } = { pick: this.#host.pick.bind(this.#host), random: this.#host.random };
+    if (this.#domains.size === 0) return;
+    const { domain, pages } = pick([...this.#domains.values()]);
+    const iova = pick(IOVAS);
+    const had = pages.get(iova);
+    if (had !== undefined) {
+      domain.unmap(iova, PAGE);
+      if (had < RAM_BYTES) this.#guest.memory.free(had, 1);
+      pages.delete(iova);
+      return;
+    }
+    const foreign = pick(this.#host.tenants).base + PAGE * random.below(RAM_BYTES / PAGE);
+    const pa = random.below(4) === 0 ? Math.max(foreign, RAM_BYTES) : this.#guest.memory.allocate(1);
+    if (pa < 0) return;
+    domain.map(iova, pa, PAGE, random.below(4) === 0 ? Protection.read : RW);
+    pages.set(iova, pa);
+  }
+
+  /** A process of the guest shares its addresses with the device, which touches pages before it does. */
+  process(): void {
+    const process = this.#guest.start("process", this.#requester);
+    const pasid = this.#guest.bind(this.#requester, process);
+    const start = 0x5555_0000_0000;
+    process.reserve(start, 4);
+    if (!this.#domains.has(pasid))
+      for (let count = this.#host.random.below(4); count > 0; count--)
+        this.dma(start + this.#host.random.below(5 * PAGE), pasid);
+    this.#guest.unbind(this.#requester, process);
+    this.#domains.delete(pasid);
+    process.exit();
+    this.dma(start, pasid);
+  }
+
+  /** The device makes a request; `settle`: and ends it. */
+  dma(address: number, pasid: number | undefined, settle = true): void {
+    const { random, witness, work } = this.#host;
+    const write = random.below(2) === 0;
+    witness.judgeWalk(this.#function, address, write, pasid);
+    const length = 1 + random.below(3 * PAGE);
+    if (write) this.#device.store(address, length, pasid);
+    else this.#device.fetch(address, length, pasid);
+    if (settle) work.run();
+  }
+
+  /** At an address that means something to somebody. */
+  randomDma(settle = true): void {
+    const { random } = this.#host;
+    const foreign = this.#host.pick(this.#host.tenants).base;
+    const page = PAGE * random.below(RAM_BYTES / PAGE);
+    const places = [...IOVAS, ...IOVAS, page, foreign + page, RAM_BYTES - 1, 0xfee0_0000, 0];
+    this.dma(
+      this.#host.pick(places) + random.below(64),
+      this.#host.pick([...PASIDS, 0, 4, 0xf_ffff]),
+      settle,
+    );
+  }
+
+  // A guest that means harm
+
+  /** From now on nobody minds what becomes of its own driver, which may panic when it is interrupted. */
+  turn(): void {
+    const { memory } = this.#vmm;
+    const write = memory.writeBytes.bind(memory);
+    memory.writeBytes = (pa, data, from) => {
+      try {
+        return write(pa, data, from);
+      } catch (error) {
+        if (error instanceof LinuxError) return true;
+        throw error;
+      }
+    };
+  }
+
+  /** Changes an entry of its tables, or puts one where there was none. */
+  corrupt(): void {
+    const { random } = this.#host;
+    const { memory } = this.#vmm;
+    const bytes = new Uint8Array(RAM_BYTES);
+    memory.readBytes(0, bytes);
+    const words = new BigUint64Array(bytes.buffer);
+    const used: number[] = [];
+    for (let index = 0; index < words.length; index++) if (words[index] !== 0n) used.push(index);
+    if (used.length === 0) return;
+    const index = this.#host.pick(used);
+    const neighbour = Math.floor(index / 512) * 512 + random.below(512);
+    const at = random.below(3) === 0 ? neighbour : index;
+    const value = this.#evil(words[index]!, words[this.#host.pick(used)]!);
+    memory.store64(at * 8, Number(value & 0xffff_ffffn), Number(value >> 32n));
+  }
+
+  #evil(was: bigint, other: bigint): bigint {
+    const { random } = this.#host;
+    const offset = BigInt(PAGE * random.below(RAM_BYTES / PAGE));
+    const foreign = BigInt(this.#host.pick(this.#host.tenants).base) + offset;
+    const flags = was & 0xfffn;
+    switch (random.below(6)) {
+      case 0:
+        return was ^ (1n << BigInt(random.below(64)));
+      case 1:
+        return foreign | flags;
+      case 2:
+        return offset | flags;
+      case 3:
+        return other;
+      case 4:
+        // A leaf of any size, anywhere.
+        return foreign | 0xe7n;
+      default:
+        return (BigInt(random.next()) << 32n) | BigInt(random.next());
+    }
+  }
+
+  /** Writes a register of its unit: any value, or a plausible one. */
+  scribble(): void {
+    const { random } = this.#host;
+    const register = this.#host.pick(Object.values(Register));
+    const page = BigInt(PAGE * random.below(RAM_BYTES / PAGE));
+    const value = this.#host.pick([page | BigInt(random.below(4096)), BigInt(random.next()), page, 0n]);
+    this.#vmm.iommu.mmioWrite(register, this.#host.pick([4, 8] as const), value);
+  }
+
+  /** Lets its unit read a queue of its own making. */
+  queue(): void {
+    const { random } = this.#host;
+    const { iommu, memory } = this.#vmm;
+    const at = PAGE * (64 + random.below(256));
+    const types = [...Object.values(DescriptorType), 0, 0x7f];
+    for (let slot = 0; slot < PAGE; slot += 16) {
+      const type = this.#host.pick(types);
+      const junk = random.below(4) === 0 ? random.next() & ~0xe0f : 0x10 * (1 + random.below(3));
+      memory.store64(at + slot, type | junk, random.below(2) === 0 ? random.below(4) : random.next());
+      memory.store64(at + slot + 8, random.next(), random.next());
+    }
+    iommu.mmioWrite(Register.FSTS, 4, 0x7fn);
+    iommu.mmioWrite(Register.IQT, 8, 0n);
+    iommu.mmioWrite(Register.GCMD, 4, 0x8000_0000n);
+    iommu.mmioWrite(Register.IQA, 8, BigInt(at));
+    iommu.mmioWrite(Register.GCMD, 4, 0x8400_0000n);
+    iommu.mmioWrite(Register.IQT, 8, BigInt(16 * random.below(256)));
+  }
+
+  /** A new latch of a root table, the old one or any page. */
+  root(): void {
+    const { random } = this.#host;
+    const { iommu } = this.#vmm;
+    const was = iommu.mmioRead(Register.RTADDR, 8);
+    const page = BigInt(PAGE * random.below(RAM_BYTES / PAGE)) | BigInt(this.#host.pick([0, 0x400, 0x800]));
+    iommu.mmioWrite(Register.RTADDR, 8, random.below(2) === 0 ? was : page);
+    iommu.mmioWrite(Register.GCMD, 4, 0xc400_0000n);
+  }
+}
+
+/** What a tenant does next, by how often. */
+const behave = (tenant: Tenant, random: Random): void => {
+  const chance = random.below(100);
+  if (chance < 50) tenant.randomDma();
+  else if (chance < 75) tenant.map();
+  else if (chance < 87) tenant.attach();
+  else if (chance < 92) tenant.balloon();
+  else if (chance < 97) tenant.process();
+  else die(tenant);
+};
+const misbehave = (tenant: Tenant, random: Random): void => {
+  const chance = random.below(100);
+  if (chance < 40) tenant.randomDma();
+  else if (chance < 75) tenant.corrupt();
+  else if (chance < 82) tenant.queue();
+  else if (chance < 88) tenant.scribble();
+  else if (chance < 94) tenant.root();
+  else if (chance < 98) tenant.balloon();
+  else {
+    die(tenant);
+    prepare(tenant);
+  }
+};
+/** It has tables to damage. */
+const prepare = (tenant: Tenant): void => {
+  for (let count = 0; count < 30; count++) {
+    tenant.attach();
+    tenant.map();
+  }
+  tenant.turn();
+};
+/** The VMM is killed while its device works, and another takes the device. */
+const die = (tenant: Tenant): void => {
+  tenant.randomDma(false);
+  tenant.die();
+  tenant.boot();
+};
+
+describe("isolation on VT-d, judged on every access by the owners' system calls alone", () => {
+  it("two guests and a hostile one: nothing outside of their grants is read or written", () => {
+    const seen = { moved: 0, tables: 0 };
+    for (let seed = 1; seed <= 20; seed++) {
+      const host = new Host(3, { seed });
+      const { random, tenants } = host;
+      prepare(tenants[2]!);
+      for (let step = 0; step < 400; step++) {
+        const tenant = random.below(3);
+        if (tenant === 2) misbehave(tenants[2]!, random);
+        else behave(tenants[tenant]!, random);
+      }
+      seen.moved += host.witness.seen.moved;
+      seen.tables += host.witness.seen.tables;
+      expect(host.close(), `seed ${seed}`).toEqual({ left: {}, objections: [] });
+    }
+    expect(seen.moved).toBeGreaterThan(500);
+    expect(seen.tables).toBeGreaterThan(2000);
+  });
+
+  it("a host whose invalidations are lost is found out", () => {
+    const host = new Host(2, { seed: 1, broken: new Set(["skip-flush"] as const) });
+    for (let step = 0; step < 600; step++) behave(host.pick(host.tenants), host.random);
+    expect(host.close().objections).not.toEqual([]);
+  });
+});

@@ -1,0 +1,243 @@
+/**
+ * What devices may reach, told from the system calls of their owners alone: the bytes of each request before and after, by
+ * the layouts of `src/uapi` and nothing else of `src`. A device that is bound, with a page table attached (or one for a
+ * PASID), reaches the pages that the page table's address space maps at that moment: at their addresses where the table is
+ * the host's own, at whatever address the guest likes where the table is nested. Nothing else. Left out: the requests of
+ * containers, mapping of files, addresses that the kernel chooses.
+ */
+import * as iommufd from "../../src/uapi/iommufd.ts";
+import * as arm from "../../src/uapi/vendor/smmuv3.ts";
+import * as vfio from "../../src/uapi/vfio.ts";
+
+/** A system call that was made. */
+export type SystemCall = { readonly process: number; readonly fd: number } & (
+  | { readonly kind: "open"; readonly path: string }
+  | { readonly kind: "close" }
+  | {
+      readonly kind: "ioctl";
+      readonly request: number;
+      readonly given: Uint8Array;
+      readonly answered: Uint8Array;
+      readonly failed: boolean;
+    }
+);
+
+/** One page, or a part of it, that a device read or wrote. */
+export interface Reached {
+  /** Path of the device's file: "/dev/vfio/devices/vfio0". */
+  readonly device: string;
+  /** Undefined: the request had none. */
+  readonly pasid: number | undefined;
+  readonly write: boolean;
+  /** The address that the device gave; undefined: a table that the unit read on the way. */
+  readonly iova: number | undefined;
+  /** Whose memory it was, and where it is there; undefined: no process's. */
+  readonly where: { readonly process: number; readonly va: number } | undefined;
+}
+
+interface Page {
+  readonly process: number;
+  readonly va: number;
+  readonly readable: boolean;
+  readonly writable: boolean;
+}
+
+/** Pages by number of the address. */
+type Space = Map<number, Page>;
+
+/** What an id in an iommufd stands for, as far as devices reach something by it. */
+interface Table {
+  readonly space: Space;
+  /** The guest's addresses are not the space's. */
+  readonly nested: boolean;
+  /** All PASIDs of a device go through it. */
+  readonly everyPasid: boolean;
+}
+
+/** By id in one iommufd. */
+type Context = Map<number, Table>;
+
+interface BoundDevice {
+  readonly path: string;
+  context: Context | undefined;
+  /** By PASID; undefined: without one. */
+  readonly attached: Map<number | undefined, Table>;
+}
+
+/** Addresses [start, end). */
+export interface AddressRange {
+  readonly start: number;
+  readonly end: number;
+}
+
+const PAGE = 4096;
+const pageOf = (address: number): number => Math.floor(address / PAGE);
+
+export class IsolationOracle {
+  readonly #contexts = new Map<string, Context>();
+  readonly #devices = new Map<string, BoundDevice>();
+  /** Devices by path, open or not. */
+  readonly #open = new Map<string, BoundDevice>();
+  readonly #interrupts: AddressRange | undefined;
+
+  /** `interrupts`: where writes without PASID are messages on this platform, whatever is mapped. */
+  constructor(interrupts?: AddressRange) {
+    this.#interrupts = interrupts;
+  }
+
+  take(call: SystemCall): void {
+    const key = `${call.process} ${call.fd}`;
+    switch (call.kind) {
+      case "open":
+        if (call.path === "/dev/iommu") this.#contexts.set(key, new Map());
+        else this.#opened(key, call.path);
+        break;
+      case "close":
+        this.#closed(key);
+        break;
+      case "ioctl": {
+        if (call.failed) return;
+        const context = this.#contexts.get(key);
+        const device = this.#devices.get(key);
+        if (context) takeRequest(context, call.process, call.request, call.given, call.answered);
+        if (device) this.#takeDevice(device, call.process, call.request, call.given);
+      }
+    }
+  }
+
+  /** Why the device should not have been there; undefined: it was right. */
+  objection({ device: path, pasid, write, iova, where }: Reached): string | undefined {
+    const device = this.#open.get(path);
+    if (!device) return "nobody has opened the device";
+    if (!where) {
+      const { start, end } = this.#interrupts ?? { start: 0, end: 0 };
+      const message = write && pasid === undefined && iova !== undefined && iova >= start && iova < end;
+      return message ? undefined : "it is no memory of any process";
+    }
+    const tag = pasid === 0 ? undefined : pasid;
+    const without = device.attached.get(undefined);
+    const table = device.attached.get(tag) ?? (without?.everyPasid ? without : undefined);
+    if (!table) return "no page table is attached";
+    const { space, nested } = table;
+    const mayBe = nested || iova === undefined ? [...space.values()] : [space.get(pageOf(iova))];
+    const allowed = mayBe.some(
+      (page) =>
+        page !== undefined &&
+        page.process === where.process &&
+        pageOf(page.va) === pageOf(where.va) &&
+        (write ? page.writable : page.readable),
+    );
+    return allowed ? undefined : "its address space does not map that page so";
+  }
+
+  #opened(key: string, path: string): void {
+    const device = { path, context: undefined, attached: new Map() };
+    this.#devices.set(key, device);
+    this.#open.set(path, device);
+  }
+
+  #closed(key: string): void {
+    this.#contexts.delete(key);
+    const device = this.#devices.get(key);
+    if (!device) return;
+    this.#devices.delete(key);
+    this.#open.delete(device.path);
+  }
+
+  #takeDevice(device: BoundDevice, process: number, request: number, given: Uint8Array): void {
+    switch (request) {
+      case vfio.VFIO_DEVICE_BIND_IOMMUFD:
+        device.context = this.#contexts.get(`${process} ${vfio.VfioDeviceBindIommufd.read(given).iommufd}`);
+        break;
+      case vfio.VFIO_DEVICE_ATTACH_IOMMUFD_PT: {
+        const { flags, pt_id, pasid } = padded(vfio.VfioDeviceAttachIommufdPt, given);
+        const tag = flags & vfio.VFIO_DEVICE_ATTACH_PASID ? pasid : undefined;
+        device.attached.set(tag, known(device.context, pt_id));
+        break;
+      }
+      case vfio.VFIO_DEVICE_DETACH_IOMMUFD_PT: {
+        const { flags, pasid } = padded(vfio.VfioDeviceDetachIommufdPt, given);
+        device.attached.delete(flags & vfio.VFIO_DEVICE_DETACH_PASID ? pasid : undefined);
+      }
+    }
+  }
+}
+
+/** What a request on an iommufd changed. */
+const takeRequest = (
+  context: Context,
+  process: number,
+  request: number,
+  given: Uint8Array,
+  answered: Uint8Array,
+): void => {
+  switch (request) {
+    case iommufd.IOMMU_IOAS_ALLOC: {
+      const { out_ioas_id } = iommufd.IommuIoasAlloc.read(answered);
+      context.set(out_ioas_id, { space: new Map(), nested: false, everyPasid: false });
+      break;
+    }
+    case iommufd.IOMMU_HWPT_ALLOC: {
+      const { pt_id, data_type, out_hwpt_id } = iommufd.IommuHwptAlloc.read(answered);
+      const nested = data_type !== iommufd.IOMMU_HWPT_DATA_NONE;
+      const everyPasid = data_type === arm.IOMMU_HWPT_DATA_ARM_SMMUV3;
+      context.set(out_hwpt_id, { space: known(context, pt_id).space, nested, everyPasid });
+      break;
+    }
+    case iommufd.IOMMU_VIOMMU_ALLOC: {
+      const { hwpt_id, out_viommu_id } = iommufd.IommuViommuAlloc.read(answered);
+      context.set(out_viommu_id, known(context, hwpt_id));
+      break;
+    }
+    case iommufd.IOMMU_DESTROY:
+      context.delete(iommufd.IommuDestroy.read(given).id);
+      break;
+    case iommufd.IOMMU_IOAS_MAP:
+      map(context, process, answered);
+      break;
+    case iommufd.IOMMU_IOAS_COPY:
+      copy(context, answered);
+      break;
+    case iommufd.IOMMU_IOAS_UNMAP: {
+      const { ioas_id, iova, length } = iommufd.IommuIoasUnmap.read(given);
+      const { space } = known(context, ioas_id);
+      const [first, last] = [iova / BigInt(PAGE), (iova + length - 1n) / BigInt(PAGE)];
+      for (const page of [...space.keys()]) if (page >= first && page <= last) space.delete(page);
+    }
+  }
+};
+
+const rights = (flags: number): Pick<Page, "readable" | "writable"> => ({
+  readable: (flags & iommufd.IOMMU_IOAS_MAP_READABLE) !== 0,
+  writable: (flags & iommufd.IOMMU_IOAS_MAP_WRITEABLE) !== 0,
+});
+
+const map = (context: Context, process: number, bytes: Uint8Array): void => {
+  const { flags, ioas_id, user_va, length, iova } = iommufd.IommuIoasMap.read(bytes);
+  const { space } = known(context, ioas_id);
+  for (let at = 0; at < Number(length); at += PAGE)
+    space.set(pageOf(Number(iova) + at), { process, va: Number(user_va) + at, ...rights(flags) });
+};
+
+const copy = (context: Context, bytes: Uint8Array): void => {
+  const { flags, dst_ioas_id, src_ioas_id, length, dst_iova, src_iova } = iommufd.IommuIoasCopy.read(bytes);
+  const target = known(context, dst_ioas_id).space;
+  const source = known(context, src_ioas_id).space;
+  for (let at = 0; at < Number(length); at += PAGE) {
+    const page = source.get(pageOf(Number(src_iova) + at));
+    if (page) target.set(pageOf(Number(dst_iova) + at), { ...page, ...rights(flags) });
+  }
+};
+
+const known = (context: Context | undefined, id: number): Table => {
+  const table = context?.get(id);
+  if (!table) throw new Error(`the host accepted object ${id}, which is none that devices reach memory by`);
+  return table;
+};
+
+/** Reads a structure of which the caller gave only the beginning. */
+const padded = <T>(layout: { readonly size: number; read(bytes: Uint8Array): T }, given: Uint8Array): T => {
+  const bytes = new Uint8Array(layout.size);
+  bytes.set(given.subarray(0, layout.size));
+  return layout.read(bytes);
+};
