@@ -119,14 +119,12 @@ export class IsolationOracle {
     const table = device.attached.get(tag) ?? (without?.everyPasid ? without : undefined);
     if (!table) return "no page table is attached";
     const { space, nested } = table;
-    const mayBe = nested || iova === undefined ? [...space.values()] : [space.get(pageOf(iova))];
-    const allowed = mayBe.some(
-      (page) =>
-        page !== undefined &&
-        page.process === where.process &&
-        pageOf(page.va) === pageOf(where.va) &&
-        (write ? page.writable : page.readable),
-    );
+    const isIt = (page: Page | undefined): boolean =>
+      page !== undefined &&
+      page.process === where.process &&
+      pageOf(page.va) === pageOf(where.va) &&
+      (write ? page.writable : page.readable);
+    const allowed = nested || iova === undefined ? some(space.values(), isIt) : isIt(space.get(pageOf(iova)));
     return allowed ? undefined : "its address space does not map that page so";
   }
 
@@ -162,6 +160,11 @@ export class IsolationOracle {
     }
   }
 }
+
+const some = <T>(all: Iterable<T>, test: (one: T) => boolean): boolean => {
+  for (const one of all) if (test(one)) return true;
+  return false;
+};
 
 /** What a request on an iommufd changed. */
 const takeRequest = (
