@@ -15,7 +15,9 @@
 enum { WINDOW = 8, CONTEXTS = 4, PAGE_LG2 = 12 };
 
 struct entry {
-    uint32_t key_lo, key_hi, tag, denied, pa_lo, pa_hi, context, unused;
+    uint32_t key_lo, key_hi, tag, denied;
+    double pa;
+    uint32_t context, unused;
 };
 
 static struct entry *entries;
@@ -55,7 +57,7 @@ static int lookup(uint32_t context, uint32_t lo, uint32_t hi)
         uint32_t lg2 = PAGE_LG2 + (uint32_t)__builtin_ctz(left);
         const struct entry *at = find(tag, (lo & -(1u << lg2)) | lg2, hi);
         if (at) {
-            found.page = at->pa_hi * 4294967296.0 + at->pa_lo;
+            found.page = at->pa;
             found.lg2 = lg2;
             found.denied = at->denied;
             return 1;
@@ -76,7 +78,7 @@ static void enter(uint32_t context, uint32_t lo, uint32_t hi, uint64_t pa)
             if (at + 1 == end)
                 break;
     }
-    *at = (struct entry){ key_lo, hi, tag, 0, (uint32_t)pa & ~0xfffu, (uint32_t)(pa >> 32), context, 0 };
+    *at = (struct entry){ key_lo, hi, tag, 0, (double)(pa & ~0xfffull), context, 0 };
     sizes |= 1;
 }
 

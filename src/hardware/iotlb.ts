@@ -19,9 +19,9 @@ const KEY_LO = 0;
 const KEY_HI = 1;
 const TAG = 2;
 const DENIED = 3;
-const PA_LO = 4;
-const PA_HI = 5;
 const CONTEXT = 6;
+/** Of an entry as doubles: the physical address. */
+const PA = 2;
 /** An entry that was taken out: never a tag, never empty, so that a probe goes on behind it. */
 const DEAD = -1;
 const LARGEST_LG2 = 30;
@@ -64,6 +64,8 @@ export class Iotlb {
   /** Changes with every invalidation; what was copied out of the table is good while it stays. */
   stamp = 0;
   readonly #words: Int32Array;
+  /** The same entries as doubles. */
+  readonly #pages: Float64Array;
   readonly #tags: Int32Array;
   readonly #shift: number;
   readonly #tagLimit: number;
@@ -78,6 +80,7 @@ export class Iotlb {
     if (capacity < 2 || (capacity & (capacity - 1)) !== 0)
       throw new RangeError(`capacity ${capacity} is not a power of two`);
     this.#words = new Int32Array((capacity + WINDOW - 1) * STRIDE);
+    this.#pages = new Float64Array(this.#words.buffer);
     this.#tags = new Int32Array(contexts);
     this.#shift = Math.clz32(capacity) + 1;
     this.#tagLimit = tagLimit;
@@ -100,7 +103,7 @@ export class Iotlb {
 
   /** Physical address of an entry's page, the lg2 of its size, and the `Access` bits it refuses, as it was entered. */
   page(entry: number): number {
-    return this.#words[entry + PA_HI]! * 0x1_0000_0000 + (this.#words[entry + PA_LO]! >>> 0);
+    return this.#pages[(entry >> 1) + PA]!;
   }
   lg2(entry: number): number {
     return this.#words[entry + KEY_LO]! & LG2_MASK;
@@ -139,8 +142,7 @@ export class Iotlb {
     words[at + KEY_HI] = keyHi;
     words[at + TAG] = tag;
     words[at + DENIED] = denied;
-    words[at + PA_LO] = paLo & (-1 << size);
-    words[at + PA_HI] = paHi;
+    this.#pages[(at >> 1) + PA] = paHi * 0x1_0000_0000 + ((paLo & (-1 << size)) >>> 0);
     words[at + CONTEXT] = context;
     this.#sizes |= 1 << (size - PAGE_LG2);
   }

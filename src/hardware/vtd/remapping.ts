@@ -34,7 +34,6 @@ import {
   isInterruptAddress,
   pageOffset,
   pageSize,
-  pageStart,
   readContext,
   type TranslationConfig,
   walkFaultCode,
@@ -66,6 +65,12 @@ const cacheable = (fault: number): boolean => fault === WalkFault.notPresent || 
 /** Root and context entries that could not be read are never remembered. */
 const unreadable = (code: number): boolean =>
   code === FaultCode.rootAccess || code === FaultCode.contextAccess;
+
+// What every translation compares with, as constants of this module: those of another one are loaded and checked anew
+// at each use.
+const { ok } = TranslateStatus;
+const { legacy } = Ttm;
+const none = NO_PASID;
 
 export class Remapping {
   /** GSTS.TES, and the root table and translation table mode that SRTP latched. */
@@ -132,7 +137,7 @@ export class Remapping {
 
   translate(transaction: Transaction): TranslateStatus {
     if (!this.enabled) return this.#untranslated(transaction);
-    if (this.mode !== Ttm.legacy) return this.#otherMode(transaction);
+    if (this.mode !== legacy) return this.#otherMode(transaction);
     const slot = this.contexts.slot(transaction.rid);
     const { lo } = transaction;
     if (
@@ -141,13 +146,13 @@ export class Remapping {
       (lo & slot.mask) === slot.pageLo &&
       (transaction.hi | 0) === slot.pageHi &&
       (transaction.access & slot.denied) === 0 &&
-      transaction.pasid === NO_PASID &&
+      transaction.pasid === none &&
       !transaction.translated
     ) {
       const offset = lo & ~slot.mask;
       transaction.pa = slot.pa + offset;
       transaction.span = slot.size - offset;
-      return TranslateStatus.ok;
+      return ok;
     }
     return this.#translate(transaction);
   }
@@ -165,7 +170,7 @@ export class Remapping {
     const lo = transaction.lo >>> 0;
     transaction.pa = (transaction.hi >>> 0) * WORD + lo;
     transaction.span = WORD - lo;
-    return TranslateStatus.ok;
+    return ok;
   }
 
   /** §3.15 Requests without PASID to the interrupt address range: writes are interrupts, other requests are aborted. */
@@ -173,7 +178,7 @@ export class Remapping {
     if (transaction.access !== Access.write) return this.#fail(transaction, FaultCode.aborted, false);
     transaction.pa = transaction.lo >>> 0;
     transaction.span = interruptSpan(transaction.lo);
-    return TranslateStatus.ok;
+    return ok;
   }
 
   #translate(transaction: Transaction): TranslateStatus {
@@ -192,7 +197,7 @@ export class Remapping {
     if (slot.translationType === TranslationType.passThrough) {
       this.#untranslated(transaction);
       transaction.span = beforeInterrupts(transaction.pa, transaction.span);
-      return TranslateStatus.ok;
+      return ok;
     }
     const { iotlb } = this;
     const entry = iotlb.lookup(slot.domain, lo, hi);
@@ -232,24 +237,33 @@ export class Remapping {
     denied: number,
   ): TranslateStatus {
     const { lo, hi } = transaction;
-    const span = grantedSpan(lo, hi, page, lg2);
-    if (span === 0) return this.#fail(transaction, FaultCode.interruptAddress, slot.silent);
-    const offset = pageOffset(lo, lg2);
-    transaction.pa = page + offset;
-    transaction.span = span;
     const size = pageSize(lg2);
-    // A page with interrupt addresses on either side has to be looked at every time.
-    const mixed = coversInterrupts(pageStart(lo, hi, lg2), size) || coversInterrupts(page, size);
-    if (!mixed && this.#remembers()) {
+    const mask = -1 << lg2;
+    const offset = (lo & ~mask) >>> 0;
+    if ((hi === 0 && coversInterrupts((lo & mask) >>> 0, size)) || coversInterrupts(page, size))
+      return this.#answerMixed(transaction, slot, page, lg2);
+    transaction.pa = page + offset;
+    transaction.span = size - offset;
+    if (this.#remembers()) {
       slot.stamp = this.iotlb.stamp;
-      slot.pageLo = lo & (-1 << lg2);
+      slot.pageLo = lo & mask;
       slot.pageHi = hi | 0;
-      slot.mask = -1 << lg2;
+      slot.mask = mask;
       slot.pa = page;
       slot.size = size;
       slot.denied = denied;
     }
-    return TranslateStatus.ok;
+    return ok;
+  }
+
+  /** Answers from a page with interrupt addresses on either side: it has to be looked at every time. */
+  #answerMixed(transaction: Transaction, slot: ContextSlot, page: number, lg2: number): TranslateStatus {
+    const { lo, hi } = transaction;
+    const span = grantedSpan(lo, hi, page, lg2);
+    if (span === 0) return this.#fail(transaction, FaultCode.interruptAddress, slot.silent);
+    transaction.pa = page + pageOffset(lo, lg2);
+    transaction.span = span;
+    return ok;
   }
 
   /** The requester's context: from the cache, else from memory. */
@@ -325,7 +339,7 @@ export class Remapping {
       // Interrupts are never translated: nothing is granted there.
       transaction.pa = 0;
       transaction.span = interruptSpan(transaction.lo);
-      return TranslateStatus.ok;
+      return ok;
     }
     return this.mode === Ttm.scalable
       ? this.scalable.requestTranslation(transaction)
@@ -348,12 +362,12 @@ export class Remapping {
     if (fault !== 0 || beyond) {
       transaction.pa = 0;
       transaction.span = 2 ** PAGE_LG2 - pageOffset(transaction.lo, PAGE_LG2);
-      return TranslateStatus.ok;
+      return ok;
     }
     transaction.pa = walk.pa;
     transaction.span = walk.span;
     transaction.granted = ~deniedBy(walk.allowed) & (Access.read | Access.write | Access.atomic);
-    return TranslateStatus.ok;
+    return ok;
   }
 
   /** Walks for reading, else for writing: a walk for nothing at all is none. */
