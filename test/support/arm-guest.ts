@@ -34,8 +34,14 @@ const TEST_PASID_VALID = 0x8000_0000;
 export type SteFields = Parameters<typeof Ste.make>[0];
 const WORD = 0xffff_ffff_ffff_ffffn;
 
+/** Another guest, and the number of the function's file. */
+interface Beside {
+  readonly guest: ArmGuest;
+  readonly device: number;
+}
+
 export class ArmGuest {
-  readonly scheduler = new WorkQueue();
+  readonly scheduler: WorkQueue;
   readonly machine: Machine;
   readonly client: CdevClient;
   readonly fd: number;
@@ -45,18 +51,22 @@ export class ArmGuest {
   readonly ioas: number;
   #free = MEMORY.ipa;
 
-  constructor(text: string = PRESETS.get("smmuv3")!, events: EventSink = silent) {
-    this.machine = new Machine(parseMachine(text, "smmuv3"), {
-      events,
-      clock: new ManualClock(),
-      scheduler: this.scheduler,
-    });
+  /** On a machine of its own, or, with another function, on that of another guest. */
+  constructor(text: string = PRESETS.get("smmuv3")!, events: EventSink = silent, beside?: Beside) {
+    this.scheduler = beside?.guest.scheduler ?? new WorkQueue();
+    this.machine =
+      beside?.guest.machine ??
+      new Machine(parseMachine(text, "smmuv3"), {
+        events,
+        clock: new ManualClock(),
+        scheduler: this.scheduler,
+      });
     const task = new ModelTask(this.machine.memory);
     task.memory.map(MEMORY.va, MEMORY.bytes);
     task.memory.map(SCRATCH, SCRATCH_BYTES);
     this.client = new CdevClient(task, this.machine);
     this.fd = this.client.iommu();
-    this.device = this.client.cdev(DEVICE);
+    this.device = this.client.cdev(beside?.device ?? DEVICE);
     this.id = this.client.bind(this.device, this.fd);
     task.pwrite(
       this.device,
