@@ -2,15 +2,17 @@
  * Faults of a VMM, injected on purpose, to show that what finds them would: each is a real mistake of one that forwards a
  * guest's unit to its host.
  */
+import { Opcode, StreamCommand } from "../hardware/smmuv3/queue-spec.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
-import { HostCalls, type HostMapping } from "../viommu/host-calls.ts";
+import { HostCalls, type HostMapping, type InvalidationCount } from "../viommu/host-calls.ts";
+import type { SmmuBackEnd } from "../viommu/smmuv3/back-end.ts";
 import type { BackEnd } from "../viommu/vtd/back-end.ts";
 
 /** By name: what the VMM does wrong. */
 export const VMM_BREAKS = {
   "stale-iotlb": "the VMM tells the guest that its IOTLB invalidations are done, and does not tell the host",
   "wrong-page": "the VMM maps the page after the guest's own",
-  "wrong-pasid": "the VMM gives the guest's tables to the PASID after the right one",
+  "wrong-pasid": "the VMM takes a PASID for the one after it when it tells the host about the guest's tables",
   "lost-response": "the VMM loses the guest's answers to page requests",
 } as const;
 export type VmmBreak = keyof typeof VMM_BREAKS;
@@ -39,6 +41,10 @@ export class MistakenCalls extends HostCalls {
     super.detach(device, this.#mistaken(pasid));
   }
 
+  override command(viommu: number, commands: readonly bigint[]): InvalidationCount {
+    return super.command(viommu, this.mistakes.has("wrong-pasid") ? commands.map(nextContext) : commands);
+  }
+
   override respond(fd: number, cookie: number, code: number): void {
     if (!this.mistakes.has("lost-response")) super.respond(fd, cookie, code);
   }
@@ -47,6 +53,28 @@ export class MistakenCalls extends HostCalls {
     return pasid !== undefined && this.mistakes.has("wrong-pasid") ? pasid + 1 : pasid;
   }
 }
+
+const opcodeOf = (command: bigint): number => Number(StreamCommand.fields.OPCODE.of(command));
+
+/** A CFGI_CD that names the SubstreamID after its own. */
+const nextContext = (command: bigint): bigint =>
+  opcodeOf(command) === Opcode.CFGI_CD ? command + StreamCommand.fields.SSID.put(1n) : command;
+
+/** Of the unit's TLB, or a function's own. */
+const isTlbInvalidation = (opcode: number): boolean =>
+  (opcode >= Opcode.TLBI_NH_ALL && opcode <= Opcode.TLBI_NSNH_ALL) || opcode === Opcode.ATC_INV;
+
+/** A back end whose host's TLBs forget nothing. */
+export const rememberingTlb = (backEnd: SmmuBackEnd): SmmuBackEnd => ({
+  get held() {
+    return backEnd.held;
+  },
+  reread: (first, end) => backEnd.reread(first, end),
+  command(commands) {
+    const others = commands.filter((command) => !isTlbInvalidation(opcodeOf(command)));
+    return others.length > 0 ? backEnd.command(others) : { done: commands.length };
+  },
+});
 
 /** A back end that forgets nothing. */
 export const remembering = (backEnd: BackEnd): BackEnd => ({

@@ -1,56 +1,59 @@
 /**
- * A modelled guest: memory, an IOMMU with the driver that hosts use (`drivers/vtd`), devices and processes. It knows nothing
+ * A modelled guest: memory, an IOMMU with the driver that hosts use (`drivers/`), devices and processes. It knows nothing
  * of the VMM: it reads and writes its memory, registers of its IOMMU and BARs of its devices, and takes interrupts.
  */
 
 import type { EventSink } from "../base/events.ts";
 import { Ids } from "../base/ids.ts";
-import { VtdDriver } from "../drivers/vtd/driver.ts";
-import type { RegisterFile } from "../drivers/vtd/registers.ts";
+import type { Scheduler } from "../base/scheduler.ts";
 import type { Requester } from "../iommu/driver.ts";
 import { type PageRequestGroup, PageRequests } from "../iommu/page-requests.ts";
 import { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
+import type { Walker } from "../pagetable/walker.ts";
 import { IOMMU_PGFAULT_PERM_WRITE } from "../uapi/iommufd.ts";
+import { driverFor, type GuestDriver, type GuestIommu, processorWalkers } from "./firmware.ts";
 import { GuestProcess } from "./process.ts";
 
 export interface GuestOptions {
   readonly name: string;
   readonly memory: HostMemory;
   /** The registers of its IOMMU. */
-  readonly iommu: RegisterFile;
+  readonly iommu: GuestIommu;
   /** The functions on its bus. */
   readonly devices: readonly Requester[];
   /** Bits of its physical addresses. */
   readonly addressWidth: number;
+  /** Runs what its interrupts have set going. */
+  readonly scheduler: Scheduler;
   readonly events: EventSink;
 }
 
+/** Requests in a row for pages that were there already: what the device sees is not what the guest's tables say. */
+const MOST_IN_VAIN = 16;
+
 export class Guest {
   readonly memory: HostMemory;
-  readonly driver: VtdDriver;
+  readonly driver: GuestDriver;
   /** Page requests that the guest has answered: pages that came, and those that may not. */
   readonly answered = { success: 0, invalid: 0 };
+  readonly #walker: Walker;
   readonly #msi: MsiController;
   readonly #requests: PageRequests;
   /** Whether a device asks for translations, and so for pages. */
   readonly #asks = new Map<Requester, boolean>();
+  #inVain = 0;
   readonly #pasids = new Ids(1, 2 ** 20);
   /** PASID of each process that has one. */
   readonly #processes = new Map<GuestProcess, number>();
 
   /** Boots as far as its IOMMU driver, which finds the devices. */
-  constructor({ name, memory, iommu, devices, addressWidth, events }: GuestOptions) {
+  constructor(options: GuestOptions) {
+    const { memory, iommu, devices } = options;
     this.memory = memory;
     this.#msi = new MsiController(memory);
-    this.driver = new VtdDriver({
-      name: `${name}'s dmar0`,
-      unit: iommu,
-      memory,
-      msi: this.#msi,
-      events,
-      firmware: { hostAddressWidth: addressWidth, covers: () => true, reservedMemory: [] },
-    });
+    this.#walker = processorWalkers[iommu.model];
+    this.driver = driverFor({ ...options, msi: this.#msi });
     for (const device of devices) this.#asks.set(device, this.driver.probe(device).ats ?? false);
     this.#requests = new PageRequests(this.driver);
   }
@@ -77,7 +80,9 @@ export class Guest {
   start(name: string, device: Requester): GuestProcess {
     const faults = this.#asks.get(device) ?? false;
     const table = this.driver.allocatePaging(device, { pasid: true, faults });
-    return new GuestProcess(name, this.memory, table, (process) => this.#forget(process));
+    return new GuestProcess({ name, memory: this.memory, table, walker: this.#walker }, (process) =>
+      this.#forget(process),
+    );
   }
 
   /** The device shares the process's addresses; with which PASID. */
@@ -113,11 +118,19 @@ export class Guest {
     this.#pasids.give(pasid);
   }
 
-  /** A device wants pages of the process. */
+  /** A device wants pages of the process. One that keeps asking for what is there is refused in the end. */
   #bringIn(process: GuestProcess, group: PageRequestGroup): void {
+    const before = process.faults;
     const present = group.requests.every(({ address, permissions }) =>
       process.touch(Number(address), (permissions & IOMMU_PGFAULT_PERM_WRITE) !== 0),
     );
+    this.#inVain = process.faults === before ? this.#inVain + 1 : 0;
+    if (this.#inVain > MOST_IN_VAIN) {
+      this.#inVain = 0;
+      this.answered.invalid += 1;
+      group.respond("invalid");
+      return;
+    }
     this.answered[present ? "success" : "invalid"] += 1;
     group.respond(present ? "success" : "invalid");
   }

@@ -1,19 +1,16 @@
 /**
  * A process of a modelled guest that shares its addresses with devices (shared virtual addressing): its page table is the
  * device's first stage. Pages come when they are first touched, whether by the process or by a device. What the CPU does is
- * a walk of the same table with x86-64 rules. Left out: files, copy on write, memory types, several areas of one page.
+ * a walk of the same table by its own rules. Left out: files, copy on write, memory types, several areas of one page.
  */
-import type { VtdDomain } from "../drivers/vtd/domain.ts";
 import { Protection } from "../iommu/driver.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
-import { compileWalker } from "../pagetable/compile.ts";
 import { Permission } from "../pagetable/format.ts";
-import { WalkResult } from "../pagetable/walker.ts";
-import { x86Paging } from "../pagetable/x86-64.ts";
+import { type Walker, WalkResult } from "../pagetable/walker.ts";
+import type { GuestDomain } from "./firmware.ts";
 
 const PAGE = 4096;
 const WORD = 2 ** 32;
-const walkTable = compileWalker(x86Paging(4));
 
 /** Addresses that may be touched, and how. */
 interface Area {
@@ -22,13 +19,22 @@ interface Area {
   readonly writable: boolean;
 }
 
+export interface ProcessParts {
+  readonly name: string;
+  readonly memory: HostMemory;
+  readonly table: GuestDomain;
+  /** How the processor walks it. */
+  readonly walker: Walker;
+}
+
 export class GuestProcess {
   readonly name: string;
-  readonly table: VtdDomain;
+  readonly table: GuestDomain;
   /** Pages that were brought in, by the process or for a device. */
   faults = 0;
   readonly #ended: (process: GuestProcess) => void;
   readonly #memory: HostMemory;
+  readonly #walker: Walker;
   readonly #areas: Area[] = [];
   /** Guest physical address of each page that is there. */
   readonly #pages = new Map<number, number>();
@@ -36,14 +42,13 @@ export class GuestProcess {
 
   /** `ended` is told when it exits. */
   constructor(
-    name: string,
-    memory: HostMemory,
-    table: VtdDomain,
+    { name, memory, table, walker }: ProcessParts,
     ended: (process: GuestProcess) => void = () => {},
   ) {
     this.name = name;
     this.table = table;
     this.#memory = memory;
+    this.#walker = walker;
     this.#ended = ended;
   }
 
@@ -106,7 +111,7 @@ export class GuestProcess {
   physical(address: number, write = false): number {
     const need = Permission.user | (write ? Permission.write : Permission.read);
     const [lo, hi] = [address % WORD, Math.floor(address / WORD)];
-    const fault = walkTable(this.#memory, this.table.root, lo, hi, need, this.#walk);
+    const fault = this.#walker(this.#memory, this.table.root, lo, hi, need, this.#walk);
     return fault === 0 ? this.#walk.pa : -1;
   }
 

@@ -1,25 +1,23 @@
 /**
- * A modelled VMM: a process that gives a guest its memory, devices of the host and a virtual VT-d unit. It reaches the
- * host through system calls with encoded arguments alone (`viommu/host-calls.ts`), the guest through memory, registers and
+ * A modelled VMM: a process that gives a guest its memory, devices of the host and a virtual IOMMU of the model that the
+ * host has: a VT-d unit or an SMMUv3. It reaches the host through system calls with encoded arguments alone (`viommu/host-calls.ts`), the guest through memory, registers and
  * interrupts. Left out: virtual CPUs (a guest's code runs when it is called), devices' interrupts.
  */
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
-import { EcapRegister } from "../hardware/vtd/spec.ts";
-import type { VtdCapabilities } from "../hardware/vtd/unit.ts";
 import type { DeviceNode } from "../kernel/call.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import { type DeviceInfo, HostCalls, type RecordedCall } from "../viommu/host-calls.ts";
-import type { BackEnd, GuestRam } from "../viommu/vtd/back-end.ts";
-import { VtdFrontEnd } from "../viommu/vtd/front-end.ts";
-import { NestedBackEnd } from "../viommu/vtd/nested.ts";
-import { PageFaults } from "../viommu/vtd/page-faults.ts";
-import { ShadowBackEnd } from "../viommu/vtd/shadow.ts";
-import { MistakenCalls, remembering, type VmmBreak } from "./breaks.ts";
+import type { GuestRam } from "../viommu/assigned.ts";
+import { HostCalls, type RecordedCall } from "../viommu/host-calls.ts";
+import { MistakenCalls, type VmmBreak } from "./breaks.ts";
+import type { GuestIommu } from "./firmware.ts";
 import { GuestMemory } from "./memory.ts";
 import { PassedDevice } from "./passed-device.ts";
+import { virtualSmmu } from "./virtual-smmuv3.ts";
+import type { VirtualUnit } from "./virtual-unit.ts";
+import { virtualVtd } from "./virtual-vtd.ts";
 
 /** What a program finds on its host. */
 export interface HostNodes {
@@ -62,11 +60,11 @@ export class Vmm {
   readonly calls: HostCalls;
   readonly devices: readonly PassedDevice[];
   /** The guest's IOMMU: registers. */
-  readonly iommu: VtdFrontEnd;
-  readonly backEnd: BackEnd;
+  readonly iommu: GuestIommu;
+  readonly backEnd: VirtualUnit["backEnd"];
 
   constructor(options: VmmOptions) {
-    const { host, name, ramBytes, devices, events, follow, record, broken = new Set() } = options;
+    const { host, name, ramBytes, devices, follow, record, broken = new Set() } = options;
     this.task = new ModelTask(host.memory, { name });
     this.ram = { va: RAM_VA, bytes: ramBytes };
     this.task.memory.map(RAM_VA, ramBytes, { contiguous: true });
@@ -79,48 +77,24 @@ export class Vmm {
     this.devices = devices.map(
       ({ path, rid }) => new PassedDevice(this.calls, open(this.task, host, path), rid),
     );
-    const infos = this.devices.map(({ info }) => info);
-    this.iommu = new VtdFrontEnd({
-      name: `${name}'s vIOMMU`,
-      memory: this.memory,
-      events,
-      interrupt: (address, data) => {
+    const parts = {
+      ...options,
+      ...{ name: `${name}'s vIOMMU`, calls: this.calls, ram: this.ram, memory: this.memory },
+      devices: this.devices,
+      broken,
+      interrupt: (address: bigint, data: number) => {
         this.memory.writeBytes(Number(address), new Uint8Array(Uint32Array.of(data).buffer));
       },
-      capabilities: follow === "nested" ? nestable(infos, options.addressWidth) : plain(options.addressWidth),
-    });
-    this.backEnd = follow === "nested" ? this.#nest(infos, options) : this.#shadow();
-    this.iommu.connect(broken.has("stale-iotlb") ? remembering(this.backEnd) : this.backEnd);
+    };
+    const arm = follow === "nested" && this.devices.every(({ info }) => info.smmu !== undefined);
+    const unit = arm ? virtualSmmu(parts) : virtualVtd(parts, follow);
+    this.iommu = unit.iommu;
+    this.backEnd = unit.backEnd;
   }
 
   /** The VMM dies; what it had on the host goes with it. */
   exit(): void {
     this.task.exit();
-  }
-
-  #nest(infos: readonly DeviceInfo[], { scheduler }: VmmOptions): NestedBackEnd {
-    const { iommu, calls, ram, devices } = this;
-    const asking = infos.every(asksForPages)
-      ? new PageFaults({ calls, iommu, devices, scheduler })
-      : undefined;
-    return new NestedBackEnd({
-      calls,
-      ram,
-      devices,
-      translationOf: (rid, pasid) => iommu.translationOf(rid, pasid),
-      pasidsOf: (rid) => iommu.pasidsOf(rid),
-      pasids: infos.every(({ pasidBits }) => pasidBits > 0),
-      faults: asking?.id,
-    });
-  }
-
-  #shadow(): ShadowBackEnd {
-    const { iommu, calls, ram, devices } = this;
-    const { tables } = iommu;
-    return new ShadowBackEnd({
-      ...{ calls, ram, devices, tables },
-      translationOf: (rid) => iommu.translationOf(rid),
-    });
   }
 }
 
@@ -129,32 +103,3 @@ const open = (task: ModelTask, host: HostNodes, path: string): number => {
   if (!node) throw new LinuxError("ENOENT", `${path} is not there`);
   return task.open(node);
 };
-
-/** A unit in legacy mode: second stages, which a VMM can copy. */
-const plain = (hostAddressWidth: number): VtdCapabilities => ({ addressWidths: [39, 48], hostAddressWidth });
-
-/** A unit in scalable mode with what all devices' units have for guests: first stages, and PASIDs. */
-const nestable = (infos: readonly DeviceInfo[], hostAddressWidth: number): VtdCapabilities => {
-  const all = (test: (info: DeviceInfo) => boolean): boolean => infos.every(test);
-  const hostHas = (name: keyof typeof EcapRegister.fields) =>
-    all(({ vtd }) => vtd !== undefined && EcapRegister.fields[name].of(vtd.ecap) !== 0n);
-  if (!hostHas("NEST"))
-    throw new LinuxError("EOPNOTSUPP", "the host's IOMMU does not nest (ECAP.NEST): shadow instead");
-  const pasidBits = Math.min(...infos.map((info) => info.pasidBits));
-  const pageRequests = all(asksForPages);
-  return {
-    ...plain(hostAddressWidth),
-    deviceTlb: all(({ ats }) => ats),
-    scalable: {
-      firstStage: true,
-      supervisorRequests: hostHas("SRS"),
-      extendedAccessed: hostHas("EAFS"),
-      pageRequests,
-      ...(pasidBits > 0 && { pasidBits }),
-    },
-  };
-};
-
-/** Whether page requests of the device can reach a fault queue. */
-const asksForPages = ({ vtd, ats }: DeviceInfo): boolean =>
-  ats && vtd !== undefined && EcapRegister.fields.PRS.of(vtd.ecap) !== 0n;

@@ -8,6 +8,17 @@ import { LinuxError } from "../uapi/errno.ts";
 import * as iommufd from "../uapi/iommufd.ts";
 import { requestName } from "../uapi/requests.ts";
 import {
+  IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
+  IOMMU_HWPT_DATA_ARM_SMMUV3,
+  IOMMU_VEVENTQ_TYPE_ARM_SMMUV3,
+  IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3,
+  IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
+  IommuHwInfoArmSmmuv3,
+  IommuHwptArmSmmuv3,
+  IommuVeventArmSmmuv3,
+  IommuViommuArmSmmuv3Invalidate,
+} from "../uapi/vendor/smmuv3.ts";
+import {
   IOMMU_HW_INFO_TYPE_INTEL_VTD,
   IOMMU_HWPT_DATA_VTD_S1,
   IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
@@ -37,9 +48,18 @@ export interface HostMapping {
   readonly writable?: boolean;
 }
 
+/** SMMU_IDR0 to SMMU_IDR5, SMMU_IIDR and SMMU_AIDR. */
+export interface ArmRegisters {
+  readonly idr: readonly number[];
+  readonly iidr: number;
+  readonly aidr: number;
+}
+
 export interface DeviceInfo {
   /** Capability registers of a VT-d unit; undefined: it is another IOMMU. */
   readonly vtd: { readonly cap: bigint; readonly ecap: bigint } | undefined;
+  /** Identification registers of an SMMUv3; undefined: it is another IOMMU. */
+  readonly smmu: ArmRegisters | undefined;
   /** 0: none. */
   readonly pasidBits: number;
   /** The device asks for translations, and keeps them. */
@@ -63,6 +83,14 @@ export interface ForgottenRange {
   readonly leavesOnly: boolean;
 }
 export const EVERYTHING = 2n ** 64n - 1n;
+
+/** How far a list of invalidations came. */
+export interface InvalidationCount {
+  readonly done: number;
+  /** What stopped it at the one after them. */
+  readonly error?: LinuxError;
+}
+const WORD = 2n ** 64n - 1n;
 
 export type PageFault = ReturnType<typeof iommufd.IommuHwptPgfault.read>;
 /** More than a group can have. */
@@ -130,7 +158,7 @@ export class HostCalls {
   /** What the host's IOMMU in front of a device is, and what the device may do. */
   hardwareInfo(device: number): DeviceInfo {
     const layout = iommufd.IommuHwInfo;
-    const data = new Uint8Array(IommuHwInfoVtd.size);
+    const data = new Uint8Array(Math.max(IommuHwInfoVtd.size, IommuHwInfoArmSmmuv3.size));
     const bytes = layout.bytes({
       size: layout.size,
       dev_id: device,
@@ -143,6 +171,7 @@ export class HostCalls {
     const { cap_reg, ecap_reg } = IommuHwInfoVtd.read(data);
     return {
       vtd: out_data_type === IOMMU_HW_INFO_TYPE_INTEL_VTD ? { cap: cap_reg, ecap: ecap_reg } : undefined,
+      smmu: out_data_type === IOMMU_HW_INFO_TYPE_ARM_SMMUV3 ? IommuHwInfoArmSmmuv3.read(data) : undefined,
       pasidBits: out_max_pasid_log2,
       ats: (out_capabilities & BigInt(iommufd.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED)) === 0n,
     };
@@ -204,33 +233,55 @@ export class HostCalls {
     options: { readonly pasid: boolean; readonly faults: number | undefined },
   ): number {
     const { pasid, faults } = options;
-    const data = IommuHwptVtdS1.bytes({ flags, pgtbl_addr: BigInt(table), addr_width: addressWidth });
+    const bytes = IommuHwptVtdS1.bytes({ flags, pgtbl_addr: BigInt(table), addr_width: addressWidth });
     const wanted =
       (pasid ? iommufd.IOMMU_HWPT_ALLOC_PASID : 0) |
       (faults === undefined ? 0 : iommufd.IOMMU_HWPT_FAULT_ID_VALID);
+    const data = { type: IOMMU_HWPT_DATA_VTD_S1, bytes };
     return this.#hwpt({ dev_id: device, pt_id: parent, flags: wanted, fault_id: faults ?? 0 }, data);
   }
 
+  /** What a guest's stream table entry asks for (its first two words), above a virtual SMMUv3. */
+  allocateStream(device: number, viommu: number, entry: bigint, faults: number | undefined): number {
+    const bytes = IommuHwptArmSmmuv3.bytes({ ste: [entry & WORD, entry >> 64n] });
+    const flags = faults === undefined ? 0 : iommufd.IOMMU_HWPT_FAULT_ID_VALID;
+    const data = { type: IOMMU_HWPT_DATA_ARM_SMMUV3, bytes };
+    return this.#hwpt({ dev_id: device, pt_id: viommu, flags, fault_id: faults ?? 0 }, data);
+  }
+
   /** Tells how many of the ranges were forgotten, and what stopped it. */
-  invalidate(
-    hwpt: number,
-    ranges: readonly ForgottenRange[],
-  ): { readonly done: number; readonly error?: LinuxError } {
-    const layout = iommufd.IommuHwptInvalidate;
+  invalidate(hwpt: number, ranges: readonly ForgottenRange[]): InvalidationCount {
     const entry = IommuHwptVtdS1Invalidate;
-    const most = DATA_BYTES / entry.size;
-    for (let first = 0; first < ranges.length; first += most) {
-      const part = ranges.slice(first, first + most);
-      const data = new Uint8Array(part.length * entry.size);
-      part.forEach(({ address, pages, leavesOnly }, index) => {
-        entry.write(data, { addr: address, npages: pages, flags: leavesOnly ? 1 : 0 }, index * entry.size);
-      });
+    const entries = ranges.map(({ address, pages, leavesOnly }) =>
+      entry.bytes({ addr: address, npages: pages, flags: leavesOnly ? 1 : 0 }),
+    );
+    return this.#invalidate(hwpt, IOMMU_HWPT_INVALIDATE_DATA_VTD_S1, entry.size, entries);
+  }
+
+  /** Hands on commands of a guest's SMMUv3 as they are: how many were carried out, and what stopped it. */
+  command(viommu: number, commands: readonly bigint[]): InvalidationCount {
+    const entry = IommuViommuArmSmmuv3Invalidate;
+    const entries = commands.map((command) => entry.bytes({ cmd: [command & WORD, command >> 64n] }));
+    return this.#invalidate(viommu, IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3, entry.size, entries);
+  }
+
+  #invalidate(
+    id: number,
+    type: number,
+    entryBytes: number,
+    entries: readonly Uint8Array[],
+  ): InvalidationCount {
+    const layout = iommufd.IommuHwptInvalidate;
+    const most = DATA_BYTES / entryBytes;
+    for (let first = 0; first < entries.length; first += most) {
+      const part = entries.slice(first, first + most);
+      const data = new Uint8Array(Buffer.concat(part));
       const bytes = layout.bytes({
         size: layout.size,
-        hwpt_id: hwpt,
+        hwpt_id: id,
         data_uptr: BigInt(DATA_VA),
-        data_type: IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
-        entry_len: entry.size,
+        data_type: type,
+        entry_len: entryBytes,
         entry_num: part.length,
       });
       try {
@@ -240,7 +291,55 @@ export class HostCalls {
         return { done: first + layout.read(bytes).entry_num, error };
       }
     }
-    return { done: ranges.length };
+    return { done: entries.length };
+  }
+
+  // Virtual IOMMUs
+
+  /** A virtual SMMUv3: what of the unit in front of the device is the guest's, above a nest parent. */
+  allocateViommu(device: number, parent: number): number {
+    const layout = iommufd.IommuViommuAlloc;
+    const type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3;
+    const bytes = layout.bytes({ size: layout.size, type, dev_id: device, hwpt_id: parent });
+    this.#iommu(iommufd.IOMMU_VIOMMU_ALLOC, bytes);
+    return layout.read(bytes).out_viommu_id;
+  }
+
+  /** The guest calls the device by this number. */
+  allocateVdevice(viommu: number, device: number, virtualId: number): number {
+    const layout = iommufd.IommuVdeviceAlloc;
+    const virt_id = BigInt(virtualId);
+    const bytes = layout.bytes({ size: layout.size, viommu_id: viommu, dev_id: device, virt_id });
+    this.#iommu(iommufd.IOMMU_VDEVICE_ALLOC, bytes);
+    return layout.read(bytes).out_vdevice_id;
+  }
+
+  /** The descriptor of a queue of events that are the guest's to know. */
+  allocateEvents(viommu: number, depth: number): number {
+    const layout = iommufd.IommuVeventqAlloc;
+    const type = IOMMU_VEVENTQ_TYPE_ARM_SMMUV3;
+    const bytes = layout.bytes({ size: layout.size, viommu_id: viommu, type, veventq_depth: depth });
+    this.#iommu(iommufd.IOMMU_VEVENTQ_ALLOC, bytes);
+    return layout.read(bytes).out_veventq_fd;
+  }
+
+  /** Events that wait in such a queue, in their order; undefined: some were lost. */
+  readEvents(fd: number): (bigint | undefined)[] {
+    const header = iommufd.IommufdVeventHeader;
+    const bytes = new Uint8Array(this.task.readTo(fd, BigInt(DATA_VA), DATA_BYTES));
+    this.task.memory.read(BigInt(DATA_VA), bytes);
+    const events: (bigint | undefined)[] = [];
+    for (let at = 0; at < bytes.length; ) {
+      const { flags } = header.read(bytes, at);
+      at += header.size;
+      if (flags & iommufd.IOMMU_VEVENTQ_FLAG_LOST_EVENTS) events.push(undefined);
+      else {
+        const { evt } = IommuVeventArmSmmuv3.read(bytes, at);
+        events.push(evt.reduce((all, word, index) => all | (word << BigInt(64 * index)), 0n));
+        at += IommuVeventArmSmmuv3.size;
+      }
+    }
+    return events;
   }
 
   // Page faults
@@ -273,19 +372,19 @@ export class HostCalls {
 
   #hwpt(
     wanted: { dev_id: number; pt_id: number; flags: number; fault_id?: number },
-    data: Uint8Array | undefined,
+    data: { readonly type: number; readonly bytes: Uint8Array } | undefined,
   ): number {
     const layout = iommufd.IommuHwptAlloc;
     const bytes = layout.bytes({
       size: layout.size,
       ...wanted,
       ...(data && {
-        data_type: IOMMU_HWPT_DATA_VTD_S1,
-        data_len: data.length,
+        data_type: data.type,
+        data_len: data.bytes.length,
         data_uptr: BigInt(DATA_VA),
       }),
     });
-    this.#iommu(iommufd.IOMMU_HWPT_ALLOC, bytes, data);
+    this.#iommu(iommufd.IOMMU_HWPT_ALLOC, bytes, data?.bytes);
     return layout.read(bytes).out_hwpt_id;
   }
 

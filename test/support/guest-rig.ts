@@ -56,6 +56,7 @@ export class GuestRig {
       iommu: this.vmm.iommu,
       devices: this.vmm.devices,
       addressWidth: 46,
+      scheduler: this.work,
       events: silent,
     });
     return this.#guest;

@@ -50,6 +50,7 @@ export class GuestStage {
       iommu: this.vmm.iommu,
       devices: this.vmm.devices,
       addressWidth: ADDRESS_WIDTH,
+      scheduler: this.stage.work,
       events: this.stage.events,
     });
     return this.#guest;

@@ -1,12 +1,14 @@
 /**
- * The story of a guest on a host that nests: the guest has a VT-d unit, page tables and processes, and the host's unit walks
- * the guest's tables above those of the host. Mapping costs the VMM nothing; what the guest takes away is invalidated.
+ * The story of a guest on a host that nests: the guest has an IOMMU of the host's model, page tables and processes, and the
+ * host's unit walks the guest's tables above those of the host. Mapping costs the VMM nothing; what the guest takes away is
+ * invalidated.
  */
-import type { VtdDomain } from "../../drivers/vtd/domain.ts";
+import type { GuestDomain } from "../../guest/firmware.ts";
 import type { GuestProcess } from "../../guest/process.ts";
 import { Protection } from "../../iommu/driver.ts";
 import { formatWalk, reached, type Walk, walk } from "../../trace/walk.ts";
 import { GuestStage } from "./guest-stage.ts";
+import { WORDS, type Words } from "./nested-words.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
 
@@ -25,6 +27,7 @@ export const nested = (stage: Stage, teller: Teller): void => {
   const [first, second] = sharing(scene, teller);
   faulting(scene, teller, second);
   invalidating(scene, teller, kernel, first);
+  succeeding(scene, teller, first);
   straying(scene, teller, kernel);
   explaining(scene, teller, second);
   ending(scene, teller);
@@ -49,9 +52,7 @@ const booting = (scene: GuestStage, teller: Teller): void => {
   teller.scene("The guest boots, with the IOMMU driver that hosts use");
   const asked = scene.stage.calls.length;
   const { guest } = scene;
-  teller.say(
-    "It finds a unit in scalable mode by its registers, writes its tables and turns translation on.",
-  );
+  teller.say(wordsOf(scene).boots);
   teller.show(scene.asked(asked));
   teller.claim("the device reaches nothing now", scene.fetch(0x10_0000, 4) === "fault");
   teller.claim("the guest's driver has no domain yet", guest.driver.domains === 0);
@@ -59,7 +60,7 @@ const booting = (scene: GuestStage, teller: Teller): void => {
 
 /** What the guest's kernel maps for a device of its own. */
 interface Kernel {
-  readonly domain: VtdDomain;
+  readonly domain: GuestDomain;
   readonly buffer: number;
 }
 
@@ -69,9 +70,7 @@ const mapping = (scene: GuestStage, teller: Teller): Kernel => {
   let asked = stage.calls.length;
   const domain = guest.driver.allocatePaging(requester);
   guest.driver.attach(requester, domain);
-  teller.say(
-    "Its driver writes a PASID table entry and invalidates the PASID cache. The VMM reads the entry:",
-  );
+  teller.say(wordsOf(scene).attaches);
   teller.show(scene.asked(asked));
   const buffer = guest.allocate(1);
   guest.write(buffer, TEXT);
@@ -105,6 +104,7 @@ const sharing = (scene: GuestStage, teller: Teller): [GuestProcess, GuestProcess
     teller.say(`${name} has PASID ${pasid}, and "memory of ${name}" at ${hex(VA)}.`);
     return { name, process, pasid };
   });
+  teller.say(wordsOf(scene).shares);
   teller.show(scene.asked(asked));
   for (const { name, process, pasid } of processes) {
     const text = `memory of ${name}`;
@@ -142,14 +142,10 @@ const faulting = (scene: GuestStage, teller: Teller, process: GuestProcess): voi
   const text = "across two new pages";
   const asked = stage.calls.length;
   const result = scene.store(address, text, pasid);
-  teller.say(
-    "It asks for both pages at once: the host's page request queue, the VMM's fault queue, the guest's page request queue, the",
-  );
-  teller.say(
-    "guest's page fault handler; and the answer goes the same way back, as a page group response in the end.",
-  );
+  for (const line of wordsOf(scene).asks) teller.say(line);
   teller.show(scene.asked(asked));
-  teller.claim("the guest answered for both pages at once", guest.answered.success === before + 1);
+  const { answers } = wordsOf(scene);
+  teller.claim(answers.claim, guest.answered.success === before + answers.count);
   teller.claim("its process has two pages more", process.faults === faults + 2);
   teller.claim("the device went on where it had stopped", result === "done", result);
   const found = process.physical(address) >= 0 ? process.read(address, text.length) : "nothing";
@@ -166,9 +162,7 @@ const invalidating = (scene: GuestStage, teller: Teller, kernel: Kernel, process
   teller.scene("The guest takes memory away");
   let asked = stage.calls.length;
   kernel.domain.unmap(IOVA, PAGE);
-  teller.say(
-    "The kernel's buffer: an entry of its table is cleared, and its IOTLB invalidation goes to the host.",
-  );
+  teller.say(wordsOf(scene).unmaps);
   teller.show(scene.asked(asked));
   guest.write(kernel.buffer, "out of reach");
   const late = scene.store(IOVA, "too late");
@@ -187,15 +181,29 @@ const invalidating = (scene: GuestStage, teller: Teller, kernel: Kernel, process
   teller.claim("the device cannot write to pages the process no longer has", after === "fault", after);
   const next = guest.read(page, 15);
   teller.claim("who gets such a page next finds it as it left it", next === "somebody else's", `"${next}"`);
-  asked = stage.calls.length;
+};
+
+/** A process ends, and another one gets its PASID. */
+const succeeding = (scene: GuestStage, teller: Teller, process: GuestProcess): void => {
+  const { guest, requester, stage } = scene;
+  teller.scene("A PASID changes hands");
+  const asked = stage.calls.length;
+  const pasid = guest.bind(requester, process);
+  const next = guest.start("gamma", requester);
   guest.unbind(requester, process);
   process.exit();
-  teller.say("It ends: its PASID table entry goes, and with it the host's page table above its own.");
+  teller.say(wordsOf(scene).ends);
   teller.show(scene.asked(asked));
-  teller.claim(
-    "the VMM has taken its PASID from the device",
-    stage.calls.slice(asked).some(({ name }) => name === "VFIO_DEVICE_DETACH_IOMMUFD_PT"),
-  );
+  const late = scene.fetch(VA, 4, pasid);
+  teller.claim(`with PASID ${pasid} the device reaches nothing`, late === "fault", late);
+  next.reserve(VA, 1);
+  next.write(VA, "memory of gamma");
+  const given = guest.bind(requester, next);
+  teller.claim("gamma, which begins as it ends, gets its PASID", given === pasid);
+  const found = scene.fetch(VA, 15, pasid);
+  teller.claim("with it the device reads the memory of gamma now", found === "memory of gamma", found);
+  guest.unbind(requester, next);
+  next.exit();
 };
 
 const straying = (scene: GuestStage, teller: Teller, { domain }: Kernel): void => {
@@ -239,6 +247,8 @@ const ending = ({ stage: { machine, device }, vmm }: GuestStage, teller: Teller)
     !reached(walk(machine, { device, iova: BigInt(IOVA), write: false })),
   );
 };
+
+const wordsOf = ({ vmm }: GuestStage): Words => WORDS[vmm.iommu.model];
 
 /** The host physical address that a walk ended at; undefined: it was refused. */
 const outcomeOf = ({ steps }: Walk): number | undefined => {

@@ -112,6 +112,11 @@ export class SmmuDomain implements PagingDomain {
       };
   }
 
+  /** Physical address of the top table. */
+  get root(): number {
+    return this.#mapper.root;
+  }
+
   /** §5.4 The context descriptor of stage 1. `stalls`: faults wait for an answer. */
   contextDescriptor(stalls: boolean): bigint {
     const dirty = this.dirty !== undefined;

@@ -33,7 +33,8 @@ const GUEST_FIELDS = [
   "EATS",
 ] as const;
 const fields = Ste.fields;
-const GUEST_BITS = GUEST_FIELDS.reduce(
+/** Of the entry's first two words. */
+export const GUEST_BITS = GUEST_FIELDS.reduce(
   (all, name) => all | (((1n << BigInt(fields[name].width)) - 1n) << BigInt(fields[name].first)),
   0n,
 );

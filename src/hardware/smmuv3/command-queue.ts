@@ -8,6 +8,7 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import type { Layout } from "../../uapi/layout.ts";
 import type { DeviceTlbAnswer, DeviceTlbInvalidation } from "../ats.ts";
 import { PageResponse } from "../ats.ts";
+import type { Downstream } from "../downstream.ts";
 import { NO_PASID } from "../unit.ts";
 import type { Capabilities } from "./capabilities.ts";
 import type { Errors } from "./errors.ts";
@@ -47,6 +48,8 @@ export interface CommandQueueContext {
   readonly errors: Errors;
   readonly commands: Commands;
   readonly events: EventSink;
+  /** Told of indices of the queue, with the wrap bit; what it refuses stops the queue with CERROR_ILL. */
+  readonly downstream?: Downstream | undefined;
 }
 
 /** Commands one write may set going: a queue that is fed by its own completions ends here. */
@@ -132,7 +135,15 @@ export class CommandQueue {
         break;
       }
     }
+    this.#refused(this.#context.downstream?.drain());
     this.#running = false;
+  }
+
+  /** Stops at the command that whoever stands behind the unit could not carry out. */
+  #refused(at = -1): void {
+    if (at < 0) return;
+    this.#context.registers.set(Register.CMDQ_CONS, at);
+    this.#stop(CommandError.illegal);
   }
 
   #mask(): number {
@@ -182,6 +193,12 @@ export class CommandQueue {
     if (events.on) {
       const command = `${opcodeNames.get(opcode)} ${kind.layout.print(kind.layout.fromWords(words))}`;
       events.emit("command", { unit: name, command });
+    }
+    const { downstream, registers } = this.#context;
+    const refused = downstream?.take(words, registers.get(Register.CMDQ_CONS) & QUEUE_INDEX) ?? -1;
+    if (refused >= 0) {
+      registers.set(Register.CMDQ_CONS, refused);
+      return CommandError.illegal;
     }
     const error = this.#perform(opcode);
     if (error === CommandError.none && opcode !== Opcode.SYNC) this.#advance();

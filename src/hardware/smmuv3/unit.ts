@@ -18,6 +18,7 @@ import {
   type PageResponder,
   PageResponse,
 } from "../ats.ts";
+import type { Downstream } from "../downstream.ts";
 import {
   type IommuUnit,
   type SendMessage,
@@ -31,7 +32,7 @@ import type { Context, Stream } from "./config.ts";
 import { Errors, type Wire } from "./errors.ts";
 import { explainTransaction } from "./explain.ts";
 import { ABORTED, describeFault, type Fault, isTranslationFault } from "./faults.ts";
-import { EventCode } from "./queue-spec.ts";
+import { EventCode, EventRecord } from "./queue-spec.ts";
 import { RecordQueue } from "./queues.ts";
 import { buildEvent, buildPageRequest } from "./records.ts";
 import { RegisterFile, registerName } from "./registers.ts";
@@ -65,6 +66,8 @@ export interface SmmuOptions extends UnitContext {
   readonly iotlbEntries?: number;
   /** Interrupts that are not messages. Default: nobody is there. */
   readonly wire?: (wire: Wire) => void;
+  /** For a unit that is not silicon: who makes its commands true. */
+  readonly downstream?: Downstream;
 }
 
 export class SmmuV3Unit implements IommuUnit, AtsUnit {
@@ -128,11 +131,11 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
       maximumLg2: unit.pageRequestQueueLg2,
       entryLg2: 4,
     });
-    this.#commandQueue = this.#makeCommandQueue();
+    this.#commandQueue = this.#makeCommandQueue(options.downstream);
     this.#refresh();
   }
 
-  #makeCommandQueue(): CommandQueue {
+  #makeCommandQueue(downstream: Downstream | undefined): CommandQueue {
     const transactions = this.#transactions;
     const { streams } = transactions;
     return new CommandQueue({
@@ -142,6 +145,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
       unit: this.capabilities,
       errors: this.#errors,
       events: this.#events,
+      downstream,
       commands: {
         invalidateStreams: (sid, lg2) => {
           if (lg2 >= 32) streams.invalidateAll();
@@ -320,6 +324,28 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
   /** Stalls whose events found no room. */
   #writePending(): void {
     if (this.#stalls.pending) this.#stalls.writePending((event) => this.#record(event, true));
+  }
+
+  // What comes from elsewhere, to a unit that stands for another one
+
+  /** An event that the other one has recorded. */
+  reportEvent(event: Uint32Array): void {
+    this.#record(event, false);
+  }
+
+  /** The other one has lost events. */
+  loseEvents(): void {
+    this.#eventQueue.overflow();
+  }
+
+  /** An access of the stream that waits at the other one: `onResume` is told its token. -1: too many wait. */
+  reportStall(sid: number, event: Uint32Array): number {
+    const tag = this.#stalls.claim(sid);
+    if (tag < 0) return -1;
+    EventRecord.fields.STALL.set(event, 1);
+    EventRecord.fields.STAG.set(event, tag);
+    if (!this.#record(event, true)) this.#stalls.keep(tag, event);
+    return this.#stalls.token(tag);
   }
 
   // Stalls

@@ -10,6 +10,7 @@ import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { Layout } from "../../uapi/layout.ts";
 import type { DeviceTlbAnswer, DeviceTlbInvalidation } from "../ats.ts";
+import type { Downstream } from "../downstream.ts";
 import { NO_PASID } from "../unit.ts";
 import type { Capabilities } from "./capabilities.ts";
 import type { EventMessage } from "./event-message.ts";
@@ -84,18 +85,6 @@ const kind = (layout: Layout): Kind => {
 const BUDGET = 0x1_0000;
 const PAGE = 0xffff_f000;
 
-/**
- * Who else answers for what a queue asks: whatever stands behind a unit that is not silicon (a guest's). It may collect
- * what it is told, but what it was told before a wait descriptor has to be done when that is taken.
- */
-export interface Downstream {
-  /** A well-formed descriptor at this byte of the queue is about to be carried out. */
-  take(words: Uint32Array, at: number): number;
-  /** Nothing follows for now. */
-  drain(): number;
-  /** Both return -1, or where in the queue the descriptor is that could not be carried out: the queue stops there (IQE). */
-}
-
 export interface QueueContext {
   readonly name: string;
   readonly memory: HostMemory;
@@ -105,6 +94,7 @@ export interface QueueContext {
   readonly completion: EventMessage;
   readonly invalidations: Invalidations;
   readonly events: EventSink;
+  /** Told of bytes of the queue; what it refuses stops the queue with IQE. */
   readonly downstream?: Downstream | undefined;
 }
 

@@ -11,12 +11,13 @@ import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import type { AtsUnit, DeviceTlbAnswer, DeviceTlbInvalidation, PageRequest, PageResponder } from "../ats.ts";
+import type { Downstream } from "../downstream.ts";
 import type { IommuUnit, SendMessage, Transaction, TranslateStatus, UnitContext } from "../unit.ts";
 import { type Capabilities, completeCapabilities, type VtdCapabilities } from "./capabilities.ts";
 import { EventMessage } from "./event-message.ts";
 import { FaultLog } from "./fault-log.ts";
 import { PageRequests } from "./page-requests.ts";
-import { type Downstream, InvalidationQueue } from "./queue.ts";
+import { InvalidationQueue } from "./queue.ts";
 import { RegisterFile, registerName } from "./registers.ts";
 import { type CachePolicy, Remapping } from "./remapping.ts";
 import {

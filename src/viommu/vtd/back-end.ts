@@ -3,21 +3,6 @@
  * guest's tables to the host's unit, a shadowing one copies them into mappings. Errors are `LinuxError`s of the host.
  */
 
-/** Where a guest's RAM is in the VMM's memory: [0, bytes) at `va`. */
-export interface GuestRam {
-  readonly va: number;
-  readonly bytes: number;
-}
-
-/** A device that the guest has. */
-export interface AssignedDevice {
-  /** Requester id that the guest calls it by. */
-  readonly rid: number;
-  /** Its file, and its id in the iommufd. */
-  readonly fd: number;
-  readonly id: number;
-}
-
 /** A domain, or a part of it, whose translations the guest wants forgotten. */
 export interface Forget {
   /** The guest's domain id; undefined: whatever the domain. */

@@ -8,8 +8,8 @@
  */
 import type { EventSink } from "../../base/events.ts";
 import type { PageRequest, PageResponder } from "../../hardware/ats.ts";
+import type { Downstream } from "../../hardware/downstream.ts";
 import { NO_PASID, type SendMessage } from "../../hardware/unit.ts";
-import type { Downstream } from "../../hardware/vtd/queue.ts";
 import {
   PasidCacheGranularity,
   PasidCacheInvalidate,
@@ -44,6 +44,7 @@ export interface FrontEndOptions {
 const PAGE = 4096;
 
 export class VtdFrontEnd implements Downstream {
+  readonly model = "vtd";
   readonly name: string;
   readonly #unit: VtdUnit;
   readonly #events: EventSink;

@@ -9,8 +9,9 @@
 import { NO_PASID } from "../../hardware/unit.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_ALLOC_NEST_PARENT, IOMMU_HWPT_ALLOC_PASID } from "../../uapi/iommufd.ts";
+import type { AssignedDevice, GuestRam } from "../assigned.ts";
 import { EVERYTHING, type ForgottenRange, type HostCalls } from "../host-calls.ts";
-import type { AssignedDevice, BackEnd, Forget, ForgetOutcome, GuestRam, Reread } from "./back-end.ts";
+import type { BackEnd, Forget, ForgetOutcome, Reread } from "./back-end.ts";
 import type { Translation } from "./tables.ts";
 
 export interface NestedOptions {

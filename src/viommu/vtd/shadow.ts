@@ -7,8 +7,9 @@
  * invalidation is refused. Left out: PASIDs, which need an IOAS each and hosts that give them to devices.
  */
 import { LinuxError } from "../../uapi/errno.ts";
+import type { AssignedDevice, GuestRam } from "../assigned.ts";
 import type { HostCalls } from "../host-calls.ts";
-import type { AssignedDevice, BackEnd, Forget, ForgetOutcome, GuestRam, Reread } from "./back-end.ts";
+import type { BackEnd, Forget, ForgetOutcome, Reread } from "./back-end.ts";
 import { endOf, type Found, type GuestStage, type GuestTables, type Translation } from "./tables.ts";
 
 export interface ShadowOptions {

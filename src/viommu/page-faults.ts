@@ -1,12 +1,13 @@
 /**
- * The way of page requests between a host and a guest: from the host's fault queue to the page request queue of the guest's
- * unit, and the guest's answers back (IOMMU_FAULT_QUEUE_ALLOC; Intel VT-d revision 4.1, §7.4 and §7.7).
+ * The way of page requests between a host and a guest: from the host's fault queue to the guest's unit, and the guest's
+ * answers back (IOMMU_FAULT_QUEUE_ALLOC). VT-d has a page request queue for them (revision 4.1, §7.4 and §7.7), an SMMUv3
+ * accesses that stall (IHI 0070, §3.12.2).
  */
-import type { Scheduler } from "../../base/scheduler.ts";
-import type { PageRequest } from "../../hardware/ats.ts";
-import { PageResponse } from "../../hardware/ats.ts";
-import { Access, NO_PASID } from "../../hardware/unit.ts";
-import { LinuxError } from "../../uapi/errno.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import type { PageRequest, PageResponder } from "../hardware/ats.ts";
+import { PageResponse } from "../hardware/ats.ts";
+import { Access, NO_PASID } from "../hardware/unit.ts";
+import { LinuxError } from "../uapi/errno.ts";
 import {
   IOMMU_PGFAULT_FLAGS_LAST_PAGE,
   IOMMU_PGFAULT_FLAGS_PASID_VALID,
@@ -16,16 +17,23 @@ import {
   IOMMU_PGFAULT_PERM_WRITE,
   IOMMUFD_PAGE_RESP_INVALID,
   IOMMUFD_PAGE_RESP_SUCCESS,
-} from "../../uapi/iommufd.ts";
-import type { HostCalls, PageFault } from "../host-calls.ts";
-import type { AssignedDevice } from "./back-end.ts";
-import type { VtdFrontEnd } from "./front-end.ts";
+} from "../uapi/iommufd.ts";
+import type { AssignedDevice } from "./assigned.ts";
+import type { HostCalls, PageFault } from "./host-calls.ts";
+import { whenReady } from "./ready.ts";
+
+/** The guest's unit. */
+export interface PageRequestTaker {
+  /** A page that a device of the guest asks for. */
+  requestPage(request: PageRequest): void;
+  /** Takes the guest's answers, and those that the unit gives where the guest cannot. */
+  onPageResponse: PageResponder;
+}
 
 export interface PageFaultsOptions {
   readonly calls: HostCalls;
-  readonly iommu: Pick<VtdFrontEnd, "requestPage" | "onPageResponse">;
+  readonly iommu: PageRequestTaker;
   readonly devices: readonly AssignedDevice[];
-  /** The queue is read when the VMM gets to run, not within what made it ready. */
   readonly scheduler: Scheduler;
 }
 
@@ -36,7 +44,6 @@ export class PageFaults {
   readonly #fd: number;
   /** Cookies of groups that the guest has not answered, by device, PASID and group. */
   readonly #waiting = new Map<string, number>();
-  #scheduled = false;
 
   constructor(options: PageFaultsOptions) {
     const { calls, iommu } = options;
@@ -44,7 +51,7 @@ export class PageFaults {
     const { id, fd } = calls.allocateFaults();
     this.id = id;
     this.#fd = fd;
-    calls.task.kernelFile(fd).onReady = () => this.#wake();
+    whenReady(calls.task, fd, options.scheduler, () => this.#read());
     iommu.onPageResponse = (rid, pasid, group, response) => this.#answer(keyOf(rid, pasid, group), response);
   }
 
@@ -53,19 +60,8 @@ export class PageFaults {
     return this.#waiting.size;
   }
 
-  #wake(): void {
-    if (this.#scheduled) return;
-    this.#scheduled = true;
-    this.#options.scheduler.defer(() => {
-      this.#scheduled = false;
-      this.#read();
-    });
-  }
-
   #read(): void {
     const { calls } = this.#options;
-    // The VMM may have died meanwhile.
-    if (!calls.task.file(this.#fd)) return;
     for (let faults = calls.readFaults(this.#fd); faults.length > 0; faults = calls.readFaults(this.#fd))
       for (const fault of faults) this.#forward(fault);
   }

@@ -1,0 +1,46 @@
+/** What the story of a nesting host says where the units of the vendors differ. */
+import type { GuestIommu } from "../../guest/firmware.ts";
+
+export interface Words {
+  readonly boots: string;
+  readonly attaches: string;
+  /** What giving a process's addresses to a device takes. */
+  readonly shares: string;
+  readonly asks: readonly string[];
+  /** How often the guest is asked for two pages. */
+  readonly answers: { readonly claim: string; readonly count: number };
+  readonly unmaps: string;
+  readonly ends: string;
+}
+
+export const WORDS: { readonly [Model in GuestIommu["model"]]: Words } = {
+  vtd: {
+    boots: "It finds a unit in scalable mode by its registers, writes its tables and turns translation on.",
+    attaches:
+      "Its driver writes a PASID table entry and invalidates the PASID cache. The VMM reads the entry:",
+    shares:
+      "Each has a PASID table entry, which the VMM reads: a page table of the host above it, and a PASID:",
+    asks: [
+      "It asks for both pages at once: the host's page request queue, the VMM's fault queue, the guest's page request",
+      "queue, the guest's page fault handler; and the answer goes the same way back, as a page group response in the end.",
+    ],
+    unmaps:
+      "The kernel's buffer: an entry of its table is cleared, and its IOTLB invalidation goes to the host.",
+    ends: "It ends: its PASID table entry goes, and with it the host's page table above its own.",
+  },
+  smmuv3: {
+    boots:
+      "It finds an SMMUv3 by its registers, writes its stream table and queues and turns translation on.",
+    attaches:
+      "Its driver writes a stream table entry and tells the unit (CFGI_STE). The VMM reads the entry:",
+    shares:
+      "PASIDs are in the guest's context descriptors, which the host's unit reads itself; its commands go on:",
+    asks: [
+      "Its access stalls: the host's event queue, the VMM's fault queue, an event of the guest's unit, the guest's page",
+      "fault handler; and the answer goes the same way back: RESUME in the guest, a response, RESUME on the host.",
+    ],
+    unmaps:
+      "The kernel's buffer: an entry of its table is cleared, and its TLBI command goes to the host as it is.",
+    ends: "It ends: its context descriptor goes, and the command that says so (CFGI_CD) goes to the host.",
+  },
+};

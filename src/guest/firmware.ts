@@ -1,0 +1,74 @@
+/**
+ * What of a guest is its platform's: which IOMMU it has, the driver for it, which is the one that hosts use, and the page
+ * tables of its processors, which the IOMMU walks too.
+ */
+import type { EventSink } from "../base/events.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
+import { VtdDriver } from "../drivers/vtd/driver.ts";
+import type { IommuDriver, PagingDomain, PagingOptions, Requester } from "../iommu/driver.ts";
+import type { MsiController } from "../kernel/msi.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
+import { compileWalker } from "../pagetable/compile.ts";
+import { vmsaStage1 } from "../pagetable/vmsa.ts";
+import type { Walker } from "../pagetable/walker.ts";
+import { x86Paging } from "../pagetable/x86-64.ts";
+
+/** The registers of an IOMMU, and what firmware says it is (DMAR, IORT). */
+export interface GuestIommu {
+  readonly model: "vtd" | "smmuv3";
+  mmioRead(offset: number, width: 4 | 8): bigint;
+  mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
+}
+
+/** A domain of the guest's driver. */
+export interface GuestDomain extends PagingDomain {
+  /** Guest physical address of its top table. */
+  readonly root: number;
+}
+
+export interface GuestDriver extends IommuDriver {
+  /** Domains that were allocated and not freed. */
+  readonly domains: number;
+  /** Faults that the driver was told of. */
+  readonly faultCount: number;
+  allocatePaging(device: Requester, options?: PagingOptions): GuestDomain;
+  close(): void;
+}
+
+export interface GuestPlatform {
+  readonly name: string;
+  readonly memory: HostMemory;
+  readonly iommu: GuestIommu;
+  /** Bits of its physical addresses. */
+  readonly addressWidth: number;
+  readonly msi: MsiController;
+  readonly scheduler: Scheduler;
+  readonly events: EventSink;
+}
+
+export const driverFor = (platform: GuestPlatform): GuestDriver => {
+  const { name, memory, iommu, addressWidth, msi, scheduler, events } = platform;
+  const common = { unit: iommu, memory, msi, events };
+  switch (iommu.model) {
+    case "vtd":
+      return new VtdDriver({
+        ...common,
+        name: `${name}'s dmar0`,
+        firmware: { hostAddressWidth: addressWidth, covers: () => true, reservedMemory: [] },
+      });
+    case "smmuv3":
+      return new SmmuDriver({
+        ...common,
+        name: `${name}'s smmu3`,
+        scheduler,
+        firmware: { covers: () => true, canStall: () => true },
+      });
+  }
+};
+
+/** How a processor walks the tables of its processes. */
+export const processorWalkers: { readonly [Model in GuestIommu["model"]]: Walker } = {
+  vtd: compileWalker(x86Paging(4)),
+  smmuv3: compileWalker(vmsaStage1({ granuleLg2: 12, inputBits: 48, outputBits: 48 })),
+};

@@ -1,0 +1,41 @@
+/** A virtual SMMUv3 in a VMM, above an Arm host that nests: what of the host's unit a guest can have, and its events. */
+import { capabilitiesOf, type SmmuCapabilities } from "../hardware/smmuv3/capabilities.ts";
+import { LinuxError } from "../uapi/errno.ts";
+import type { ArmRegisters } from "../viommu/host-calls.ts";
+import { PageFaults } from "../viommu/page-faults.ts";
+import { whenReady } from "../viommu/ready.ts";
+import { SmmuFrontEnd } from "../viommu/smmuv3/front-end.ts";
+import { NestedBackEnd } from "../viommu/smmuv3/nested.ts";
+import { rememberingTlb } from "./breaks.ts";
+import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
+
+/** Events that wait for the VMM at most; more are counted as lost. */
+const EVENTS = 256;
+
+/** Throws EOPNOTSUPP when the host's unit does not nest, EINVAL when the devices are behind several. */
+export const virtualSmmu = (parts: VirtualUnitParts): VirtualUnit => {
+  const { name, memory, events, interrupt, calls, ram, devices, scheduler, broken } = parts;
+  const { smmu } = devices[0]?.info ?? {};
+  if (!smmu) throw new RangeError("a virtual IOMMU without devices has nothing to nest");
+  const capabilities = nestable(smmu);
+  const iommu = new SmmuFrontEnd({ name, memory, events, interrupt, capabilities });
+  const stalling =
+    capabilities.stalls === "terminate" ? undefined : new PageFaults({ calls, iommu, devices, scheduler });
+  const entryOf = (sid: number): bigint => iommu.entryOf(sid);
+  const backEnd = new NestedBackEnd({ calls, ram, devices, entryOf, faults: stalling?.id });
+  const queue = calls.allocateEvents(backEnd.viommu, EVENTS);
+  whenReady(calls.task, queue, scheduler, () => {
+    for (const event of calls.readEvents(queue)) iommu.reportEvent(event);
+  });
+  iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd) : backEnd);
+  return { iommu, backEnd };
+};
+
+/** A unit with stage 1 as the host's has it, messages, and nothing that only a host's driver can use. */
+const nestable = ({ idr, iidr, aidr }: ArmRegisters): SmmuCapabilities => {
+  const [idr0 = 0, idr1 = 0, , idr3 = 0, , idr5 = 0] = idr;
+  const host = capabilitiesOf({ idr0, idr1, idr3, idr5, iidr, aidr });
+  if (!host.stage1 || !host.stage2)
+    throw new LinuxError("EOPNOTSUPP", "the host's IOMMU does not nest (IDR0.S1P, IDR0.S2P)");
+  return { ...host, stage2: false, hyp: false, pri: false, msi: true, updates: "none" };
+};

@@ -1,0 +1,32 @@
+/** What a VMM makes a virtual IOMMU of, whatever its model, and what comes out. */
+import type { EventSink } from "../base/events.ts";
+import type { Scheduler } from "../base/scheduler.ts";
+import type { SendMessage } from "../hardware/unit.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
+import type { GuestRam } from "../viommu/assigned.ts";
+import type { HostCalls } from "../viommu/host-calls.ts";
+import type { VmmBreak } from "./breaks.ts";
+import type { GuestIommu } from "./firmware.ts";
+import type { PassedDevice } from "./passed-device.ts";
+
+export interface VirtualUnitParts {
+  readonly name: string;
+  readonly calls: HostCalls;
+  /** Where guest memory is in the VMM's, and guest memory itself. */
+  readonly ram: GuestRam;
+  readonly memory: HostMemory;
+  readonly devices: readonly PassedDevice[];
+  /** Bits of guest physical addresses. */
+  readonly addressWidth: number;
+  readonly scheduler: Scheduler;
+  readonly events: EventSink;
+  /** Interrupts the guest. */
+  readonly interrupt: SendMessage;
+  readonly broken: ReadonlySet<VmmBreak>;
+}
+
+export interface VirtualUnit {
+  readonly iommu: GuestIommu;
+  /** What the host holds because of the guest's tables: mappings, or HWPTs. */
+  readonly backEnd: { readonly held: number };
+}

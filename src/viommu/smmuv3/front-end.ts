@@ -1,0 +1,218 @@
+/**
+ * An SMMUv3 that a VMM shows to its guest: the model of the silicon (`hardware/smmuv3`) over guest memory, with stage 1
+ * alone, whose commands go on to a back end. The guest reaches it by register writes, queue memory and commands alone.
+ *
+ * Invalidations are collected and handed on together, as they are, before the next SYNC; what the host refuses stops the
+ * queue with CERROR_ILL and CONS at that command (IHI 0070, §7.1). A changed stream table entry (CFGI_STE) is read, and
+ * the host is given what of it is the guest's to say. Events of the host come into the guest's event queue; an access that
+ * waits there is a stall here, which the guest's RESUME ends. Left out: events for entries that are not valid (C_BAD_STE,
+ * C_BAD_STREAMID): accesses are aborted, and the guest is not told.
+ */
+
+import type { EventSink } from "../../base/events.ts";
+import { GUEST_BITS } from "../../drivers/smmuv3/nested-domain.ts";
+import { type PageRequest, type PageResponder, PageResponse } from "../../hardware/ats.ts";
+import type { Downstream } from "../../hardware/downstream.ts";
+import { decodeSte } from "../../hardware/smmuv3/config.ts";
+import { Fault } from "../../hardware/smmuv3/faults.ts";
+import {
+  EventClass,
+  EventCode,
+  EventRecord,
+  Opcode,
+  StreamCommand,
+} from "../../hardware/smmuv3/queue-spec.ts";
+import { Config, Cr0, Gbpa, Register, STRTAB_ADDRESS_LO, Ste } from "../../hardware/smmuv3/spec.ts";
+import { fetchWords, locateSte, streamTableOf } from "../../hardware/smmuv3/tables.ts";
+import { type SmmuCapabilities, SmmuV3Unit } from "../../hardware/smmuv3/unit.ts";
+import { Access, NO_PASID, type SendMessage } from "../../hardware/unit.ts";
+import type { HostMemory } from "../../memory/host-memory.ts";
+import type { SmmuBackEnd } from "./back-end.ts";
+
+export interface FrontEndOptions {
+  readonly name: string;
+  /** The guest's. */
+  readonly memory: HostMemory;
+  readonly events: EventSink;
+  /** Interrupts the guest. */
+  readonly interrupt: SendMessage;
+  readonly capabilities: SmmuCapabilities;
+}
+
+const ABORT = Ste.make({ V: true, CONFIG: Config.abort });
+const BYPASS = Ste.make({ V: true, CONFIG: Config.bypass });
+const ENTRY_WORDS = 8;
+const ALL_STREAMS_LG2 = 32;
+/** What of a base register is an address. */
+const TABLE_ADDRESS = (0xf_ffffn << 32n) | BigInt(STRTAB_ADDRESS_LO);
+
+export class SmmuFrontEnd implements Downstream {
+  readonly model = "smmuv3";
+  readonly name: string;
+  /** Takes the guest's answers to pages that were asked for. */
+  onPageResponse: PageResponder = () => {};
+  readonly #unit: SmmuV3Unit;
+  readonly #memory: HostMemory;
+  readonly #events: EventSink;
+  #backEnd: SmmuBackEnd | undefined;
+  readonly #pending: bigint[] = [];
+  /** Where in the queue each of them is. */
+  readonly #places: number[] = [];
+  /** Requests that wait for the guest, by token. */
+  readonly #stalled = new Map<number, PageRequest>();
+  readonly #words = new Uint32Array(2 * ENTRY_WORDS);
+  readonly #fault = new Fault();
+
+  constructor(options: FrontEndOptions) {
+    this.name = options.name;
+    this.#memory = options.memory;
+    this.#events = options.events;
+    const capabilities = { ...options.capabilities, stage1: true, stage2: false, hyp: false, pri: false };
+    this.#unit = new SmmuV3Unit({ ...options, capabilities, cache: "none", downstream: this });
+    this.#unit.onResume = (token, ok) => this.#resumed(token, ok);
+  }
+
+  /** Who makes the host follow; once, before the guest runs. */
+  connect(backEnd: SmmuBackEnd): void {
+    this.#backEnd = backEnd;
+  }
+
+  // What the guest reaches
+
+  mmioRead(offset: number, width: 4 | 8): bigint {
+    return this.#unit.mmioRead(offset, width);
+  }
+
+  mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
+    const before = this.#enabled;
+    this.#unit.mmioWrite(offset, width, value);
+    const bypasses = offset === Register.GBPA && !this.#enabled;
+    if (bypasses || before !== this.#enabled) this.#rereadAll();
+  }
+
+  #read(register: number): number {
+    return Number(this.#unit.mmioRead(register, 4));
+  }
+
+  get #enabled(): boolean {
+    return (this.#read(Register.CR0) & Cr0.SMMUEN) !== 0;
+  }
+
+  // What the guest wants
+
+  /** What of the stream's entry the host is to do: its first two words, without what is not the guest's to say. */
+  entryOf(sid: number): bigint {
+    if (!this.#enabled) return this.#read(Register.GBPA) & Gbpa.ABORT ? ABORT : BYPASS;
+    const { capabilities } = this.#unit;
+    const base = Number(this.#unit.mmioRead(Register.STRTAB_BASE, 8) & TABLE_ADDRESS);
+    const table = streamTableOf(base, this.#read(Register.STRTAB_BASE_CFG), capabilities);
+    const at = locateSte(this.#memory, table, sid, this.#fault);
+    if (at < 0 || !fetchWords(this.#memory, at, ENTRY_WORDS, this.#words)) return ABORT;
+    return typeof decodeSte(this.#words, capabilities) === "string"
+      ? ABORT
+      : Ste.fromWords(this.#words) & GUEST_BITS;
+  }
+
+  #rereadAll(): void {
+    try {
+      this.#backEnd?.reread(0, Number.POSITIVE_INFINITY);
+    } catch (error) {
+      // No register tells that the host could not follow.
+      this.#report("new tables", error);
+    }
+  }
+
+  // What its queue asks
+
+  take(words: Uint32Array, at: number): number {
+    const { OPCODE, SID, RANGE } = StreamCommand.fields;
+    switch (OPCODE.get(words)) {
+      case Opcode.CFGI_STE:
+        return this.#reread(SID.get(words), 0, at);
+      case Opcode.CFGI_STE_RANGE:
+        return this.#reread(SID.get(words), RANGE.get(words) + 1, at);
+      case Opcode.SYNC:
+        return this.drain();
+      case Opcode.PREFETCH_CONFIG:
+      case Opcode.PREFETCH_ADDR:
+      case Opcode.RESUME:
+      case Opcode.STALL_TERM:
+        return -1;
+      default:
+        this.#pending.push(StreamCommand.fromWords(words));
+        this.#places.push(at);
+        return -1;
+    }
+  }
+
+  drain(): number {
+    if (this.#pending.length === 0) return -1;
+    const commands = this.#pending.splice(0);
+    const places = this.#places.splice(0);
+    const { done, error } = this.#backEnd?.command(commands) ?? { done: commands.length };
+    if (done === commands.length) return -1;
+    this.#report("a command", error);
+    return places[done]!;
+  }
+
+  /** The 2^lg2 streams around one. */
+  #reread(sid: number, lg2: number, at: number): number {
+    const stopped = this.drain();
+    if (stopped >= 0) return stopped;
+    const count = lg2 >= ALL_STREAMS_LG2 ? Number.POSITIVE_INFINITY : 2 ** lg2;
+    const first = count === Number.POSITIVE_INFINITY ? 0 : sid - (sid % count);
+    try {
+      this.#backEnd?.reread(first, first + count);
+      return -1;
+    } catch (error) {
+      this.#report("a changed entry", error);
+      return at;
+    }
+  }
+
+  // What comes from the host
+
+  /** An event about the guest's own tables, with the guest's StreamID; undefined: some were lost. */
+  reportEvent(event: bigint | undefined): void {
+    if (event === undefined) this.#unit.loseEvents();
+    else this.#unit.reportEvent(wordsOf(event));
+  }
+
+  /** An access of a device of the guest waits for a page. */
+  requestPage(request: PageRequest): void {
+    const { rid, pasid, access, lo, hi } = request;
+    const tagged = pasid !== NO_PASID;
+    const event = EventRecord.make({
+      TYPE: EventCode.F_TRANSLATION,
+      SID: rid,
+      ...(tagged && { SSV: true, SSID: pasid }),
+      RNW: (access & Access.write) === 0,
+      IND: (access & Access.execute) !== 0,
+      PNU: (access & Access.privileged) !== 0,
+      CLASS: EventClass.input,
+      ADDRESS: (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0),
+    });
+    const token = this.#unit.reportStall(rid, wordsOf(event));
+    if (token >= 0) this.#stalled.set(token, request);
+    else this.onPageResponse(rid, pasid, request.group, PageResponse.invalid);
+  }
+
+  #resumed(token: number, ok: boolean): void {
+    const request = this.#stalled.get(token);
+    if (!request) return;
+    this.#stalled.delete(token);
+    const { rid, pasid, group } = request;
+    this.onPageResponse(rid, pasid, group, ok ? PageResponse.success : PageResponse.invalid);
+  }
+
+  #report(what: string, error: unknown): void {
+    const reason = error instanceof Error ? error.message : String(error);
+    if (this.#events.on) this.#events.emit("device", { device: this.name, what, reason });
+  }
+}
+
+const wordsOf = (event: bigint): Uint32Array => {
+  const words = new Uint32Array(EventRecord.words);
+  EventRecord.toWords(event, words);
+  return words;
+};
