@@ -6,7 +6,7 @@ import { describe, expect, it } from "vitest";
 import { ManualClock, Random } from "../src/base/clock.ts";
 import { silent } from "../src/base/events.ts";
 import { WorkQueue } from "../src/base/scheduler.ts";
-import type { VtdDomain } from "../src/drivers/vtd/domain.ts";
+import type { GuestDomain } from "../src/guest/firmware.ts";
 import { Guest } from "../src/guest/guest.ts";
 import type { PassedDevice } from "../src/guest/passed-device.ts";
 import { TestDevice } from "../src/guest/test-device.ts";
@@ -88,7 +88,7 @@ class Tenant {
   /** Parts of guest memory that the VMM has mapped. */
   #mapped!: Set<number>;
   /** What the guest attached, by PASID: its pages by IOVA. */
-  #domains!: Map<number | undefined, { readonly domain: VtdDomain; readonly pages: Map<number, number> }>;
+  #domains!: Map<number | undefined, { readonly domain: GuestDomain; readonly pages: Map<number, number> }>;
 
   constructor(host: Host, name: string) {
     this.#host = host;
@@ -120,6 +120,7 @@ class Tenant {
       iommu: this.#vmm.iommu,
       devices: this.#vmm.devices,
       addressWidth: ADDRESS_WIDTH,
+      scheduler: work,
       events: silent,
     });
     this.#mapped = new Set([0, 1, 2, 3]);

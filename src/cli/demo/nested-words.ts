@@ -24,6 +24,7 @@ export const WORDS: { readonly [Model in GuestIommu["model"]]: Words } = {
       "It asks for both pages at once: the host's page request queue, the VMM's fault queue, the guest's page request",
       "queue, the guest's page fault handler; and the answer goes the same way back, as a page group response in the end.",
     ],
+    answers: { claim: "the guest answered for both pages at once", count: 1 },
     unmaps:
       "The kernel's buffer: an entry of its table is cleared, and its IOTLB invalidation goes to the host.",
     ends: "It ends: its PASID table entry goes, and with it the host's page table above its own.",
@@ -39,6 +40,7 @@ export const WORDS: { readonly [Model in GuestIommu["model"]]: Words } = {
       "Its access stalls: the host's event queue, the VMM's fault queue, an event of the guest's unit, the guest's page",
       "fault handler; and the answer goes the same way back: RESUME in the guest, a response, RESUME on the host.",
     ],
+    answers: { claim: "the guest answered for each page", count: 2 },
     unmaps:
       "The kernel's buffer: an entry of its table is cleared, and its TLBI command goes to the host as it is.",
     ends: "It ends: its context descriptor goes, and the command that says so (CFGI_CD) goes to the host.",

@@ -2,7 +2,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { GuestRig, RAM_BYTES } from "../../../test/support/guest-rig.ts";
-import type { VtdDomain } from "../../drivers/vtd/domain.ts";
+import type { GuestDomain } from "../../guest/firmware.ts";
 import { Protection } from "../../iommu/driver.ts";
 
 const PAGE = 4096;
@@ -37,7 +37,7 @@ type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
 
 class Model {
   readonly rig: GuestRig;
-  readonly domains: readonly VtdDomain[];
+  readonly domains: readonly GuestDomain[];
   /** Guest pages, each with a byte of its own; the last stands for one beyond guest memory. */
   readonly pages: readonly number[];
   readonly mapped = [new Map<number, Mapping>(), new Map<number, Mapping>()] as const;
