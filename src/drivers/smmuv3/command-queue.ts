@@ -44,7 +44,7 @@ export class CommandQueue {
     this.#base = memory.allocate(1);
     if (this.#base < 0) throw new LinuxError("ENOMEM", "no host memory for the command queue", name);
     SyncCommand.fields.OPCODE.set(this.#sync, Opcode.SYNC);
-    registers.write64(Register.CMDQ_BASE, this.#base + (lg2 & QueueBase.LOG2SIZE));
+    registers.write64(Register.CMDQ_BASE, BigInt(this.#base + (lg2 & QueueBase.LOG2SIZE)));
     registers.write32(Register.CMDQ_PROD, 0);
     registers.write32(Register.CMDQ_CONS, 0);
   }

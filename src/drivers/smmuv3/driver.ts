@@ -36,6 +36,7 @@ import {
   IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
   IommuHwInfoArmSmmuv3,
 } from "../../uapi/vendor/smmuv3.ts";
+import type { RegisterFile } from "../register-file.ts";
 import { CommandQueue } from "./command-queue.ts";
 import { ContextTable, contextBits } from "./context-table.ts";
 import { DOORBELL_WINDOW, type DomainHost, doorbellAddress, SmmuDomain } from "./domain.ts";
@@ -43,7 +44,7 @@ import { Invalidations } from "./invalidations.ts";
 import { atsOf, enablePasids, Master } from "./master.ts";
 import { type Guest, SmmuNestedDomain } from "./nested-domain.ts";
 import { RecordQueue } from "./record-queue.ts";
-import { type RegisterFile, Registers } from "./registers.ts";
+import { Registers } from "./registers.ts";
 import { type SteValues, StreamTable } from "./stream-table.ts";
 import { SmmuViommu } from "./viommu.ts";
 
@@ -525,7 +526,7 @@ export class SmmuDriver implements IommuDriver {
     const registers = this.#registers;
     const { address, data } = this.#message;
     const program = (at: number, source: number): void => {
-      registers.write64(at, Number(address));
+      registers.write64(at, address);
       registers.write32(at + 8, data + source);
     };
     program(Register.EVENTQ_IRQ_CFG0, SOURCES.eventq);

@@ -45,7 +45,7 @@ export class RecordQueue {
     this.#words = new Uint32Array(shape.recordBytes / 4);
     this.#base = memory.allocate(FRAMES);
     if (this.#base < 0) throw new LinuxError("ENOMEM", `no host memory for the ${shape.what}`, name);
-    registers.write64(shape.base, this.#base + (lg2 & QueueBase.LOG2SIZE));
+    registers.write64(shape.base, BigInt(this.#base + (lg2 & QueueBase.LOG2SIZE)));
     registers.write32(shape.prod, 0);
     registers.write32(shape.cons, 0);
   }

@@ -6,31 +6,9 @@ import {
 } from "../../hardware/smmuv3/capabilities.ts";
 import { Register } from "../../hardware/smmuv3/spec.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import { RegisterAccess } from "../register-file.ts";
 
-export interface RegisterFile {
-  mmioRead(offset: number, width: 4 | 8): bigint;
-  mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
-}
-
-export class Registers {
-  readonly #file: RegisterFile;
-  readonly #name: string;
-
-  constructor(file: RegisterFile, name: string) {
-    this.#file = file;
-    this.#name = name;
-  }
-
-  read32(offset: number): number {
-    return Number(this.#file.mmioRead(offset, 4));
-  }
-  write32(offset: number, value: number): void {
-    this.#file.mmioWrite(offset, 4, BigInt(value >>> 0));
-  }
-  write64(offset: number, value: number): void {
-    this.#file.mmioWrite(offset, 8, BigInt(value));
-  }
-
+export class Registers extends RegisterAccess {
   /** Gives CR0 these bits and sees them take effect. Throws EIO when the unit does not follow. */
   control(bits: number): void {
     this.write32(Register.CR0, bits);
@@ -39,7 +17,7 @@ export class Registers {
       throw new LinuxError(
         "EIO",
         `CR0ACK is 0x${followed.toString(16)} after 0x${bits.toString(16)} was written to CR0`,
-        this.#name,
+        this.name,
       );
   }
 

@@ -45,7 +45,7 @@ export class StreamTable {
     this.#frames = Math.ceil(bytes / FRAME_BYTES);
     this.#base = memory.allocate(this.#frames);
     if (this.#base < 0) throw new LinuxError("ENOMEM", "no host memory for the stream table", name);
-    registers.write64(Register.STRTAB_BASE, this.#base);
+    registers.write64(Register.STRTAB_BASE, BigInt(this.#base));
     const configuration = StrtabBaseCfg.make({
       LOG2SIZE: this.#bits,
       ...(this.#twoLevel && { SPLIT, FMT: TWO_LEVEL }),

@@ -34,6 +34,7 @@ import {
   IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
   IommuHwInfoVtd,
 } from "../../uapi/vendor/vtd.ts";
+import type { RegisterFile } from "../register-file.ts";
 import { type Abilities, readAbilities } from "./abilities.ts";
 import { type Attachment, RID_PASID, VtdDevice } from "./device.ts";
 import { VtdDomain, type VtdDomainOptions } from "./domain.ts";
@@ -43,7 +44,7 @@ import { LegacyTables } from "./legacy-tables.ts";
 import { VtdNestedDomain } from "./nested-domain.ts";
 import { PageRequestQueue } from "./page-requests.ts";
 import { InvalidationQueue } from "./queue.ts";
-import { type RegisterFile, Registers } from "./registers.ts";
+import { Registers } from "./registers.ts";
 import { ScalableTables } from "./scalable-tables.ts";
 import type { Translation } from "./translation.ts";
 import type { Tables, Unit } from "./unit.ts";
