@@ -7,30 +7,20 @@
  * Accessed and dirty bits of the first stage are set when the walk has succeeded (those of tables at once, if the format
  * says so), and need write permission of the second stage for the tables they are in. The second stage sets its own bits at each of its walks.
  */
+import { compileWalker } from "./compile.ts";
+import { highWord, type LeafKind, lowWord, type PageTableFormat, Permission, WalkFault } from "./format.ts";
 import {
   changeBits,
-  compileWalker,
+  descent,
   ended,
   field,
   hex,
-  holds,
-  judge,
-  loadWords,
   outsideTest,
   prelude,
-  title,
+  rootOf,
+  type Stage,
   upperWord,
-} from "./compile.ts";
-import {
-  type FormatLevel,
-  highWord,
-  type LeafKind,
-  lowWord,
-  type PageTableFormat,
-  Permission,
-  type TableKind,
-  WalkFault,
-} from "./format.ts";
+} from "./generate.ts";
 import { type GuestCache, GuestEntry, PAGE_ENTRIES, PAGES_AT, TABLE_ENTRIES } from "./guest-cache.ts";
 import { type Walker, WalkResult } from "./walker.ts";
 
@@ -133,37 +123,11 @@ const locateToWrite = (
   `  if (fault !== 0) ${below(Fetch.update, level, lo, hi)}`,
 ];
 
-const tableBlock = (formats: NestedFormats, index: number, table: TableKind, skipping: boolean): string[] => {
-  const { first: format } = formats;
-  const lines = judge(format, index, table);
-  if (table.to < index - 1) {
-    const next = format.levels[table.to]!;
-    const skipped = (1n << BigInt(format.levels[index]!.shift)) - (1n << BigInt(next.shift + next.bits));
-    const set = `lo & ${hex(lowWord(skipped))} | hi & ${hex(highWord(skipped))}`;
-    lines.push(`if ((${set}) !== 0) ${ended(WalkFault.inputWidth, index)}`);
-  }
-  if (table.accessed !== undefined) {
-    const missing = `!(${holds({ mask: table.accessed, value: table.accessed })})`;
-    if (format.accessedAtOnce)
-      lines.push(
-        `if (${missing}) {`,
-        ...locateToWrite(formats, index, "glo", "ghi"),
-        `  if (!${changeBits(format, "or64", "out.pa", table.accessed)}) ${ended(WalkFault.tableUnreadable, index)}`,
-        "}",
-      );
-    else lines.push(`if (${missing}) { stale${index} = true; lo${index} = glo; hi${index} = ghi; }`);
-  }
-  lines.push(`base = elo & ${hex(lowWord(table.address))};`, `bank = ${upperWord(table)};`);
-  if (skipping) lines.push(`next = ${table.to};`);
-  return lines;
-};
-
 /** The guest address that the leaf gives, and the bits that it is to get or lose; then the walk of the first stage is over. */
-const leafBlock = (format: PageTableFormat, index: number, leaf: LeafKind): string[] => {
+const guestPage = (index: number, leaf: LeafKind): string[] => {
   const offset = (1n << BigInt(leaf.lg2)) - 1n;
   const within = leaf.lg2 > 32 ? ` | hi & ${hex(highWord(offset))}` : "";
   const lines = [
-    ...judge(format, index, leaf),
     `plo = elo & ${hex(lowWord(leaf.address))} | lo & ${hex(lowWord(offset))};`,
     `phi = ${upperWord(leaf)}${within};`,
     `level = ${index};`,
@@ -183,34 +147,28 @@ const leafBlock = (format: PageTableFormat, index: number, leaf: LeafKind): stri
   return [...lines, "break walk;"];
 };
 
-const levelBlock = (formats: NestedFormats, cached: boolean, index: number, skipping: boolean): string[] => {
+const overSecond = (formats: NestedFormats, cached: boolean): Stage => {
   const { first: format, tableNeed = Permission.read } = formats;
-  const level: FormatLevel = format.levels[index]!;
-  const choices = [
-    ...level.tables.map((kind) => ({ kind, body: tableBlock(formats, index, kind, skipping) })),
-    ...level.leaves.map((kind) => ({ kind, body: leafBlock(format, index, kind) })),
-  ];
-  const lines = [
-    `glo = base + ((${field(level.shift, level.bits)}) << 3) | 0;`,
-    "ghi = bank;",
-    ...findTable(cached, index, tableNeed),
-    "if (bank < words.length && states[bank][at >>> 10] > 0) {",
-    "  view = words[bank];",
-    ...loadWords(format).map((line) => `  ${line}`),
-    `} else if (memory.${format.bigEndian ? "load64be" : "load64"}(bank * 4294967296 + at * 4)) {`,
-    "  elo = memory.lo;",
-    "  ehi = memory.hi;",
-    `} else return unread(out, ${index}, bank, at);`,
-    `if (${holds(format.absent)}) ${ended(WalkFault.notPresent, index)}`,
-    ...choices.flatMap(({ kind, body }, which) => [
-      `${which ? "} else " : ""}if (${holds(kind.test)}) {`,
-      ...body.map((line) => `  ${line}`),
-    ]),
-    `} else ${ended(WalkFault.reserved, index)}`,
-  ];
-  return skipping
-    ? [title(level, index), `if (next === ${index}) {`, ...lines.map((line) => `  ${line}`), "}"]
-    : [title(level, index), ...lines];
+  return {
+    find(index) {
+      const { shift, bits } = format.levels[index]!;
+      return [
+        `glo = base + ((${field(shift, bits)}) << 3) | 0;`,
+        "ghi = bank;",
+        ...findTable(cached, index, tableNeed),
+      ];
+    },
+    touch: (index, missing, accessed) =>
+      format.accessedAtOnce
+        ? [
+            `if (${missing}) {`,
+            ...locateToWrite(formats, index, "glo", "ghi"),
+            `  if (!${changeBits(format, "or64", "out.pa", accessed)}) ${ended(WalkFault.tableUnreadable, index)}`,
+            "}",
+          ]
+        : [`if (${missing}) { stale${index} = true; lo${index} = glo; hi${index} = ghi; }`],
+    leaf: guestPage,
+  };
 };
 
 /** The second stage for the address that came out of the first. */
@@ -265,8 +223,6 @@ const update = (formats: NestedFormats): string[] => {
 
 const body = (formats: NestedFormats, cached: boolean): string[] => {
   const { first: format } = formats;
-  const top = format.levels.length - 1;
-  const skipping = format.levels.some(({ tables }, index) => tables.some(({ to }) => to !== index - 1));
   const stale = format.levels.flatMap(({ tables }, index) =>
     !format.accessedAtOnce && tables.some(({ accessed }) => accessed !== undefined)
       ? [`stale${index} = false, lo${index} = 0, hi${index} = 0`]
@@ -284,14 +240,11 @@ const body = (formats: NestedFormats, cached: boolean): string[] => {
     "let denied = 0, elo = 0, ehi = 0, at = 0, view, fault = 0, glo = 0, ghi = 0;",
     "let plo = 0, phi = 0, level = 0, lg2 = 0, pa = 0, allowed = 0;",
     "let setLo = 0, setHi = 0, clearLo = 0, clearHi = 0;",
-    "let base = root | 0, bank = (root / 4294967296) | 0;",
-    ...(skipping ? [`let next = ${top};`] : []),
+    ...rootOf(format),
     ...(stale.length ? [`let ${stale.join(", ")};`] : []),
     ...outsideTest(format, "return outside(out);"),
     "walk: {",
-    ...format.levels.flatMap((_, i) =>
-      levelBlock(formats, cached, top - i, skipping).map((line) => `  ${line}`),
-    ),
+    ...descent(format, overSecond(formats, cached)).map((line) => `  ${line}`),
     "}",
     ...findPage(cached),
     ...(updates ? update(formats) : []),
