@@ -5,7 +5,7 @@
 import { Config, Ste } from "../../hardware/smmuv3/spec.ts";
 import type { NestedDomain, Requester, UserData } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
-import { IOMMU_HWPT_DATA_ARM_SMMUV3, IommuHwptArmSmmuv3 } from "../../uapi/vendor/smmuv3.ts";
+import { GUEST_STE_BITS, IOMMU_HWPT_DATA_ARM_SMMUV3, IommuHwptArmSmmuv3 } from "../../uapi/vendor/smmuv3.ts";
 import type { SmmuDomain } from "./domain.ts";
 import type { SteValues } from "./stream-table.ts";
 
@@ -18,26 +18,11 @@ export interface Guest {
   report(virtualId: bigint, record: Uint32Array): boolean;
 }
 
-/** What a guest decides about its own stage 1. */
-const GUEST_FIELDS = [
-  "V",
-  "CONFIG",
-  "S1FMT",
-  "S1CONTEXTPTR",
-  "S1CDMAX",
-  "S1DSS",
-  "S1CIR",
-  "S1COR",
-  "S1CSH",
-  "S1STALLD",
-  "EATS",
-] as const;
 const fields = Ste.fields;
-/** Of the entry's first two words. */
-export const GUEST_BITS = GUEST_FIELDS.reduce(
-  (all, name) => all | (((1n << BigInt(fields[name].width)) - 1n) << BigInt(fields[name].first)),
-  0n,
-);
+/** What a guest decides about its own stage 1. */
+const GUEST_FIELDS = Object.entries(fields)
+  .filter(([, field]) => (GUEST_STE_BITS & (1n << BigInt(field.first))) !== 0n)
+  .map(([name]) => name as keyof typeof fields);
 /** EATS: full ATS, or none. */
 const MOST_EATS = 1n;
 
@@ -107,7 +92,7 @@ export class SmmuNestedDomain implements NestedDomain {
 
 const checked = (entry: bigint, name: string): bigint => {
   if (fields.V.of(entry) === 0n) return 0n;
-  const foreign = entry & ~GUEST_BITS;
+  const foreign = entry & ~GUEST_STE_BITS;
   if (foreign !== 0n)
     throw new LinuxError(
       "EIO",

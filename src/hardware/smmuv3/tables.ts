@@ -70,6 +70,21 @@ export const locateSte = (memory: HostMemory, table: StreamTable, sid: number, f
   return L1Std.fields.L2PTR.get(words) + second * 64;
 };
 
+/** Fetches the entry of a stream; false: the fault says why there is none, or that it cannot be read. */
+export const fetchSte = (
+  memory: HostMemory,
+  table: StreamTable,
+  sid: number,
+  into: Uint32Array,
+  fault: Fault,
+): boolean => {
+  const at = locateSte(memory, table, sid, fault);
+  if (at < 0) return false;
+  if (fetchWords(memory, at, 8, into)) return true;
+  fault.set(EventCode.F_STE_FETCH, at);
+  return false;
+};
+
 /** Reads the entry of a stream; undefined: the fault says why not. */
 export const readStream = (
   memory: HostMemory,
@@ -78,12 +93,7 @@ export const readStream = (
   sid: number,
   fault: Fault,
 ): Stream | undefined => {
-  const at = locateSte(memory, table, sid, fault);
-  if (at < 0) return undefined;
-  if (!fetchWords(memory, at, 8, words)) {
-    fault.set(EventCode.F_STE_FETCH, at);
-    return undefined;
-  }
+  if (!fetchSte(memory, table, sid, words, fault)) return undefined;
   const stream = decodeSte(words, unit);
   if (typeof stream !== "string") return stream;
   fault.set(EventCode.C_BAD_STE);

@@ -25,9 +25,15 @@ export const IOMMU_HW_QUEUE_TYPE_TEGRA241_CMDQV = 1;
 
 /** The guest's stream table entry; filled by the VMM. */
 export const IommuHwptArmSmmuv3 = struct("iommu_hwpt_arm_smmuv3", {
-  /** Its first two 64-bit words; only the fields of stage 1 may be set. */
+  /** Its first two 64-bit words; only bits of `GUEST_STE_BITS` may be set. */
   ste: array(u64, 2),
 });
+
+/**
+ * Bits of those words that a guest decides about, the first word in bits 63:0 (IHI 0070, §5.2): V, Config, S1Fmt,
+ * S1ContextPtr and S1CDMax; S1DSS, S1CIR, S1COR, S1CSH, S1STALLD and EATS.
+ */
+export const GUEST_STE_BITS = 0xf80f_ffff_ffff_ffffn | (0x3800_00ffn << 64n);
 
 /** Hardware information; filled by the kernel. */
 export const IommuHwInfoArmSmmuv3 = struct("iommu_hw_info_arm_smmuv3", {

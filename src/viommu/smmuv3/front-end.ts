@@ -5,12 +5,11 @@
  * Invalidations are collected and handed on together, as they are, before the next SYNC; what the host refuses stops the
  * queue with CERROR_ILL and CONS at that command (IHI 0070, §7.1). A changed stream table entry (CFGI_STE) is read, and
  * the host is given what of it is the guest's to say. Events of the host come into the guest's event queue; an access that
- * waits there is a stall here, which the guest's RESUME ends. Left out: events for entries that are not valid (C_BAD_STE,
- * C_BAD_STREAMID): accesses are aborted, and the guest is not told.
+ * waits there is a stall here, which the guest's RESUME ends. Where the guest has no valid entry the host is given one that
+ * its unit refuses too, so that accesses are aborted with an event (C_BAD_STE), which is then told as what it is here.
  */
 
 import type { EventSink } from "../../base/events.ts";
-import { GUEST_BITS } from "../../drivers/smmuv3/nested-domain.ts";
 import { type PageRequest, type PageResponder, PageResponse } from "../../hardware/ats.ts";
 import type { Downstream } from "../../hardware/downstream.ts";
 import { decodeSte } from "../../hardware/smmuv3/config.ts";
@@ -22,12 +21,13 @@ import {
   Opcode,
   StreamCommand,
 } from "../../hardware/smmuv3/queue-spec.ts";
-import { Config, Cr0, Gbpa, Register, STRTAB_ADDRESS_LO, Ste } from "../../hardware/smmuv3/spec.ts";
-import { fetchWords, locateSte, streamTableOf } from "../../hardware/smmuv3/tables.ts";
+import { Config, Cr0, Cr2, Gbpa, Register, STRTAB_ADDRESS_LO, Ste } from "../../hardware/smmuv3/spec.ts";
+import { fetchSte, streamTableOf } from "../../hardware/smmuv3/tables.ts";
 import { type SmmuCapabilities, SmmuV3Unit } from "../../hardware/smmuv3/unit.ts";
 import { Access, NO_PASID, type SendMessage } from "../../hardware/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import type { SmmuBackEnd } from "./back-end.ts";
+import { GUEST_STE_BITS } from "../../uapi/vendor/smmuv3.ts";
+import { NO_ENTRY, type SmmuBackEnd } from "./back-end.ts";
 
 export interface FrontEndOptions {
   readonly name: string;
@@ -84,33 +84,43 @@ export class SmmuFrontEnd implements Downstream {
   }
 
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
-    const before = this.#enabled;
+    const before = this.#whole;
     this.#unit.mmioWrite(offset, width, value);
-    const bypasses = offset === Register.GBPA && !this.#enabled;
-    if (bypasses || before !== this.#enabled) this.#rereadAll();
+    if (before !== this.#whole) this.#rereadAll();
   }
 
   #read(register: number): number {
     return Number(this.#unit.mmioRead(register, 4));
   }
 
-  get #enabled(): boolean {
-    return (this.#read(Register.CR0) & Cr0.SMMUEN) !== 0;
+  /** §6.3.14 What every stream is given while the unit is off; undefined: its stream table says. */
+  get #whole(): bigint | undefined {
+    if (this.#read(Register.CR0) & Cr0.SMMUEN) return undefined;
+    return this.#read(Register.GBPA) & Gbpa.ABORT ? ABORT : BYPASS;
   }
 
   // What the guest wants
 
   /** What of the stream's entry the host is to do: its first two words, without what is not the guest's to say. */
   entryOf(sid: number): bigint {
-    if (!this.#enabled) return this.#read(Register.GBPA) & Gbpa.ABORT ? ABORT : BYPASS;
+    const whole = this.#whole;
+    if (whole !== undefined) return whole;
     const { capabilities } = this.#unit;
+    if (!this.#fetch(sid)) return NO_ENTRY;
+    const stream = decodeSte(this.#words, capabilities);
+    if (typeof stream === "string") return NO_ENTRY;
+    if (stream.config === Config.abort) return ABORT;
+    if (stream.config === Config.bypass) return BYPASS;
+    const { EATS } = Ste.fields;
+    if (!capabilities.ats) EATS.set(this.#words, 0);
+    return Ste.fromWords(this.#words) & GUEST_STE_BITS;
+  }
+
+  /** The entry, as the guest's tables have it, into `#words`; false: there is none, and `#fault` says why. */
+  #fetch(sid: number): boolean {
     const base = Number(this.#unit.mmioRead(Register.STRTAB_BASE, 8) & TABLE_ADDRESS);
-    const table = streamTableOf(base, this.#read(Register.STRTAB_BASE_CFG), capabilities);
-    const at = locateSte(this.#memory, table, sid, this.#fault);
-    if (at < 0 || !fetchWords(this.#memory, at, ENTRY_WORDS, this.#words)) return ABORT;
-    return typeof decodeSte(this.#words, capabilities) === "string"
-      ? ABORT
-      : Ste.fromWords(this.#words) & GUEST_BITS;
+    const table = streamTableOf(base, this.#read(Register.STRTAB_BASE_CFG), this.#unit.capabilities);
+    return fetchSte(this.#memory, table, sid, this.#words, this.#fault);
   }
 
   #rereadAll(): void {
@@ -174,8 +184,23 @@ export class SmmuFrontEnd implements Downstream {
 
   /** An event about the guest's own tables, with the guest's StreamID; undefined: some were lost. */
   reportEvent(event: bigint | undefined): void {
-    if (event === undefined) this.#unit.loseEvents();
-    else this.#unit.reportEvent(wordsOf(event));
+    if (event === undefined) {
+      this.#unit.loseEvents();
+      return;
+    }
+    const words = wordsOf(event);
+    if (this.#isOfEntry(words)) this.#unit.reportEvent(words);
+  }
+
+  /** The host's unit says C_BAD_STE whatever the guest's finds wrong. False: the guest does not want to know of it. */
+  #isOfEntry(event: Uint32Array): boolean {
+    const { TYPE, SID, FETCH } = EventRecord.fields;
+    if (TYPE.get(event) !== EventCode.C_BAD_STE || this.#fetch(SID.get(event))) return true;
+    const { code, address } = this.#fault;
+    TYPE.set(event, code);
+    event[FETCH.word] = address;
+    event[FETCH.word + 1] = Math.floor(address / 2 ** 32);
+    return code !== EventCode.C_BAD_STREAMID || (this.#read(Register.CR2) & Cr2.RECINVSID) !== 0;
   }
 
   /** An access of a device of the guest waits for a page. */

@@ -9,7 +9,7 @@ import { Config, Ste } from "../../hardware/smmuv3/spec.ts";
 import { IOMMU_HWPT_ALLOC_NEST_PARENT } from "../../uapi/iommufd.ts";
 import type { AssignedDevice, GuestRam } from "../assigned.ts";
 import type { HostCalls, InvalidationCount } from "../host-calls.ts";
-import type { SmmuBackEnd } from "./back-end.ts";
+import { NO_ENTRY, type SmmuBackEnd } from "./back-end.ts";
 
 export interface NestedOptions {
   readonly calls: HostCalls;
@@ -27,7 +27,8 @@ interface Attached {
   readonly hwpt: number;
 }
 
-const isStage1 = (entry: bigint): boolean => Ste.fields.CONFIG.of(entry) === BigInt(Config.stage1);
+const isStage1 = (entry: bigint): boolean =>
+  entry !== NO_ENTRY && Ste.fields.CONFIG.of(entry) === BigInt(Config.stage1);
 
 export class NestedBackEnd implements SmmuBackEnd {
   readonly viommu: number;
