@@ -2,7 +2,8 @@
  * A guest's driver of the test function (`pci/devices/test-function.ts`): addresses, a PASID and a command go into its
  * registers, the status is read when it has ended.
  */
-import { TestCommand, TestPasid, TestRegister, TestStatus } from "../pci/devices/test-function.ts";
+import { RequestPasid } from "../pci/devices/requests.ts";
+import { TestCommand, TestRegister, TestStatus } from "../pci/devices/test-function.ts";
 
 /** BAR 0 as a driver reaches it. */
 export interface Bar {
@@ -49,7 +50,7 @@ export class TestDevice {
 
   #begin(command: number, register: number, address: number, length: number, pasid?: number): void {
     const other = register === TestRegister.SOURCE ? TestRegister.DESTINATION : TestRegister.SOURCE;
-    const { Value, Valid } = TestPasid.fields;
+    const { Value, Valid } = RequestPasid.fields;
     const tag = new Uint32Array(1);
     if (pasid !== undefined) {
       Value.set(tag, pasid);

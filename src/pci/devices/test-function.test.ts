@@ -5,10 +5,10 @@ import { functionSuite } from "../function.suite.ts";
 import type { PciFunction } from "../function.ts";
 import { MSI_BASE, Rig, read32, turnOn, write32 } from "../rig.suite.ts";
 import { Command, ExtendedCapabilityId, Header, PasidCapability } from "../spec.ts";
+import type { RequestAbilities } from "./requests.ts";
 import {
   TEST_BUFFER_BYTES,
   TEST_IDENTITY,
-  type TestAbilities,
   TestCommand,
   TestFunction,
   TestRegister,
@@ -141,7 +141,7 @@ describe("the test function", () => {
   });
 
   it("has the capabilities it was made with", () => {
-    const ids = (abilities: TestAbilities) =>
+    const ids = (abilities: RequestAbilities) =>
       extendedCapabilitiesOf(new TestFunction(rig.context, [], abilities)).map(({ id }) => id);
     const { PASID, ATS, PRI } = ExtendedCapabilityId;
     expect(ids({})).toEqual([PASID, ATS, PRI]);

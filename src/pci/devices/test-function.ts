@@ -4,11 +4,9 @@
  * STATUS how they ended. A request that stalls is made again when the unit says so. It keeps translations of its own and asks
  * for pages where its driver turns that on (ATS, PRI).
  */
-import { Access, NO_PASID, TranslateStatus } from "../../hardware/unit.ts";
-import { bit, bits, layout } from "../../uapi/layout.ts";
-import { ats, pasid, pri } from "../capabilities.ts";
-import type { Capability } from "../config.ts";
 import { type BarShape, Endpoint, type FunctionContext } from "../pci-function.ts";
+import { type RequestAbilities, requestCapabilities, tagOf } from "./requests.ts";
+import { Transfer } from "./transfer.ts";
 
 /** BAR 0. 64-bit addresses are two dwords, low first. */
 export const TestRegister = {
@@ -19,7 +17,7 @@ export const TestRegister = {
   DESTINATION: 0x10,
   /** Bytes, up to `TEST_BUFFER_BYTES`. */
   LENGTH: 0x18,
-  /** Of the requests; see `TestPasid`. */
+  /** Of the requests; see `RequestPasid`. */
   PASID: 0x1c,
   /** A `TestStatus`. Writing anything lowers the interrupt line. */
   STATUS: 0x20,
@@ -47,43 +45,10 @@ export const TestCommand = {
   INTERRUPT: 4,
 } as const;
 export const TestStatus = { IDLE: 0, BUSY: 1, DONE: 2, FAULT: 3, REFUSED: 4 } as const;
-export const TestPasid = layout("test function PASID", 4, {
-  Value: bits(0, 19, "PASID of the requests"),
-  Execute: bit(29, "reads are for execution"),
-  Privileged: bit(30, "requests are privileged"),
-  Valid: bit(31, "requests carry it"),
-});
 
 const IDS = { vendorId: 0x1234, deviceId: 0xd0a1, classCode: 0xff_00_00 } as const;
 const MSIX_BAR = 2;
 const PENDING = 0x800;
-/** What its requests can be. A function without ATS asks for no pages either. */
-export interface TestAbilities {
-  /** Bits of PASIDs, 0 for none; default 20. */
-  readonly pasidBits?: number;
-  /** Requests for execution, privileged requests; both by default. */
-  readonly execute?: boolean;
-  readonly privileged?: boolean;
-  /** Keeps translations; default true. */
-  readonly deviceTlb?: boolean;
-  /** Pages it can ask for at a time, 0 for none; default 32. */
-  readonly pageRequests?: number;
-}
-
-const capabilitiesOf = (abilities: TestAbilities): Capability[] => {
-  const {
-    pasidBits = 20,
-    execute = true,
-    privileged = true,
-    deviceTlb = true,
-    pageRequests = 32,
-  } = abilities;
-  return [
-    ...(pasidBits > 0 ? [pasid(pasidBits, { execute, privileged })] : []),
-    ...(deviceTlb ? [ats()] : []),
-    ...(deviceTlb && pageRequests > 0 ? [pri(pageRequests)] : []),
-  ];
-};
 
 const word = (offset: number): number => offset / 4;
 
@@ -91,14 +56,12 @@ export class TestFunction extends Endpoint {
   readonly #registers = new Uint32Array(word(TestRegister.END));
   readonly #image = new Uint8Array(this.#registers.buffer);
   readonly #buffer = new Uint8Array(TEST_BUFFER_BYTES);
+  readonly #transfer = new Transfer(this.dma, this.scheduler);
   /** A command was begun; what an earlier one deferred is void. */
   #run = 0;
-  /** Bytes of the present request that are done, and whether COPY is at its second one. */
-  #at = 0;
-  #writing = false;
 
   /** `spare`: further BARs, which read as zero; index 3 or above. */
-  constructor(context: FunctionContext, spare: readonly BarShape[] = [], abilities: TestAbilities = {}) {
+  constructor(context: FunctionContext, spare: readonly BarShape[] = [], abilities: RequestAbilities = {}) {
     super(
       {
         model: "test",
@@ -106,7 +69,7 @@ export class TestFunction extends Endpoint {
         interruptPin: 1,
         msiVectorsLg2: 2,
         msix: { vectors: TEST_VECTORS, bar: MSIX_BAR, table: 0, pending: PENDING },
-        capabilities: capabilitiesOf(abilities),
+        capabilities: requestCapabilities(abilities),
         bars: [
           { index: 0, kind: "mem32", size: 2 * TestRegister.BUFFER },
           { index: MSIX_BAR, kind: "mem32", size: 4096 },
@@ -138,6 +101,7 @@ export class TestFunction extends Endpoint {
 
   protected resetModel(): void {
     this.#run += 1;
+    this.#transfer.cancel();
     this.#registers.fill(0);
     this.#registers[word(TestRegister.IDENTITY)] = TEST_IDENTITY;
     this.#buffer.fill(0);
@@ -158,8 +122,6 @@ export class TestFunction extends Endpoint {
     if (this.#get(TestRegister.STATUS) === TestStatus.BUSY) return;
     this.#registers[word(TestRegister.COMMAND)] = command;
     this.#run += 1;
-    this.#at = 0;
-    this.#writing = command === TestCommand.WRITE;
     this.#registers[word(TestRegister.DONE)] = 0;
     if (!this.#isPossible(command)) {
       this.#end(TestStatus.REFUSED);
@@ -167,7 +129,8 @@ export class TestFunction extends Endpoint {
     }
     this.#registers[word(TestRegister.STATUS)] = TestStatus.BUSY;
     this.drive(false);
-    this.#soon();
+    if (command === TestCommand.INTERRUPT) this.#interruptSoon();
+    else this.#move(command, command === TestCommand.WRITE);
   }
 
   /** What lies in the buffer must fit there. */
@@ -187,54 +150,37 @@ export class TestFunction extends Endpoint {
     }
   }
 
-  #soon(): void {
+  #interruptSoon(): void {
     const run = this.#run;
     this.scheduler.defer(() => {
-      if (run === this.#run) this.#step();
+      if (run === this.#run) this.#end(TestStatus.DONE);
     });
   }
 
-  /** Makes the present request, or goes on with it. */
-  #step(): void {
-    const command = this.#get(TestRegister.COMMAND);
-    if (command === TestCommand.INTERRUPT) {
-      this.#end(TestStatus.DONE);
-      return;
-    }
-    const status = this.#request(command);
-    this.#at += this.dma.done;
-    this.#registers[word(TestRegister.DONE)] = this.#at;
-    if (status === TranslateStatus.stalled) {
-      const run = this.#run;
-      this.dma.park((ok) => {
-        if (run !== this.#run) return;
-        if (ok) this.#soon();
-        else this.#end(TestStatus.FAULT);
-      });
-    } else if (status === TranslateStatus.fault) this.#end(TestStatus.FAULT);
-    else if (command === TestCommand.COPY && !this.#writing) {
-      this.#writing = true;
-      this.#at = 0;
-      this.#soon();
-    } else this.#end(TestStatus.DONE);
-  }
-
-  #request(command: number): TranslateStatus {
-    const outside = this.#writing ? TestRegister.DESTINATION : TestRegister.SOURCE;
-    const inside = this.#writing ? TestRegister.SOURCE : TestRegister.DESTINATION;
-    const from = (command === TestCommand.COPY ? 0 : this.#get(inside)) + this.#at;
-    const length = this.#get(TestRegister.LENGTH) - this.#at;
-    const part = this.#buffer.subarray(from, from + length);
-    const low = this.#get(outside) + this.#at;
-    const high = this.#get(outside + 4) + (low > 0xffff_ffff ? 1 : 0);
-    const words = [this.#get(TestRegister.PASID)];
-    const { Valid, Value, Execute, Privileged } = TestPasid.fields;
-    const tag = Valid.get(words) ? Value.get(words) : NO_PASID;
-    const privileged = Privileged.get(words) ? Access.privileged : 0;
-    const executed = Execute.get(words) ? Access.execute : 0;
-    return this.#writing
-      ? this.dma.write(low, high, part, tag, privileged)
-      : this.dma.read(low, high, part, tag, privileged | executed);
+  /** Makes the one request of a command, or one of the two of COPY. */
+  #move(command: number, write: boolean): void {
+    const outside = write ? TestRegister.DESTINATION : TestRegister.SOURCE;
+    const inside = write ? TestRegister.SOURCE : TestRegister.DESTINATION;
+    const from = command === TestCommand.COPY ? 0 : this.#get(inside);
+    this.#transfer.begin(
+      {
+        write,
+        lo: this.#get(outside),
+        hi: this.#get(outside + 4),
+        buffer: this.#buffer.subarray(from, from + this.#get(TestRegister.LENGTH)),
+        tag: tagOf(this.#get(TestRegister.PASID)),
+      },
+      {
+        moved: (bytes) => {
+          this.#registers[word(TestRegister.DONE)] = bytes;
+        },
+        end: (ok) => {
+          if (!ok) this.#end(TestStatus.FAULT);
+          else if (command === TestCommand.COPY && !write) this.#move(command, true);
+          else this.#end(TestStatus.DONE);
+        },
+      },
+    );
   }
 
   #end(status: number): void {
