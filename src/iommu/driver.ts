@@ -184,6 +184,8 @@ export interface VirtualIommu {
   readonly eventTypes?: readonly number[];
   /** Set by whoever listens: an event of this kind, in the vendor's layout. False: nobody wants events of the kind. */
   onEvent?: ((type: number, data: Uint8Array) => boolean) | undefined;
+  /** Set by whoever listens: events of this kind may have been lost on the way, nobody knows how many or whose. */
+  onEventsLost?: ((type: number) => void) | undefined;
   allocateNested?(device: Requester, data: UserData, options: NestedOptions): NestedDomain;
   /** Invalidations by the guest's device numbers. */
   invalidate?(requests: UserArray): InvalidationOutcome;

@@ -83,6 +83,34 @@ describe("page requests", () => {
     expect(count).toBe(2);
   });
 
+  it("of a group of which there are too many are answered invalid: none is left out in silence", () => {
+    const { router, send, answers } = stub();
+    let heard = 0;
+    router.handle(one, undefined, () => {
+      heard += 1;
+    });
+    for (let i = 0; i < 1025; i += 1) send(one, page(7, false));
+    send(one, page(7, true));
+    expect([heard, answers]).toEqual([0, [{ device: "one", group: 7, code: "invalid" }]]);
+    send(one, page(7, false));
+    send(one, page(7, true));
+    expect(heard).toBe(1);
+  });
+
+  it("of a PASID that is not handled any more are no part of a later group with their number", () => {
+    const { router, send } = stub();
+    const seen: number[] = [];
+    const handler = ({ requests }: PageRequestGroup): void => void seen.push(requests.length);
+    router.handle(one, 5, handler);
+    router.handle(one, 6, handler);
+    send(one, page(3, false, 5));
+    send(one, page(4, false, 6));
+    router.unhandle(one, 5);
+    send(one, page(3, true, 6));
+    send(one, page(4, true, 6));
+    expect(seen).toEqual([1, 2]);
+  });
+
   it("have one router a driver", () => {
     const { driver } = stub();
     expect(pageRequestsOf(driver)).toBe(pageRequestsOf(driver));
@@ -100,7 +128,7 @@ describe("page requests", () => {
       fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
         const { router, send, answers } = stub();
         const handlers = new Map<string, string>();
-        const partial = new Map<string, number>();
+        const partial = new Map<string, { readonly key: string; readonly count: number }>();
         const got: string[] = [];
         const expected: string[] = [];
         let refused = 0;
@@ -116,18 +144,19 @@ describe("page requests", () => {
           } else if (what === "unhandle") {
             handlers.delete(key);
             router.unhandle(requester, pasid);
-            const any = [...handlers.keys()].some((one) => one.startsWith(`${device} `));
-            if (!any)
-              for (const one of [...partial.keys()]) if (one.startsWith(`${device} `)) partial.delete(one);
+            for (const [number, { key: first }] of [...partial])
+              if (number.startsWith(`${device} `) && !handlers.has(first) && !handlers.has(`${device} -`))
+                partial.delete(number);
           } else {
             send(requester, page(group, last, pasid));
             const any = [...handlers.keys()].some((one) => one.startsWith(`${device} `));
-            const collected = partial.get(`${device} ${group}`) ?? 0;
+            const collected = partial.get(`${device} ${group}`) ?? { key, count: 0 };
             const handler = handlers.get(key) ?? handlers.get(`${device} -`);
-            if (!last && any) partial.set(`${device} ${group}`, collected + 1);
+            if (!last && any)
+              partial.set(`${device} ${group}`, { key: collected.key, count: collected.count + 1 });
             if (!last) return;
             partial.delete(`${device} ${group}`);
-            if (handler) expected.push(`${handler}: ${group} of ${collected + 1}`);
+            if (handler) expected.push(`${handler}: ${group} of ${collected.count + 1}`);
             else refused += 1;
           }
         });

@@ -1,7 +1,7 @@
 /**
  * Page requests from a unit to whoever owns the device's domain: requests of a group are collected until the last one
  * has come, then the group goes to the handler of the device's PASID, or else to that of the device. A group nobody
- * handles, or of which a request found no memory, is answered `invalid`.
+ * handles, or of which a request found no memory or no room, is answered `invalid`.
  */
 import { allocateAtomic } from "../kernel/allocations.ts";
 import type { IommuDriver, PageRequest, PageResponse, Requester } from "./driver.ts";
@@ -18,14 +18,21 @@ export interface PageRequestGroup {
 
 export type PageRequestHandler = (group: PageRequestGroup) => void;
 
-/** Requests of a group that are kept for its last one: a device that sends more gets an answer at once. */
+/** Requests of a device that are kept for the last ones of their groups, and groups: more of a group make it incomplete. */
 const MOST_PARTIAL = 1024;
 const NO_PASID = -1;
 
+/** What has come of a group. */
+interface Partial {
+  readonly requests: PageRequest[];
+  /** One found no memory, or no room: the group cannot be handled any more. */
+  incomplete: boolean;
+}
+
 interface DeviceRequests {
   readonly handlers: Map<number, PageRequestHandler>;
-  /** By group number; undefined stands for a request that found no memory. */
-  readonly partial: Map<number, (PageRequest | undefined)[]>;
+  /** By group number. */
+  readonly partial: Map<number, Partial>;
   partialCount: number;
 }
 
@@ -53,6 +60,7 @@ export class PageRequests {
     const known = this.#devices.get(device);
     known?.handlers.delete(pasid ?? NO_PASID);
     if (known?.handlers.size === 0) this.#devices.delete(device);
+    else if (known) forgetUnhandled(known);
   }
 
   /** What had come of groups that will never be whole is forgotten. */
@@ -70,7 +78,7 @@ export class PageRequests {
       collect(known, request, kept);
       return;
     }
-    const handler = known?.handlers.get(request.pasid ?? NO_PASID) ?? known?.handlers.get(NO_PASID);
+    const handler = known && handlerOf(known, request);
     const respond = (code: PageResponse["code"]): void =>
       this.#driver.respond?.(device, {
         group: request.group,
@@ -97,22 +105,39 @@ const hasMemory = (): boolean => {
   }
 };
 
+const handlerOf = ({ handlers }: DeviceRequests, { pasid }: PageRequest): PageRequestHandler | undefined =>
+  handlers.get(pasid ?? NO_PASID) ?? handlers.get(NO_PASID);
+
 /** Keeps a request until the last of its group has come. */
 const collect = (known: DeviceRequests, request: PageRequest, kept: boolean): void => {
-  if (known.partialCount >= MOST_PARTIAL) return;
+  const { partial } = known;
+  let group = partial.get(request.group);
+  if (!group) {
+    if (partial.size >= MOST_PARTIAL) return;
+    group = { requests: [], incomplete: false };
+    partial.set(request.group, group);
+  }
+  if (!kept || known.partialCount >= MOST_PARTIAL) {
+    group.incomplete = true;
+    return;
+  }
   known.partialCount += 1;
-  const before = known.partial.get(request.group);
-  if (before) before.push(kept ? request : undefined);
-  else known.partial.set(request.group, [kept ? request : undefined]);
+  group.requests.push(request);
 };
 
 /** Takes out what came before the last request of a group; undefined: some of it was lost. */
-const collected = (known: DeviceRequests, group: number): PageRequest[] | undefined => {
-  const all = known.partial.get(group) ?? [];
-  known.partial.delete(group);
-  known.partialCount -= all.length;
-  const kept = all.filter((request) => request !== undefined);
-  return kept.length === all.length ? kept : undefined;
+const collected = (known: DeviceRequests, number: number): readonly PageRequest[] | undefined => {
+  const group = known.partial.get(number);
+  if (!group) return [];
+  known.partial.delete(number);
+  known.partialCount -= group.requests.length;
+  return group.incomplete ? undefined : group.requests;
+};
+
+/** A handler has gone: what came for it is not to be taken for a part of a later group with the same number. */
+const forgetUnhandled = (known: DeviceRequests): void => {
+  for (const [number, { requests }] of known.partial)
+    if (requests[0] && !handlerOf(known, requests[0])) collected(known, number);
 };
 
 const routers = new WeakMap<IommuDriver, PageRequests>();

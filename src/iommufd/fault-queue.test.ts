@@ -147,6 +147,7 @@ describe("a fault queue", () => {
     expect(rig.answers.get(beyond)).toBe("invalid");
     rig.task.close(rig.fd);
     expect(rig.answers.size).toBe(65_537);
+    expect(rig.answers.get(rig.report(1, 1)), "nobody can read it any more").toBe("invalid");
   });
 
   it("answers every group once, and gives out the lowest free cookies, over random lives", () => {

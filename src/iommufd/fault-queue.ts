@@ -24,7 +24,7 @@ import { request, requireFlags } from "./request.ts";
 
 const POLLIN = 1;
 const POLLOUT = 4;
-/** Groups that wait in one queue; a device that asks for more is refused. */
+/** Groups that wait in one queue; a device that asks for more is refused, as is one whose queue nobody can read. */
 const MOST_WAITING = 65_536;
 
 /** Page requests of a device under a HWPT that want an answer. */
@@ -58,7 +58,8 @@ export class FaultQueue extends IommufdObject {
   }
 
   report(group: FaultGroup): void {
-    if (this.#pending.length + this.#outstanding.size >= MOST_WAITING) {
+    const room = this.#pending.length + this.#outstanding.size < MOST_WAITING;
+    if (!room || !this.file.isOpen) {
       group.group.respond("invalid");
       return;
     }
@@ -209,6 +210,9 @@ export class FaultFile implements KernelFile {
 
   get name(): string {
     return `file of ${this.#queue.name}`;
+  }
+  get isOpen(): boolean {
+    return this.#open;
   }
 
   readTo(call: Call, at: bigint, length: number): number {

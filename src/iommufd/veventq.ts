@@ -1,6 +1,7 @@
 /**
  * Event queues of vIOMMUs (linux/iommufd.h, "struct iommu_veventq_alloc"): events of one type, each with a header that
- * counts them, in a file of limited depth. What did not fit shows as one header with LOST_EVENTS.
+ * counts them, in a file of limited depth. What did not fit, and what the unit lost before, shows as one header with
+ * LOST_EVENTS, or as a gap in the numbers when more came after it.
  */
 import { allocateAtomic } from "../kernel/allocations.ts";
 import type { Call, KernelFile } from "../kernel/call.ts";
@@ -56,8 +57,7 @@ export class VeventQueue extends IommufdObject implements EventListener {
 
   /** Throws ENOMEM; then it is lost, and shows as that. */
   event(data: Uint8Array): void {
-    const sequence = this.#sequence;
-    this.#sequence = (sequence + 1) % SEQUENCES;
+    const sequence = this.#count();
     try {
       if (this.#events.length >= this.depth) this.#lost = sequence;
       else this.#queue(sequence, data);
@@ -67,6 +67,19 @@ export class VeventQueue extends IommufdObject implements EventListener {
     } finally {
       this.file.onReady?.();
     }
+  }
+
+  /** They count as one, as nobody knows how many they were. */
+  lost(): void {
+    this.#lost = this.#count();
+    this.file.onReady?.();
+  }
+
+  /** The sequence number of what comes now. */
+  #count(): number {
+    const sequence = this.#sequence;
+    this.#sequence = (sequence + 1) % SEQUENCES;
+    return sequence;
   }
 
   #queue(sequence: number, data: Uint8Array): void {

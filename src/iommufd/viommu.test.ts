@@ -93,6 +93,7 @@ describe("an event queue", () => {
         arbitrary: fc.record({ what: fc.constant("event" as const), count: fc.integer({ min: 1, max: 4 }) }),
       },
       fc.record({ what: fc.constant("read" as const), room: fc.nat(40) }),
+      fc.record({ what: fc.constant("lost below" as const) }),
     );
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 5 }), fc.array(step, { maxLength: 40 }), (depth, steps) => {
@@ -110,6 +111,10 @@ describe("an event queue", () => {
                 lost = undefined;
               } else lost = sequence;
             }
+          } else if (given.what === "lost below") {
+            queue.lost();
+            lost = sequence;
+            sequence += 1;
           } else {
             const all = lost === undefined ? held : [...held, { sequence: lost, data: undefined }];
             const fitting: ReadEvent[] = [];

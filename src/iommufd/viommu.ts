@@ -19,6 +19,8 @@ import { userData } from "./user-data.ts";
 /** What listens to a vIOMMU's events of one type. */
 export interface EventListener {
   event(data: Uint8Array): void;
+  /** Events of the type were lost before they came here. */
+  lost(): void;
 }
 
 export class Viommu extends IommufdObject {
@@ -54,6 +56,7 @@ export class Viommu extends IommufdObject {
       listener?.event(data);
       return listener !== undefined;
     };
+    virtual.onEventsLost = (type) => this.listeners.get(type)?.lost();
   }
 
   get ioas(): Ioas {

@@ -14,6 +14,7 @@ import {
 } from "../hardware/smmuv3/queue-spec.ts";
 import { Config } from "../hardware/smmuv3/spec.ts";
 import * as uapi from "../uapi/iommufd.ts";
+import { VFIO_DEVICE_RESET } from "../uapi/vfio.ts";
 import { PRESETS } from "./presets.ts";
 
 const VSID = 0x77n;
@@ -313,6 +314,21 @@ describe("translations that the function keeps", () => {
     guest.call(uapi.IOMMU_IOAS_UNMAP, uapi.IommuIoasUnmap, range);
     expect(guest.dma(0x1000, "c")).toBe("fault");
     guest.client.detachFrom(guest.device);
+    expect(guest.ats).toBe(false);
+  });
+
+  it("stay switched on over a reset by the program, and PASIDs too, as the host's driver has them", () => {
+    const page = guest.page();
+    const ioas = guest.client.ioas(guest.fd);
+    guest.client.mapAt(guest.fd, ioas, 0x1000, MEMORY.va + page - MEMORY.ipa, PAGE);
+    const hwpt = guest.client.hwpt(guest.fd, guest.id, ioas, uapi.IOMMU_HWPT_ALLOC_PASID);
+    expect([attach(hwpt), attach(hwpt, 7)]).toEqual([hwpt, hwpt]);
+    guest.task.ioctl(guest.device, VFIO_DEVICE_RESET);
+    expect(guest.ats).toBe(true);
+    expect([guest.dma(0x1000, "a", 7), guest.dma(0x1000, "b")]).toEqual(["done", "done"]);
+    guest.client.detachFrom(guest.device, 7);
+    guest.client.detachFrom(guest.device);
+    guest.task.ioctl(guest.device, VFIO_DEVICE_RESET);
     expect(guest.ats).toBe(false);
   });
 

@@ -113,15 +113,18 @@ export class PciDevice {
     irqs.close();
     lowPower.exit();
     this.#enabled = undefined;
+    // Translations are the IOMMU driver's: they are to be as they are now, whatever they were when it was opened.
+    const translations = saveTranslations(this.pci);
     this.pci.reset();
     restoreConfig(this.pci, original);
+    restoreConfig(this.pci, translations);
     this.#bound?.unbind();
     this.#bound = undefined;
   }
 
   /** Function-level reset; what VFIO and its user have set in config space, and the interrupts, are set again. */
   reset(): void {
-    const saved = saveConfig(this.pci);
+    const saved = [...saveTranslations(this.pci), ...saveConfig(this.pci)];
     this.pci.reset();
     restoreConfig(this.pci, saved);
     this.#enabled?.irqs.restore();
@@ -130,7 +133,7 @@ export class PciDevice {
   }
 }
 
-/** Registers that software sets and a reset loses, in the order in which they are put back. */
+/** Registers that VFIO and its user set and a reset loses, in the order in which they are put back. */
 const saveConfig = (pci: PciFunction): SavedRegister[] => {
   const places: [offset: number, width: 1 | 2 | 4][] = [
     [Header.CACHE_LINE_SIZE, 1],
@@ -145,7 +148,6 @@ const saveConfig = (pci: PciFunction): SavedRegister[] => {
     const reset = DeviceControl.fields.InitiateFunctionLevelReset.mask;
     saved.push({ offset, width: 2, value: pci.configRead(offset, 2) & ~reset });
   }
-  saved.push(...saveTranslations(pci));
   saved.push({ offset: Header.COMMAND, width: 2, value: pci.configRead(Header.COMMAND, 2) });
   return saved;
 };

@@ -96,6 +96,9 @@ export type PageFault = ReturnType<typeof iommufd.IommuHwptPgfault.read>;
 /** More than a group can have. */
 const FAULTS_AT_ONCE = 512;
 
+/** Sequence numbers of events go to 2^31 - 1 and begin again. */
+const EVENT_SEQUENCES = 2 ** 31;
+
 /** Where vendor data is put, in the VMM's memory. */
 const DATA_VA = 0x7ffe_0000_0000;
 const DATA_BYTES = 64 * 1024;
@@ -105,6 +108,8 @@ export class HostCalls {
   /** Descriptor of /dev/iommu. */
   readonly iommufd: number;
   readonly #record: (call: RecordedCall) => void;
+  /** By descriptor of an event queue: the sequence number that comes next when none is lost. */
+  readonly #nextEvents = new Map<number, number>();
 
   constructor(task: ModelTask, fd: number, record: (call: RecordedCall) => void = () => {}) {
     this.task = task;
@@ -320,20 +325,24 @@ export class HostCalls {
     const type = IOMMU_VEVENTQ_TYPE_ARM_SMMUV3;
     const bytes = layout.bytes({ size: layout.size, viommu_id: viommu, type, veventq_depth: depth });
     this.#iommu(iommufd.IOMMU_VEVENTQ_ALLOC, bytes);
-    return layout.read(bytes).out_veventq_fd;
+    const { out_veventq_fd: fd } = layout.read(bytes);
+    this.#nextEvents.set(fd, 0);
+    return fd;
   }
 
-  /** Events that wait in such a queue, in their order; undefined: some were lost. */
+  /** Events that wait in such a queue, in their order; undefined: some were lost, by the marker or by a gap in the numbers. */
   readEvents(fd: number): (bigint | undefined)[] {
     const header = iommufd.IommufdVeventHeader;
     const bytes = new Uint8Array(this.task.readTo(fd, BigInt(DATA_VA), DATA_BYTES));
     this.task.memory.read(BigInt(DATA_VA), bytes);
     const events: (bigint | undefined)[] = [];
     for (let at = 0; at < bytes.length; ) {
-      const { flags } = header.read(bytes, at);
+      const { flags, sequence } = header.read(bytes, at);
       at += header.size;
-      if (flags & iommufd.IOMMU_VEVENTQ_FLAG_LOST_EVENTS) events.push(undefined);
-      else {
+      const marker = (flags & iommufd.IOMMU_VEVENTQ_FLAG_LOST_EVENTS) !== 0;
+      if (marker || sequence !== this.#nextEvents.get(fd)) events.push(undefined);
+      this.#nextEvents.set(fd, (sequence + 1) % EVENT_SEQUENCES);
+      if (!marker) {
         const { evt } = IommuVeventArmSmmuv3.read(bytes, at);
         events.push(evt.reduce((all, word, index) => all | (word << BigInt(64 * index)), 0n));
         at += IommuVeventArmSmmuv3.size;

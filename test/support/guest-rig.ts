@@ -23,10 +23,15 @@ export class GuestRig {
   readonly devices: readonly TestDevice[];
   #guest: Guest | undefined;
 
-  constructor(preset = "vtd-legacy", follow: "nested" | "shadow" = "shadow") {
-    const description = parseMachine(PRESETS.get(preset)!, preset);
-    const added = FUNCTIONS.map((at) => parseDevice(`test@${at}`));
-    this.machine = new Machine(withDevices(description, added), {
+  /** `edit`: what of the preset's text is to be otherwise. */
+  constructor(
+    preset = "vtd-legacy",
+    follow: "nested" | "shadow" = "shadow",
+    edit: (text: string) => string = (text) => text,
+  ) {
+    const description = parseMachine(edit(PRESETS.get(preset)!), preset);
+    const functions = FUNCTIONS.map((at) => parseDevice(`test@${at}`));
+    this.machine = new Machine(withDevices(description, functions), {
       events: silent,
       clock: new ManualClock(),
       scheduler: this.work,

@@ -103,6 +103,8 @@ export class SmmuDriver implements IommuDriver {
   /** The last faults that nobody else was told of, and how many there were in all. */
   readonly faults: ReportedFault[] = [];
   faultCount = 0;
+  /** Times that the driver found out that events were lost: their queue was full, or its memory did not answer. */
+  overflows = 0;
   readonly unit: Capabilities;
   readonly #registers: Registers;
   readonly #memory: HostMemory;
@@ -180,10 +182,6 @@ export class SmmuDriver implements IommuDriver {
   }
   get viommus(): number {
     return this.#viommus.size;
-  }
-  /** Times that events were lost, as their queue was full. */
-  get overflows(): number {
-    return this.#eventQueue.overflows;
   }
 
   probe(device: Requester): DeviceCapabilities {
@@ -550,9 +548,16 @@ export class SmmuDriver implements IommuDriver {
   /** Takes what the unit has reported. */
   #serve(): void {
     if (this.#closed) return;
-    this.#registers.acknowledge(EVERY_ERROR & ~Gerror.CMDQ_ERR);
-    this.#eventQueue.drain((record) => this.#event(record));
+    const errors = this.#registers.acknowledge(EVERY_ERROR & ~Gerror.CMDQ_ERR);
+    const overflowed = this.#eventQueue.drain((record) => this.#event(record));
+    if (overflowed || errors & Gerror.EVENTQ_ABT_ERR) this.#loseEvents();
     this.#pageRequests?.drain((record) => this.#pageRequest(record));
+  }
+
+  /** §7.2, §7.4 Nobody knows whose events they were: every guest is told. Stalls are not among them (§3.12.2). */
+  #loseEvents(): void {
+    this.overflows += 1;
+    for (const viommu of this.#viommus) viommu.lose();
   }
 
   /** §7.3 A stall waits for an answer; what a guest did wrong its guest is told; the rest is the host's to know. */

@@ -16,6 +16,8 @@ export interface Guest {
   virtualIdOf(device: Requester): bigint | undefined;
   /** An event of a function of the guest; false: it is not the guest's, or the guest does not want it. Throws ENOMEM. */
   report(virtualId: bigint, record: Uint32Array): boolean;
+  /** The unit has lost events, perhaps some of the guest's functions. */
+  lose(): void;
 }
 
 const fields = Ste.fields;

@@ -24,8 +24,6 @@ export interface QueueShape {
 }
 
 export class RecordQueue {
-  /** Times that the unit found the queue full since it was last looked at. */
-  overflows = 0;
   readonly #registers: Registers;
   readonly #memory: HostMemory;
   readonly #shape: QueueShape;
@@ -50,18 +48,22 @@ export class RecordQueue {
     registers.write32(shape.cons, 0);
   }
 
-  /** Takes every record. What is taken may make the unit write more; those are taken too. `words` are good for the call. */
-  drain(take: (words: Uint32Array) => void): void {
-    if (this.#busy) return;
+  /**
+   * Takes every record. What is taken may make the unit write more; those are taken too. `words` are good for the call.
+   * True: the unit found the queue full since it was last looked at, and lost what it had to say.
+   */
+  drain(take: (words: Uint32Array) => void): boolean {
+    if (this.#busy) return false;
     this.#busy = true;
+    let overflowed = false;
     try {
       for (let prod = this.#prod(); this.#cons !== (prod & QUEUE_INDEX); prod = this.#prod()) {
         this.#load(this.#cons % this.#entries);
         this.#cons = (this.#cons + 1) % (2 * this.#entries);
-        this.#give(prod);
+        overflowed = this.#give(prod) || overflowed;
         take(this.#words);
       }
-      this.#give(this.#prod());
+      return this.#give(this.#prod()) || overflowed;
     } finally {
       this.#busy = false;
     }
@@ -76,12 +78,12 @@ export class RecordQueue {
     return this.#registers.read32(this.#shape.prod);
   }
 
-  /** §7.4 CONS moves on, and an overflow is acknowledged. */
-  #give(prod: number): void {
+  /** §7.4 CONS moves on, and an overflow is acknowledged: whether there was one. */
+  #give(prod: number): boolean {
     const before = this.#registers.read32(this.#shape.cons);
     const cons = ((prod & OVERFLOW) | this.#cons) >>> 0;
-    if ((before ^ cons) & OVERFLOW) this.overflows += 1;
     if (cons !== before) this.#registers.write32(this.#shape.cons, cons);
+    return ((before ^ cons) & OVERFLOW) !== 0;
   }
 
   #load(index: number): void {

@@ -21,11 +21,12 @@ export class Registers extends RegisterAccess {
       );
   }
 
-  /** Acknowledges these errors of GERROR (§6.3.18), as far as they are active. */
-  acknowledge(errors: number): void {
+  /** Acknowledges these errors of GERROR (§6.3.18), as far as they are active: which were. */
+  acknowledge(errors: number): number {
     const acknowledged = this.read32(Register.GERRORN);
-    const active = this.read32(Register.GERROR) ^ acknowledged;
-    this.write32(Register.GERRORN, acknowledged ^ (active & errors));
+    const active = (this.read32(Register.GERROR) ^ acknowledged) & errors;
+    if (active !== 0) this.write32(Register.GERRORN, acknowledged ^ active);
+    return active;
   }
 
   /** What the identification registers say. */

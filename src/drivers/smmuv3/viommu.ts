@@ -55,6 +55,7 @@ export class SmmuViommu implements VirtualIommu, Guest {
   readonly parent: SmmuDomain;
   readonly eventTypes = [IOMMU_VEVENTQ_TYPE_ARM_SMMUV3];
   onEvent: ((type: number, data: Uint8Array) => boolean) | undefined;
+  onEventsLost: ((type: number) => void) | undefined;
   readonly #host: ViommuHost;
   /** Functions by the guest's StreamIDs. */
   readonly #devices = new Map<bigint, Requester>();
@@ -120,8 +121,13 @@ export class SmmuViommu implements VirtualIommu, Guest {
     return this.onEvent?.(IOMMU_VEVENTQ_TYPE_ARM_SMMUV3, IommuVeventArmSmmuv3.bytes({ evt })) ?? false;
   }
 
+  lose(): void {
+    this.onEventsLost?.(IOMMU_VEVENTQ_TYPE_ARM_SMMUV3);
+  }
+
   free(): void {
     this.onEvent = undefined;
+    this.onEventsLost = undefined;
     this.parent.users -= 1;
     this.#host.forget(this);
   }

@@ -35,7 +35,10 @@ export class VtdNestedDomain extends Resident implements NestedDomain, GuestTabl
   readonly faults: boolean;
   readonly #data: FirstStageData;
 
-  /** Throws EOPNOTSUPP for another kind of data, EINVAL for its length, EFAULT. */
+  /**
+   * Throws EOPNOTSUPP for another kind of data, EINVAL for its length, EFAULT. Flags that mean nothing and `__reserved` are
+   * passed over, as Linux refuses neither (it does so in invalidations).
+   */
   constructor(parent: VtdDomain, data: UserData, faults: boolean) {
     super();
     this.parent = parent;

@@ -163,6 +163,12 @@ describe("a guest's table is refused", () => {
     expect(refused(() => driver.attach(device, domain))).toBe("no error");
   });
 
+  it("but not for flags that mean nothing, nor for what is reserved", () => {
+    const { driver, device } = start();
+    const { domain } = above(parent(), { flags: (2n ** 63n) | 8n, __reserved: 0xdead });
+    expect(refused(() => driver.attach(device, domain))).toBe("no error");
+  });
+
   it("behind a unit that the parent does not fit", () => {
     const { drivers, functions } = start({ units: [{}, { addressWidths: [39] }] });
     const { domain } = above(parent());

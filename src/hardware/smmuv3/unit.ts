@@ -333,9 +333,10 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     this.#record(event, false);
   }
 
-  /** The other one has lost events. */
+  /** The other one has lost events. The queue here may be empty, so that nothing else would make software look. */
   loseEvents(): void {
     this.#eventQueue.overflow();
+    this.#errors.interrupt("eventq");
   }
 
   /** An access of the stream that waits at the other one: `onResume` is told its token. -1: too many wait. */

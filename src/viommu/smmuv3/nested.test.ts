@@ -1,6 +1,13 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { GUEST_RIDS, GuestRig } from "../../../test/support/guest-rig.ts";
-import { AtcCommand, COMMAND_BYTES, Opcode, TlbiCommand } from "../../hardware/smmuv3/queue-spec.ts";
+import { SmmuDriver } from "../../drivers/smmuv3/driver.ts";
+import {
+  AtcCommand,
+  COMMAND_BYTES,
+  EventCode,
+  Opcode,
+  TlbiCommand,
+} from "../../hardware/smmuv3/queue-spec.ts";
 import {
   CMDQ_ERR_SHIFT,
   CommandError,
@@ -9,6 +16,7 @@ import {
   QUEUE_INDEX,
   Register,
 } from "../../hardware/smmuv3/spec.ts";
+import { Access, NO_PASID, Transaction, TranslateStatus } from "../../hardware/unit.ts";
 import { Protection } from "../../iommu/driver.ts";
 
 const PAGE = 4096;
@@ -31,6 +39,18 @@ describe("a guest's SMMUv3 over a host that nests", () => {
     device.fetch(address, length, pasid);
     const result = rig.settle(device);
     return result === "done" ? Buffer.from(device.read(length)).toString() : result;
+  };
+  /** Another machine, whose unit ends every access that faults, with an event. */
+  const withoutStalls = (): void => {
+    expect(rig.close()).toEqual({});
+    rig = new GuestRig("smmuv3", "nested", (text) =>
+      text.replace("stalls: both", "stalls: terminate\n    ats: false"),
+    );
+  };
+  const hostDriver = (): SmmuDriver => {
+    const { driver } = [...rig.machine.units.values()][0]!;
+    if (!(driver instanceof SmmuDriver)) throw new TypeError("the host has another unit");
+    return driver;
   };
   const page = (text: string): number => {
     const pa = rig.guest.allocate(1);
@@ -102,6 +122,60 @@ describe("a guest's SMMUv3 over a host that nests", () => {
     expect(guest.answered.invalid).toBeGreaterThan(0);
     guest.unbind(requester!, process);
     process.exit();
+  });
+
+  it("§7.3 what the guest's tables do not allow is an event in the guest's own queue, with its StreamID", () => {
+    withoutStalls();
+    const { guest } = rig;
+    const [requester] = rig.vmm.devices;
+    const domain = guest.driver.allocatePaging(requester!);
+    guest.driver.attach(requester!, domain);
+    domain.map(IOVA, page("to be read only"), PAGE, Protection.read);
+    expect(fetched(IOVA + PAGE, 4)).toBe("fault");
+    expect(fetched(IOVA, 4, PASID)).toBe("fault");
+    rig.devices[0]!.store(IOVA, 4);
+    expect(rig.settle(rig.devices[0]!)).toBe("fault");
+    const { driver } = guest;
+    if (!(driver instanceof SmmuDriver)) throw new TypeError("the guest has another unit");
+    const [rid] = GUEST_RIDS;
+    expect(driver.faults.map(({ code, address, pasid, ...of }) => [of.rid, code, pasid, address])).toEqual([
+      [rid, EventCode.F_TRANSLATION, NO_PASID, BigInt(IOVA + PAGE)],
+      [rid, EventCode.C_BAD_CD, PASID, 0n],
+      [rid, EventCode.F_PERMISSION, NO_PASID, BigInt(IOVA)],
+    ]);
+    expect([driver.overflows, hostDriver().faultCount]).toEqual([0, 0]);
+    guest.driver.attach(requester!, guest.driver.blocked);
+    domain.free();
+  });
+
+  it("§7.4 what was lost on the way, in the host's queue or the VMM's, is an overflow of the guest's queue", () => {
+    withoutStalls();
+    const { guest } = rig;
+    const [requester] = rig.vmm.devices;
+    const domain = guest.driver.allocatePaging(requester!);
+    guest.driver.attach(requester!, domain);
+    const { driver } = guest;
+    if (!(driver instanceof SmmuDriver)) throw new TypeError("the guest has another unit");
+    const { unit } = [...rig.machine.units.values()][0]!;
+    const transaction = new Transaction();
+    transaction.rid = rig.machine.functions.find(({ name }) => name === "0000:7e:00.0")!.rid;
+    transaction.access = Access.read;
+    const fault = (times: number): void => {
+      for (let i = 0; i < times; i++) expect(unit.translate(transaction)).toBe(TranslateStatus.fault);
+      rig.work.run();
+    };
+    fault(200);
+    expect([driver.faultCount, driver.overflows]).toEqual([200, 0]);
+    fault(300); // more than the VMM has room for
+    expect([driver.faultCount, driver.overflows]).toEqual([200 + 256, 1]);
+    fault(1);
+    expect([driver.faultCount, driver.overflows]).toEqual([457, 1]);
+    expect(hostDriver().overflows).toBe(0);
+    fault(1000); // more than the host's unit has room for
+    expect(hostDriver().overflows).toBe(1);
+    expect([driver.faultCount, driver.overflows]).toEqual([457 + 256, 2]);
+    guest.driver.attach(requester!, guest.driver.blocked);
+    domain.free();
   });
 
   it("§7.1 a command that the host refuses stops the guest's queue at it, with CERROR_ILL", () => {
