@@ -4,6 +4,7 @@
  * have one domain. While nobody owns a group, and while its owner has given it none, its domain is the blocked one.
  */
 import type { EventSink } from "../base/events.ts";
+import { Ids } from "../base/ids.ts";
 import { allocate } from "../kernel/allocations.ts";
 import type { PciFunction } from "../pci/function.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -58,6 +59,12 @@ export class Group<F extends Requester = PciFunction> {
   admit(device: Device<F>): void {
     this.#devices.push(device);
     device.driver.attach(device.function, device.driver.blocked);
+  }
+
+  /** Used by the core: the device is no more. Nobody owns the group. */
+  dismiss(device: Device<F>): void {
+    this.#devices.splice(this.#devices.indexOf(device), 1);
+    device.driver.release(device.function);
   }
 
   /** Takes the group's DMA; an owner may claim once. Throws EBUSY while somebody else has it. */
@@ -120,6 +127,7 @@ export class Group<F extends Requester = PciFunction> {
 export class IommuCore {
   readonly #events: EventSink;
   readonly #groups = new Map<number, Group>();
+  readonly #groupIds = new Ids();
   readonly #devices = new Map<string, Device>();
 
   constructor(events: EventSink) {
@@ -134,9 +142,9 @@ export class IommuCore {
     return this.#devices;
   }
 
-  /** A new, empty group; numbers count from 0. */
+  /** A new, empty group with the lowest free number. */
   addGroup(): Group {
-    const group = new Group(this.#groups.size, this.#events);
+    const group = new Group(this.#groupIds.take(), this.#events);
     this.#groups.set(group.id, group);
     return group;
   }
@@ -148,6 +156,16 @@ export class IommuCore {
     this.#devices.set(device.name, device);
     group.admit(device);
     return device;
+  }
+
+  /** The device goes, and with the last one its group, which nobody owns. */
+  removeDevice(device: Device): void {
+    const { group } = device;
+    this.#devices.delete(device.name);
+    group.dismiss(device);
+    if (group.devices.length > 0) return;
+    this.#groups.delete(group.id);
+    this.#groupIds.give(group.id);
   }
 
   /** A new, empty domain that fits the device. Throws ENOMEM, EOPNOTSUPP. */
