@@ -1,7 +1,7 @@
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Random } from "../base/clock.ts";
-import { Iotlb } from "./iotlb.ts";
+import { compileIotlb, Iotlb, type IotlbOptions } from "./iotlb.ts";
 
 const WORD = 0x1_0000_0000;
 const put = (iotlb: Iotlb, context: number, address: number, lg2: number, pa: number, denied = 0) =>
@@ -22,10 +22,13 @@ const get = (iotlb: Iotlb, context: number, address: number) => {
 const drop = (iotlb: Iotlb, context: number, address: number, lg2: number) =>
   iotlb.invalidateRange(context, address % WORD, Math.floor(address / WORD), lg2);
 
-describe("IOTLB", () => {
+describe.each([
+  ["IOTLB", (options: IotlbOptions): Iotlb => new Iotlb(options)],
+  ["IOTLB with lookups compiled for it", compileIotlb],
+] as const)("%s", (_, make) => {
   it("gives what was entered, for every address of the page and for no other", () => {
     for (const lg2 of [12, 16, 21, 25, 30]) {
-      const iotlb = new Iotlb({ contexts: 4 });
+      const iotlb = make({ contexts: 4 });
       const base = 7 * 2 ** 40;
       const pa = 3 * 2 ** 34;
       put(iotlb, 1, base + 2 ** lg2 - 1, lg2, pa + 2 ** lg2 - 1, 2);
@@ -39,24 +42,24 @@ describe("IOTLB", () => {
   });
 
   it("takes words signed or not, and every address of 64 bits", () => {
-    const iotlb = new Iotlb({ contexts: 1 });
+    const iotlb = make({ contexts: 1 });
     iotlb.enter(0, 0xffff_f000, 0xffff_ffff, 12, 0x8000_0000, 0x3, 0);
     expect(iotlb.page(iotlb.lookup(0, -1, -1))).toBe(0x3_8000_0000);
   });
 
   it("a leaf of more than 1 GiB is entered as the GiB that was asked for", () => {
-    const iotlb = new Iotlb({ contexts: 1 });
+    const iotlb = make({ contexts: 1 });
     put(iotlb, 0, 5 * 2 ** 30 + 123, 39, 2 ** 41 + 5 * 2 ** 30 + 123);
     expect(get(iotlb, 0, 5 * 2 ** 30)).toEqual({ page: 2 ** 41 + 5 * 2 ** 30, lg2: 30, denied: 0 });
     expect(get(iotlb, 0, 4 * 2 ** 30)).toBeUndefined();
   });
 
   it("a capacity that is no power of two is refused", () => {
-    expect(() => new Iotlb({ contexts: 1, capacity: 100 })).toThrow(/power of two/);
+    expect(() => make({ contexts: 1, capacity: 100 })).toThrow(/power of two/);
   });
 
   it("holds its capacity nearly in full before it replaces", () => {
-    const iotlb = new Iotlb({ contexts: 1, capacity: 1024 });
+    const iotlb = make({ contexts: 1, capacity: 1024 });
     for (let page = 0; page < 512; page++) put(iotlb, 0, page * 4096, 12, page * 4096);
     let held = 0;
     for (let page = 0; page < 512; page++) if (get(iotlb, 0, page * 4096)) held += 1;
@@ -64,7 +67,7 @@ describe("IOTLB", () => {
   });
 
   it("the stamp changes with every invalidation, and with nothing else", () => {
-    const iotlb = new Iotlb({ contexts: 4 });
+    const iotlb = make({ contexts: 4 });
     const stamps = [iotlb.stamp];
     put(iotlb, 1, 0x1000, 12, 0x2000);
     expect(iotlb.stamp).toBe(stamps[0]);
@@ -88,7 +91,7 @@ describe("IOTLB", () => {
         fc.constantFrom(2, 4, 64),
         fc.constantFrom(7, 40, 0x7fff_ffff),
         (seed, capacity, tagLimit) => {
-          const iotlb = new Iotlb({ contexts, capacity, tagLimit });
+          const iotlb = make({ contexts, capacity, tagLimit });
           const random = new Random(seed);
           const model: { context: number; start: number; lg2: number; page: number; denied: number }[] = [];
           const keep = (kept: (entry: (typeof model)[number]) => boolean) =>
@@ -153,7 +156,7 @@ describe("IOTLB", () => {
   });
 
   it("forgets nothing it need not: with room, what was entered and not invalidated is found", () => {
-    const iotlb = new Iotlb({ contexts: 8, capacity: 1024 });
+    const iotlb = make({ contexts: 8, capacity: 1024 });
     for (let context = 0; context < 8; context++)
       for (let page = 0; page < 4; page++) put(iotlb, context, page * 0x1000, 12, 0x10_0000 * context);
     iotlb.invalidateContext(3);
