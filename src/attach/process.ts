@@ -21,6 +21,7 @@ export interface ClientMemory extends UserMemory {
  * to read their argument. One object for each process, because its identity and its counters are kept.
  */
 export class PrefetchedMemory implements UserMemory {
+  readonly atEnd = new Set<() => void>();
   readonly #memory: UserMemory;
   #va = 0n;
   #window: Uint8Array = new Uint8Array();
@@ -172,6 +173,8 @@ export class AttachedProcess implements ClientProcess {
   end(): void {
     closeSync(this.pidfd);
     if (this.#status >= 0) closeSync(this.#status);
+    for (const end of [...this.user.atEnd]) end();
+    this.user.atEnd.clear();
     this.memory.close?.();
   }
 }

@@ -13,6 +13,7 @@ import type {
   Domain,
   IommuDriver,
   PagingDomain,
+  PagingOptions,
   Requester,
   ReservedRegion,
 } from "./driver.ts";
@@ -129,6 +130,7 @@ export class IommuCore {
   readonly #groups = new Map<number, Group>();
   readonly #groupIds = new Ids();
   readonly #devices = new Map<string, Device>();
+  readonly #drivers = new Set<IommuDriver>();
 
   constructor(events: EventSink) {
     this.#events = events;
@@ -142,6 +144,16 @@ export class IommuCore {
     return this.#devices;
   }
 
+  /** The drivers of all units, of those without a device too. */
+  get drivers(): ReadonlySet<IommuDriver> {
+    return this.#drivers;
+  }
+
+  /** A unit is there; its devices may come later. */
+  addDriver(driver: IommuDriver): void {
+    this.#drivers.add(driver);
+  }
+
   /** A new, empty group with the lowest free number. */
   addGroup(): Group {
     const group = new Group(this.#groupIds.take(), this.#events);
@@ -152,6 +164,7 @@ export class IommuCore {
   /** Puts a function behind its driver and into a group. Throws ENODEV when the driver's unit does not cover it. */
   addDevice(pciFunction: PciFunction, driver: IommuDriver, group: Group): Device {
     const capabilities = driver.probe(pciFunction);
+    this.#drivers.add(driver);
     const device: Device = { function: pciFunction, driver, group, capabilities, name: pciFunction.name };
     this.#devices.set(device.name, device);
     group.admit(device);
@@ -169,7 +182,7 @@ export class IommuCore {
   }
 
   /** A new, empty domain that fits the device. Throws ENOMEM, EOPNOTSUPP. */
-  allocatePaging(device: Device): PagingDomain {
-    return device.driver.allocatePaging(device.function);
+  allocatePaging(device: Device, options?: PagingOptions): PagingDomain {
+    return device.driver.allocatePaging(device.function, options);
   }
 }

@@ -228,8 +228,13 @@ export interface IommuDriver {
    * a PASID is detached. Throws EINVAL when they do not fit; then nothing has changed.
    */
   attach(device: Requester, domain: Domain, pasid?: number): void;
-  /** What the unit tells about itself; `type` 0: whatever it is. Absent, or undefined for a type it has not: nothing. */
-  hardwareInfo?(device: Requester, type: number): HardwareInfo | undefined;
+  /**
+   * What the unit tells about itself, to whoever has a device behind it or looks at the unit as such (`device` undefined);
+   * `type` 0: whatever it is. Absent, or undefined for a type it has not: nothing.
+   */
+  hardwareInfo?(device: Requester | undefined, type: number): HardwareInfo | undefined;
+  /** Bits of PASIDs that mean one address space to all its functions and all units alike. Absent, or 0: it has none. */
+  readonly pasidBits?: number;
   /** A guest's page table above a nest parent. Throws EOPNOTSUPP for another kind of data, EINVAL. */
   allocateNested?(
     device: Requester,

@@ -123,6 +123,8 @@ export interface UserMemory {
    * adopts before a descriptor of ours gets to another process.
    */
   readonly expected?: Set<UserRange>;
+  /** Called once, when the address space goes: its last task has ended, or executes another program. Never throws. */
+  readonly atEnd?: Set<() => void>;
   /** Pages charged against RLIMIT_MEMLOCK of this address space by kernel files: its VmLck beside what it locked itself. */
   lockedPages: number;
   /** Pages pinned of it for iommufd: its VmPin. */

@@ -53,6 +53,7 @@ export class ModelMemory implements UserMemory, Adopter {
   lockedPages = 0;
   pinnedPages = 0;
   readonly expected = new Set<UserRange>();
+  readonly atEnd = new Set<() => void>();
   readonly #host: HostMemory;
   readonly #pages = new Map<number, Page>();
   /** Adoptions that were made, for tests. */
@@ -200,6 +201,8 @@ export class ModelMemory implements UserMemory, Adopter {
     const pages = [...this.#pages.values()];
     this.#pages.clear();
     for (const page of pages) this.#unmapped(page);
+    for (const end of [...this.atEnd]) end();
+    this.atEnd.clear();
   }
 
   #allocate(frames: number): number {

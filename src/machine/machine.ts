@@ -9,6 +9,8 @@ import type { Scheduler } from "../base/scheduler.ts";
 import { MockDriver } from "../drivers/mock/driver.ts";
 import { Access, NO_PASID, Transaction } from "../hardware/unit.ts";
 import { type Group, IommuCore } from "../iommu/core.ts";
+import type { IommuDriver } from "../iommu/driver.ts";
+import { Pasids } from "../iommu/pasids.ts";
 import { IommufdSubsystem } from "../iommufd/file.ts";
 import { Allocations, allocatePages } from "../kernel/allocations.ts";
 import type { DeviceNode } from "../kernel/call.ts";
@@ -61,6 +63,7 @@ export class Machine {
   readonly allocations: Allocations;
   readonly msi: MsiController;
   readonly core: IommuCore;
+  readonly pasids: Pasids;
   readonly iommufd: IommufdSubsystem;
   readonly vfio: VfioSubsystem;
   readonly #context: MachineContext;
@@ -94,8 +97,15 @@ export class Machine {
       });
       const bridge = new HostBridge({ memory: this.memory, unit: powered.unit, events: context.events });
       this.#units.set(unit.name, { ...powered, bridge });
+      this.core.addDriver(powered.driver);
     }
     this.#plug(description.devices);
+    this.pasids = new Pasids({
+      bits: pasidBitsOf(this.core.drivers),
+      quota: description.pasids.quota,
+      userLimit: description.pasids["user-limit"],
+      hostReserve: description.pasids["host-reserve"],
+    });
     const { events, scheduler } = context;
     this.#mock = description.mock ? new MockDriver(this.memory) : undefined;
     this.iommufd = new IommufdSubsystem({
@@ -104,7 +114,13 @@ export class Machine {
       events,
       ...(this.#mock && { extra: [testCommand(this.#mock, events)] }),
     });
-    this.vfio = new VfioSubsystem({ core: this.core, msi: this.msi, events: context.events });
+    this.vfio = new VfioSubsystem({
+      core: this.core,
+      msi: this.msi,
+      events: context.events,
+      pasids: this.pasids,
+      vsva2020: description.extensions.includes("vsva2020"),
+    });
     this.memory.onAllocate = allocatePages;
     this.#framesAtRest = this.memory.allocated;
     this.#interruptsAtRest = this.msi.allocated;
@@ -145,6 +161,7 @@ export class Machine {
       ...this.iommufd.live(),
       domains,
       parked,
+      pasids: this.pasids.ofUsers,
       interrupts: this.msi.allocated - this.#interruptsAtRest,
       tableFrames: this.memory.allocated - this.#framesAtRest,
       clientFrames: this.memory.clientSlots,
@@ -208,6 +225,12 @@ export class Machine {
     }
   }
 }
+
+/** Bits of PASIDs that all units with PASIDs take; 0: none has them. */
+const pasidBitsOf = (drivers: Iterable<IommuDriver>): number => {
+  const all = [...drivers].map(({ pasidBits = 0 }) => pasidBits).filter((bits) => bits > 0);
+  return all.length === 0 ? 0 : Math.min(...all);
+};
 
 /** BARs one after the other; a 64-bit one takes two places. */
 const placeBars = (bars: readonly { readonly kind: "mem32" | "mem64"; readonly size: number }[]) => {

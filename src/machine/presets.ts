@@ -39,6 +39,32 @@ const vtd = vtdHost(
   `    mode: scalable              # tables of both stages and nested, PASIDs, page requests
 `,
 );
+const vtdVsva = `# An Intel host with the interface for virtual SVA that was proposed in 2020, which Linux does not have: containers of
+# the nesting type on one VT-d unit in scalable mode, and two DMA test functions whose requests carry PASIDs.
+name: vtd-vsva
+extensions: [vsva2020]
+pasids:
+  quota: 1000                   # PASIDs a process may have
+memory:
+  ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
+units:
+  - model: vtd
+    name: dmar0
+    mode: scalable              # tables of both stages and nested, PASIDs, page requests
+    address-widths: [39, 48]    # 3 and 4 table levels
+    host-address-width: 46
+    large-pages: [2M, 1G]
+    fault-records: 8
+devices:
+  - model: nvme
+    at: 0000:01:00.0
+    size: 1G                    # in memory; with file: PATH in a sparse file
+  - model: test                 # PASIDs, translations of its own (ATS), page requests (PRI)
+    at: 0000:05:00.0
+  - model: test
+    at: 0000:06:00.0
+`;
+
 const vtdLegacy = vtdHost("vtd-legacy", "in legacy mode", "");
 
 const smmuv3 = `# An Arm host: one SMMUv3 with both stages and PASIDs, two NVMe controllers, a DMA test function whose faults may wait.
@@ -80,6 +106,7 @@ devices: []
 export const PRESETS: ReadonlyMap<string, string> = new Map([
   ["vtd", vtd],
   ["vtd-legacy", vtdLegacy],
+  ["vtd-vsva", vtdVsva],
   ["smmuv3", smmuv3],
   ["mock", mock],
 ]);

@@ -146,6 +146,21 @@ const bare = v.strictObject({
 export const DEVICE_MODELS = ["nvme", "test", "bare"] as const;
 export const deviceSchema = v.variant("model", [nvme, test, bare], `one of ${DEVICE_MODELS.join(", ")}`);
 
+/** What Linux lacks and a machine can have all the same. */
+export const EXTENSIONS = ["vsva2020"] as const;
+
+const count = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(2 ** 20));
+
+/** How the machine's PASIDs are shared out. */
+const pasids = v.strictObject({
+  /** For a process, as `/sys/module/vfio_pasid/parameters/pasid_quota` says at first. */
+  quota: v.optional(count, 1000),
+  /** For all processes of a user. */
+  "user-limit": v.optional(count, 65536),
+  /** For the host alone. */
+  "host-reserve": v.optional(count, 1024),
+});
+
 export const machineSchema = v.strictObject({
   name: v.pipe(v.string(), v.minLength(1, "a name")),
   /** Seed of everything that is random. */
@@ -155,6 +170,8 @@ export const machineSchema = v.strictObject({
   devices: v.array(deviceSchema),
   /** /dev/iommu answers the test command too, which makes devices behind a mock IOMMU. */
   mock: v.optional(v.boolean(), false),
+  extensions: v.optional(v.array(oneOf(EXTENSIONS)), []),
+  pasids: v.optional(pasids, {}),
   /** Who is root on the machine: `own`, who is root on this computer; `root`, every program of the run. */
   privileges: v.optional(oneOf(["own", "root"]), "own"),
 });

@@ -1,6 +1,7 @@
 /** What the files of VFIO share: the machine's IOMMU core, where interrupts end, who listens, and what is alive. */
 import type { EventSink } from "../base/events.ts";
 import type { Group, IommuCore } from "../iommu/core.ts";
+import type { Pasids } from "../iommu/pasids.ts";
 import type { DeviceObject } from "../iommufd/device.ts";
 import type { KernelFile } from "../kernel/call.ts";
 import type { MsiController } from "../kernel/msi.ts";
@@ -24,6 +25,10 @@ export interface VfioContext {
   readonly msi: MsiController;
   readonly events: EventSink;
   readonly live: LiveObjects;
+  /** The machine's PASIDs. */
+  readonly pasids: Pasids;
+  /** The interface of 2020 is there: nesting containers, and what goes with them. */
+  readonly vsva2020: boolean;
   /** The IOMMU group behind a file, when it is a group's. */
   groupOf(file: KernelFile): Group | undefined;
   /** What can be reset under this name, and the iommufd's object of it while it is bound to one. */

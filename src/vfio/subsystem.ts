@@ -1,6 +1,7 @@
 /** VFIO as a whole: the device nodes programs open, and what is alive behind them. */
 import { type EventSink, silent } from "../base/events.ts";
 import type { IommuCore } from "../iommu/core.ts";
+import { Pasids } from "../iommu/pasids.ts";
 import type { DeviceNode, KernelFile } from "../kernel/call.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import { Cdev } from "./cdev.ts";
@@ -14,6 +15,10 @@ export interface VfioParts {
   readonly core: IommuCore;
   readonly msi: MsiController;
   readonly events?: EventSink;
+  /** The machine's PASIDs; without them nobody is given one. */
+  readonly pasids?: Pasids;
+  /** The extension `vsva2020`. */
+  readonly vsva2020?: boolean;
 }
 
 export class VfioSubsystem {
@@ -30,12 +35,14 @@ export class VfioSubsystem {
   readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
 
   /** Takes the devices that the core has at this moment. */
-  constructor({ core, msi, events = silent }: VfioParts) {
+  constructor({ core, msi, events = silent, pasids, vsva2020 = false }: VfioParts) {
     this.#context = {
       core,
       msi,
       events,
       live: { containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 },
+      pasids: pasids ?? new Pasids({ bits: 0 }),
+      vsva2020,
       groupOf: (file: KernelFile) => (file instanceof GroupFile ? file.group.group : undefined),
       device: (name) => this.#devices.get(name),
     };

@@ -64,14 +64,15 @@ export const type1Call = (
   }
 };
 
-/** The order is Linux's: migration, mappings left, IOVA ranges. */
-const chainOf = (type1: Type1): InfoChain => {
-  const chain = new InfoChain(VfioIommuType1Info.size)
-    .add(VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, 1, VfioIommuType1InfoCapMigration, {
-      pgsize_bitmap: BigInt(type1.granule),
-      max_dirty_bitmap_size: BigInt(MAX_BITMAP_BYTES),
-    })
-    .add(VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, VfioIommuType1InfoDmaAvail, { avail: type1.available });
+/** The order is Linux's: migration, what is the type's own, IOVA ranges. */
+const chainOf = (type1: Type1, own: (chain: InfoChain) => void): InfoChain => {
+  const chain = new InfoChain(VfioIommuType1Info.size).add(
+    VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION,
+    1,
+    VfioIommuType1InfoCapMigration,
+    { pgsize_bitmap: BigInt(type1.granule), max_dirty_bitmap_size: BigInt(MAX_BITMAP_BYTES) },
+  );
+  own(chain);
   if (type1.ranges.length > 0)
     chain.add(VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, VfioIommuType1InfoCapIovaRange, {
       nr_iovas: type1.ranges.length,
@@ -80,16 +81,21 @@ const chainOf = (type1: Type1): InfoChain => {
   return chain;
 };
 
-/** The structure grew: callers may know it only up to `iova_pgsizes`. */
-const getInfo = (type1: Type1, call: Call, at: bigint): number => {
+/** GET_INFO with the capabilities that `own` adds. The structure grew: callers may know it only up to `iova_pgsizes`. */
+export const answerInfo = (type1: Type1, call: Call, at: bigint, own: (chain: InfoChain) => void): number => {
   const { argsz } = readArgument(call, at, VfioIommuType1Info, VfioIommuType1Info.fieldEnd("iova_pgsizes"));
   const info = {
     flags: VFIO_IOMMU_INFO_PGSIZES | VFIO_IOMMU_INFO_CAPS,
     iova_pgsizes: type1.pageSizes,
   };
-  call.memory.write(at, chainOf(type1).answer(VfioIommuType1Info, info, argsz));
+  call.memory.write(at, chainOf(type1, own).answer(VfioIommuType1Info, info, argsz));
   return 0;
 };
+
+const getInfo = (type1: Type1, call: Call, at: bigint): number =>
+  answerInfo(type1, call, at, (chain) =>
+    chain.add(VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, VfioIommuType1InfoDmaAvail, { avail: type1.available }),
+  );
 
 const mapDma = (type1: Type1, call: Call, at: bigint): number => {
   const request = readArgument(call, at, VfioIommuType1DmaMap, VfioIommuType1DmaMap.size);

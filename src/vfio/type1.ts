@@ -8,7 +8,7 @@
  */
 import { IntervalMap } from "../base/interval-map.ts";
 import type { Group, IommuCore } from "../iommu/core.ts";
-import { type PagingDomain, Protection } from "../iommu/driver.ts";
+import { type PagingDomain, type PagingOptions, Protection } from "../iommu/driver.ts";
 import { Capability, type Pin, type Task, type UserMemory } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -61,12 +61,15 @@ export class Type1 {
   readonly #context: VfioContext;
   readonly #core: IommuCore;
   readonly #mappings = new IntervalMap<Mapping>();
+  readonly #options: PagingOptions | undefined;
   #domains: SharedDomain[] = [];
   #ranges: readonly IovaRange[] = [];
 
-  constructor(context: VfioContext, version: 1 | 2, name: string) {
+  /** `options`: what its domains are wanted for beside plain mappings. */
+  constructor(context: VfioContext, version: 1 | 2, name: string, options?: PagingOptions) {
     this.#context = context;
     this.#core = context.core;
+    this.#options = options;
     this.version = version;
     this.name = name;
   }
@@ -103,6 +106,11 @@ export class Type1 {
     return this.#domains.reduce((count, { groups }) => count + groups.size, 0);
   }
 
+  /** The domain that the group's devices have. */
+  domainOf(group: Group): PagingDomain | undefined {
+    return this.#domains.find(({ groups }) => groups.has(group))?.domain;
+  }
+
   /**
    * Gives the group a domain with all mappings. Throws EINVAL when a mapping lies where this group cannot have it,
    * and what the driver throws; then nothing has changed.
@@ -119,7 +127,7 @@ export class Type1 {
       shared.groups.add(group);
       return;
     }
-    const domain = this.#core.allocatePaging(group.devices[0]!);
+    const domain = this.#core.allocatePaging(group.devices[0]!, this.#options);
     try {
       const ranges = this.#rangesWith(group, domain);
       this.#replay(domain);

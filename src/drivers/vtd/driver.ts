@@ -136,6 +136,9 @@ export class VtdDriver implements IommuDriver, Unit {
     registers.command(Gcmd.TE, true);
   }
 
+  get pasidBits(): number {
+    return this.abilities.pasidBits;
+  }
   /** Domains that were allocated and not freed. */
   get domains(): number {
     return this.#domains.size;
@@ -176,7 +179,7 @@ export class VtdDriver implements IommuDriver, Unit {
   }
 
   /** CAP and ECAP as they are; the erratum is told of every unit, as Linux does. */
-  hardwareInfo(_device: Requester, type: number): HardwareInfo | undefined {
+  hardwareInfo(_device: Requester | undefined, type: number): HardwareInfo | undefined {
     if (type !== WHATEVER_IT_IS && type !== IOMMU_HW_INFO_TYPE_INTEL_VTD) return undefined;
     const bytes = IommuHwInfoVtd.bytes({
       flags: IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
