@@ -52,6 +52,9 @@ export class AuxiliaryDriver implements IommuDriver {
     this.blocked = parent.driver.blocked;
   }
 
+  get pasidBits(): number {
+    return this.#driver.pasidBits ?? 0;
+  }
   /** The function that the parts are of. */
   get parent(): Device {
     return this.#parent;
