@@ -51,13 +51,15 @@ class Host {
     this.random = new Random(seed);
     const devices = Array.from({ length: count }, (_, index) => parseDevice(`test@0000:7${index}:00.0`));
     const description = withDevices(parseMachine(PRESETS.get("vtd")!, "vtd"), devices);
+    this.witness = new Witness({ functions: INTERRUPTS, units: INTERRUPTS });
     this.machine = new Machine(description, {
       events: silent,
       clock: new ManualClock(),
       scheduler: this.work,
       broken,
+      unitMemory: this.witness.unitMemory,
     });
-    this.witness = new Witness(this.machine, INTERRUPTS);
+    this.witness.watch(this.machine);
     for (const { at } of devices) this.tenants.push(new Tenant(this, at));
   }
 
@@ -221,9 +223,8 @@ class Tenant {
 
   /** The device makes a request; `settle`: and ends it. */
   dma(address: number, pasid: number | undefined, settle = true): void {
-    const { random, witness, work } = this.#host;
+    const { random, work } = this.#host;
     const write = random.below(2) === 0;
-    witness.judgeWalk(this.#function, address, write, pasid);
     const length = 1 + random.below(this.#host.pick([64, 3 * PAGE]));
     if (write) this.#device.store(address, length, pasid);
     else this.#device.fetch(address, length, pasid);
@@ -386,7 +387,7 @@ const die = (tenant: Tenant): void => {
 
 describe("isolation on VT-d, judged on every access by the owners' system calls alone", () => {
   it("two guests and a hostile one: nothing outside of their grants is read or written", () => {
-    const seen = { moved: 0, tables: 0 };
+    const seen = { moved: 0, tables: 0, hostTables: 0 };
     for (let seed = 1; seed <= 6; seed++) {
       const host = new Host(3, { seed });
       const { random, tenants } = host;
@@ -398,6 +399,7 @@ describe("isolation on VT-d, judged on every access by the owners' system calls 
       }
       seen.moved += host.witness.seen.moved;
       seen.tables += host.witness.seen.tables;
+      seen.hostTables += host.witness.seen.hostTables;
       expect(host.close(), `seed ${seed}`).toEqual({ left: {}, objections: [] });
     }
     expect(seen.moved).toBeGreaterThan(100);

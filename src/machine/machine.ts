@@ -17,6 +17,7 @@ import type { DeviceNode } from "../kernel/call.ts";
 import { debugFiles } from "../kernel/fault-injection.ts";
 import { MSI_BASE, MsiController } from "../kernel/msi.ts";
 import { Banks } from "../memory/banks.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
 import { parseAddress } from "../pci/address.ts";
 import { BareFunction } from "../pci/devices/bare.ts";
@@ -38,6 +39,11 @@ export interface MachineContext {
   readonly scheduler: Scheduler;
   /** Faults injected on purpose. */
   readonly broken?: ReadonlySet<Break>;
+  /**
+   * What IOMMU units reach host memory through, in its place. One without a direct view (`HostMemory.words`) sees each word
+   * that a unit reads or writes, those of walks too.
+   */
+  readonly unitMemory?: (memory: HostMemory) => HostMemory;
 }
 
 /** A unit with its driver, and the bridge to the functions behind it. */
@@ -82,9 +88,11 @@ export class Machine {
     this.allocations = new Allocations(description.seed);
     this.msi = new MsiController(this.memory, context.events);
     this.core = new IommuCore(context.events);
+    const unitMemory = context.unitMemory?.(this.memory) ?? this.memory;
     for (const unit of description.units) {
       const powered = powerOn(unit, {
         memory: this.memory,
+        unitMemory,
         msi: this.msi,
         events: context.events,
         scheduler: context.scheduler,

@@ -19,6 +19,8 @@ import type { UnitAttributes } from "./sysfs.ts";
 /** What a unit is plugged into. */
 export interface UnitSocket {
   readonly memory: HostMemory;
+  /** The same, as the unit reaches it. */
+  readonly unitMemory: HostMemory;
   readonly msi: MsiController;
   readonly events: EventSink;
   readonly scheduler: Scheduler;
@@ -92,11 +94,11 @@ const vtdCapabilities = (given: VtdDescription): VtdCapabilities => ({
 
 const powerOnVtd = (
   given: VtdDescription,
-  { memory, msi, events, interrupt, seed, behind, broken }: UnitSocket,
+  { memory, unitMemory, msi, events, interrupt, seed, behind, broken }: UnitSocket,
 ): PoweredUnit => {
   const unit = new VtdUnit({
     name: given.name,
-    memory,
+    memory: unitMemory,
     events,
     interrupt,
     cache: given.cache,
@@ -146,12 +148,12 @@ const powerOnVtd = (
 
 const powerOnSmmu = (
   given: Extract<UnitDescription, { readonly model: "smmuv3" }>,
-  { memory, msi, events, scheduler, interrupt, seed, behind, broken }: UnitSocket,
+  { memory, unitMemory, msi, events, scheduler, interrupt, seed, behind, broken }: UnitSocket,
 ): PoweredUnit => {
   const twoLevels = given["two-level-tables"];
   const unit = new SmmuV3Unit({
     name: given.name,
-    memory,
+    memory: unitMemory,
     events,
     interrupt,
     cache: given.cache,

@@ -34,9 +34,10 @@ const TEST_PASID_VALID = 0x8000_0000;
 export type SteFields = Parameters<typeof Ste.make>[0];
 const WORD = 0xffff_ffff_ffff_ffffn;
 
-/** Another guest, and the number of the function's file. */
+/** A machine with other guests on it, and the number of the function's file. */
 interface Beside {
-  readonly guest: ArmGuest;
+  readonly machine: Machine;
+  readonly scheduler: WorkQueue;
   readonly device: number;
 }
 
@@ -51,11 +52,11 @@ export class ArmGuest {
   readonly ioas: number;
   #free = MEMORY.ipa;
 
-  /** On a machine of its own, or, with another function, on that of another guest. */
+  /** On a machine of its own, or, with another function, on one that there is. */
   constructor(text: string = PRESETS.get("smmuv3")!, events: EventSink = silent, beside?: Beside) {
-    this.scheduler = beside?.guest.scheduler ?? new WorkQueue();
+    this.scheduler = beside?.scheduler ?? new WorkQueue();
     this.machine =
-      beside?.guest.machine ??
+      beside?.machine ??
       new Machine(parseMachine(text, "smmuv3"), {
         events,
         clock: new ManualClock(),
@@ -117,8 +118,16 @@ export class ArmGuest {
     ste: SteFields,
     options: { readonly flags?: number; readonly fault?: number; readonly type?: number } = {},
   ): number {
+    return this.nestedOf(viommu, Ste.make(ste), options);
+  }
+
+  /** The same for an entry of any bits: its first two words. */
+  nestedOf(
+    viommu: number,
+    value: bigint,
+    options: { readonly flags?: number; readonly fault?: number; readonly type?: number } = {},
+  ): number {
     const { fault, type = arm.IOMMU_HWPT_DATA_ARM_SMMUV3 } = options;
-    const value = Ste.make(ste);
     const data = arm.IommuHwptArmSmmuv3.bytes({ ste: [value & WORD, (value >> 64n) & WORD] });
     this.task.memory.write(BigInt(SCRATCH), data);
     return this.call(uapi.IOMMU_HWPT_ALLOC, uapi.IommuHwptAlloc, {

@@ -6,7 +6,7 @@ import { Guest } from "../../src/guest/guest.ts";
 import { TestDevice } from "../../src/guest/test-device.ts";
 import { Vmm } from "../../src/guest/vmm.ts";
 import { parseDevice, parseMachine, withDevices } from "../../src/machine/file.ts";
-import { Machine } from "../../src/machine/machine.ts";
+import { Machine, type MachineContext } from "../../src/machine/machine.ts";
 import { PRESETS } from "../../src/machine/presets.ts";
 import type { RecordedCall } from "../../src/viommu/host-calls.ts";
 
@@ -28,6 +28,7 @@ export class GuestRig {
     preset = "vtd-legacy",
     follow: "nested" | "shadow" = "shadow",
     edit: (text: string) => string = (text) => text,
+    more: Pick<MachineContext, "unitMemory"> = {},
   ) {
     const description = parseMachine(edit(PRESETS.get(preset)!), preset);
     const functions = FUNCTIONS.map((at) => parseDevice(`test@${at}`));
@@ -35,6 +36,7 @@ export class GuestRig {
       events: silent,
       clock: new ManualClock(),
       scheduler: this.work,
+      ...more,
     });
     this.vmm = new Vmm({
       host: this.machine,

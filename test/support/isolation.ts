@@ -2,8 +2,13 @@
  * What devices may reach, told from the system calls of their owners alone: the bytes of each request before and after, by
  * the layouts of `src/uapi` and nothing else of `src`. A device that is bound, with a page table attached (or one for a
  * PASID), reaches the pages that the page table's address space maps at that moment: at their addresses where the table is
- * the host's own, at whatever address the guest likes where the table is nested. Nothing else. Left out: the requests of
- * containers, mapping of files, addresses that the kernel chooses.
+ * the host's own, at whatever address the guest likes where the table is nested. Nothing else.
+ *
+ * What an IOMMU unit fetches on the way is judged too. In memory of processes it reads tables of the guest, where one is
+ * nested, with the rights that the device has there. Elsewhere it finds what the host took for itself when it was switched
+ * on, and for an access of a device the frames that the host took while it served calls about that device, or about
+ * the address space that it is attached to. Left out: the requests of containers, mapping of files, addresses that the
+ * kernel chooses.
  */
 import * as iommufd from "../../src/uapi/iommufd.ts";
 import * as arm from "../../src/uapi/vendor/smmuv3.ts";
@@ -22,6 +27,15 @@ export type SystemCall = { readonly process: number; readonly fd: number } & (
     }
 );
 
+/** A system call that is made now: what the host takes meanwhile is for it. */
+export type Served = Pick<
+  Extract<SystemCall, { readonly kind: "ioctl" }>,
+  "process" | "fd" | "request" | "given"
+>;
+
+/** Whose memory a page is, and where it is there; undefined: no process's. */
+export type Place = { readonly process: number; readonly va: number } | undefined;
+
 /** One page, or a part of it, that a device read or wrote. */
 export interface Reached {
   /** Path of the device's file: "/dev/vfio/devices/vfio0". */
@@ -29,10 +43,20 @@ export interface Reached {
   /** Undefined: the request had none. */
   readonly pasid: number | undefined;
   readonly write: boolean;
-  /** The address that the device gave; undefined: a table that the unit read on the way. */
-  readonly iova: number | undefined;
-  /** Whose memory it was, and where it is there; undefined: no process's. */
-  readonly where: { readonly process: number; readonly va: number } | undefined;
+  /** The address that the device gave. */
+  readonly iova: number;
+  readonly where: Place;
+}
+
+/** A word of a table or a queue that a unit itself read or wrote. */
+export interface Fetched {
+  /** Whose access it was for; undefined: nobody's. */
+  readonly device: string | undefined;
+  readonly pasid: number | undefined;
+  readonly write: boolean;
+  /** Number of the frame of host memory. */
+  readonly frame: number;
+  readonly where: Place;
 }
 
 interface Page {
@@ -64,6 +88,14 @@ interface BoundDevice {
   readonly attached: Map<number | undefined, Table>;
 }
 
+/** What the host took a frame for: a call about this device, or about this address space. */
+interface Purpose {
+  readonly device: BoundDevice | undefined;
+  readonly space: Space | undefined;
+}
+/** The machine itself, before there were any calls. */
+const MACHINE = "machine";
+
 /** Addresses [start, end). */
 export interface AddressRange {
   readonly start: number;
@@ -73,16 +105,25 @@ export interface AddressRange {
 const PAGE = 4096;
 const pageOf = (address: number): number => Math.floor(address / PAGE);
 
+/** Where writes are interrupts on a platform, whatever is mapped. */
+export interface MessageRanges {
+  /** Those of functions, when they have no PASID. */
+  readonly functions?: AddressRange;
+  /** Those of the units themselves. */
+  readonly units?: AddressRange;
+}
+
 export class IsolationOracle {
   readonly #contexts = new Map<string, Context>();
   readonly #devices = new Map<string, BoundDevice>();
   /** Devices by path, open or not. */
   readonly #open = new Map<string, BoundDevice>();
-  readonly #interrupts: AddressRange | undefined;
+  /** What frames that the host has taken are for. */
+  readonly #frames = new Map<number, Purpose | typeof MACHINE>();
+  readonly #messages: MessageRanges;
 
-  /** `interrupts`: where writes without PASID are messages on this platform, whatever is mapped. */
-  constructor(interrupts?: AddressRange) {
-    this.#interrupts = interrupts;
+  constructor(messages: MessageRanges = {}) {
+    this.#messages = messages;
   }
 
   take(call: SystemCall): void {
@@ -110,22 +151,51 @@ export class IsolationOracle {
     const device = this.#open.get(path);
     if (!device) return "nobody has opened the device";
     if (!where) {
-      const { start, end } = this.#interrupts ?? { start: 0, end: 0 };
-      const message = write && pasid === undefined && iova !== undefined && iova >= start && iova < end;
+      const message = write && pasid === undefined && isWithin(this.#messages.functions, iova);
       return message ? undefined : "it is no memory of any process";
     }
-    const tag = pasid === 0 ? undefined : pasid;
-    const without = device.attached.get(undefined);
-    const table = device.attached.get(tag) ?? (without?.everyPasid ? without : undefined);
+    const table = tableOf(device, pasid);
     if (!table) return "no page table is attached";
     const { space, nested } = table;
-    const isIt = (page: Page | undefined): boolean =>
-      page !== undefined &&
-      page.process === where.process &&
-      pageOf(page.va) === pageOf(where.va) &&
-      (write ? page.writable : page.readable);
-    const allowed = nested || iova === undefined ? some(space.values(), isIt) : isIt(space.get(pageOf(iova)));
+    const allowed = nested
+      ? some(space.values(), (page) => isThere(page, where, write))
+      : isThere(space.get(pageOf(iova)), where, write);
     return allowed ? undefined : "its address space does not map that page so";
+  }
+
+  /** Why the unit should not have read or written that; undefined: it was right. */
+  fetchObjection({ device: path, pasid, write, frame, where }: Fetched): string | undefined {
+    const device = path === undefined ? undefined : this.#open.get(path);
+    const table = device && tableOf(device, pasid);
+    if (where) {
+      if (!table?.nested) return "a process's memory holds no table for it";
+      const granted = some(table.space.values(), (page) => isThere(page, where, write));
+      return granted
+        ? undefined
+        : "its address space does not map that page so, and a table of its guest was there";
+    }
+    if (write && isWithin(this.#messages.units, frame * PAGE)) return undefined;
+    const purpose = this.#frames.get(frame);
+    if (purpose === undefined) return "it is no frame that the host has taken for a table";
+    if (purpose === MACHINE) return undefined;
+    if (device && purpose.device === device) return undefined;
+    if (table && purpose.space === table.space) return undefined;
+    return "the frame was taken for another device, or for another address space";
+  }
+
+  /** The host takes a frame; `call`: for what, undefined: before there were any. */
+  took(frame: number, call: Served | undefined): void {
+    this.#frames.set(frame, call ? this.#purpose(call) : MACHINE);
+  }
+  gave(frame: number): void {
+    this.#frames.delete(frame);
+  }
+
+  #purpose({ process, fd, request, given }: Served): Purpose {
+    const key = `${process} ${fd}`;
+    const device = this.#devices.get(key);
+    const context = device?.context ?? this.#contexts.get(key);
+    return { device, space: context?.get(subject(request, given) ?? 0)?.space };
   }
 
   #opened(key: string, path: string): void {
@@ -160,6 +230,41 @@ export class IsolationOracle {
     }
   }
 }
+
+const isWithin = (range: AddressRange | undefined, address: number): boolean =>
+  range !== undefined && address >= range.start && address < range.end;
+
+/** The page table that requests of a device with this PASID go through. */
+const tableOf = (device: BoundDevice, pasid: number | undefined): Table | undefined => {
+  const without = device.attached.get(undefined);
+  const tag = pasid === 0 ? undefined : pasid;
+  return device.attached.get(tag) ?? (without?.everyPasid ? without : undefined);
+};
+
+/** Whether a page that is mapped is that page of a process, with the right. */
+const isThere = (page: Page | undefined, where: NonNullable<Place>, write: boolean): boolean =>
+  page !== undefined &&
+  page.process === where.process &&
+  pageOf(page.va) === pageOf(where.va) &&
+  (write ? page.writable : page.readable);
+
+/** The address space, or what is made of one, that a request is about. */
+const subject = (request: number, given: Uint8Array): number | undefined => {
+  switch (request) {
+    case iommufd.IOMMU_IOAS_MAP:
+      return iommufd.IommuIoasMap.read(given).ioas_id;
+    case iommufd.IOMMU_IOAS_COPY:
+      return iommufd.IommuIoasCopy.read(given).dst_ioas_id;
+    case iommufd.IOMMU_IOAS_UNMAP:
+      return iommufd.IommuIoasUnmap.read(given).ioas_id;
+    case iommufd.IOMMU_HWPT_ALLOC:
+      return iommufd.IommuHwptAlloc.read(given).pt_id;
+    case vfio.VFIO_DEVICE_ATTACH_IOMMUFD_PT:
+      return padded(vfio.VfioDeviceAttachIommufdPt, given).pt_id;
+    default:
+      return undefined;
+  }
+};
 
 const some = <T>(all: Iterable<T>, test: (one: T) => boolean): boolean => {
   for (const one of all) if (test(one)) return true;

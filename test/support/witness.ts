@@ -1,11 +1,15 @@
 /**
- * Sees every system call of modelled processes and every access of a machine's functions to memory, and lets the isolation
- * oracle judge each access; of a walk, each table that was read in a process's memory.
+ * Sees every system call of modelled processes, every byte that a machine's functions move, and every word that its IOMMU
+ * units read or write themselves, those of walks too; and lets the isolation oracle judge each.
  */
+import { type IommuUnit, NO_PASID, type Transaction } from "../../src/hardware/unit.ts";
 import { ModelTask } from "../../src/kernel/model-task.ts";
 import type { Machine } from "../../src/machine/machine.ts";
+import type { HostMemory } from "../../src/memory/host-memory.ts";
 import { UnitPort } from "../../src/pci/dma.ts";
-import { type AddressRange, IsolationOracle } from "./isolation.ts";
+import { isAtsUnit } from "../../src/pci/translation-services.ts";
+import { IsolationOracle, type MessageRanges, type Served } from "./isolation.ts";
+import { WatchedMemory } from "./watched-memory.ts";
 
 const PAGE = 4096;
 const WORD = 2 ** 32;
@@ -37,27 +41,65 @@ export class Witness {
   readonly oracle: IsolationOracle;
   /** What the oracle objected to. */
   readonly objections: string[] = [];
-  /** Runs of bytes that functions moved, and tables of processes that their walks read. */
-  readonly seen = { moved: 0, tables: 0 };
-  readonly #machine: Machine;
+  /** Runs of bytes that functions moved, and words of tables that units read or wrote: of processes, and of the host. */
+  readonly seen = { moved: 0, tables: 0, hostTables: 0 };
   /** Path of a function's file by requester id. */
   readonly #paths = new Map<number, string>();
   readonly #owners = new Map<number, { readonly process: number; readonly va: number }>();
-  readonly #undo: (() => void)[];
+  readonly #undo: (() => void)[] = [];
   #request: Request | undefined;
+  /** What a unit translates now. */
+  #translated: Transaction | undefined;
+  /** Calls that are being served, the innermost last. */
+  readonly #serving: Served[] = [];
+  /** The machine is being put together: what it takes is for itself. */
+  #building = true;
 
-  constructor(machine: Machine, interrupts?: AddressRange) {
-    this.#machine = machine;
-    this.oracle = new IsolationOracle(interrupts);
+  constructor(messages?: MessageRanges) {
+    this.oracle = new IsolationOracle(messages);
+  }
+
+  /** For `MachineContext.unitMemory`. */
+  readonly unitMemory = (memory: HostMemory): HostMemory => {
+    const allocated = this.#allocated.bind(this);
+    const freed = this.#freed.bind(this);
+    this.#undo.push(
+      replace(
+        memory,
+        "allocate",
+        (was) =>
+          function (this: HostMemory, count) {
+            const pa = was.call(this, count);
+            if (pa >= 0) allocated(pa / PAGE, count);
+            return pa;
+          },
+      ),
+      replace(
+        memory,
+        "free",
+        (was) =>
+          function (this: HostMemory, pa, count) {
+            freed(pa / PAGE, count);
+            was.call(this, pa, count);
+          },
+      ),
+    );
+    return new WatchedMemory(memory, (pa, length, write) => this.#fetched(pa, length, write));
+  };
+
+  /** From now on everything is judged that happens on the machine, which was made with `unitMemory`. */
+  watch(machine: Machine): void {
+    this.#building = false;
     for (const { name, rid } of machine.functions) {
       const node = machine.vfio.deviceNodes.get(name);
       if (node) this.#paths.set(rid, node.path);
     }
-    this.#undo = [...this.#watchCalls(), ...this.#watchPorts(), ...this.#watchMemory()];
+    for (const { unit } of machine.units.values()) this.#undo.push(...this.#watchUnit(unit));
+    this.#undo.push(...this.#watchCalls(), ...this.#watchPorts(), ...this.#watchMemory(machine.memory));
   }
 
   stop(): void {
-    for (const undo of this.#undo.reverse()) undo();
+    for (const undo of this.#undo.splice(0).reverse()) undo();
   }
 
   /** Memory of a process, as it is now. */
@@ -66,27 +108,48 @@ export class Witness {
       this.#owners.set(memory.physical(at) / PAGE, { process: pid, va: at });
   }
 
-  /** Judges the tables that an access of a function would be translated by. */
-  judgeWalk(name: string, iova: number, write: boolean, pasid?: number): void {
-    const { rid } = this.#machine.functions.find((one) => one.name === name)!;
-    for (const { address, what } of this.#machine.explain(name, BigInt(iova), write, pasid) ?? []) {
-      if (address === undefined || !this.#owners.has(Math.floor(address / PAGE))) continue;
-      this.seen.tables += 1;
-      this.#judge(rid, address, { pasid, write: false, iova: undefined }, what);
-    }
+  #allocated(first: number, count: number): void {
+    const call = this.#serving.at(-1);
+    if (!call && !this.#building) return; // of a process, or nobody's
+    for (let frame = first; frame < first + count; frame++) this.oracle.took(frame, call);
+  }
+  #freed(first: number, count: number): void {
+    for (let frame = first; frame < first + count; frame++) this.oracle.gave(frame);
+  }
+
+  #nameOf(rid: number): string {
+    return this.#paths.get(rid) ?? `requester ${rid}`;
+  }
+
+  #object(what: string, rid: number | undefined, pasid: number | undefined, pa: number, why: string): void {
+    const tag = pasid === undefined ? "" : ` with PASID ${pasid}`;
+    const whose = rid === undefined ? "a unit of its own accord" : this.#nameOf(rid);
+    this.objections.push(`${what} for ${whose}${tag} at 0x${pa.toString(16)}: ${why}`);
   }
 
   #judge(
     rid: number,
     pa: number,
-    how: { readonly pasid: number | undefined; readonly write: boolean; readonly iova: number | undefined },
-    what: string,
+    how: { readonly pasid: number | undefined; readonly write: boolean; readonly iova: number },
   ): void {
     const where = this.#owners.get(Math.floor(pa / PAGE));
-    const why = this.oracle.objection({ device: this.#paths.get(rid) ?? `requester ${rid}`, where, ...how });
-    if (why === undefined) return;
-    const tag = how.pasid === undefined ? "" : ` with PASID ${how.pasid}`;
-    this.objections.push(`${what} of ${this.#paths.get(rid)}${tag} at 0x${pa.toString(16)}: ${why}`);
+    const why = this.oracle.objection({ device: this.#nameOf(rid), where, ...how });
+    if (why !== undefined) this.#object(how.write ? "write" : "read", rid, how.pasid, pa, why);
+  }
+
+  /** A unit reads or writes memory itself. */
+  #fetched(pa: number, length: number, write: boolean): void {
+    if (this.#building) return;
+    const { rid, pasid: tag = NO_PASID } = this.#translated ?? {};
+    const pasid = tag === NO_PASID ? undefined : tag;
+    for (let at = pa; at < pa + length; at += PAGE - (at % PAGE)) {
+      const frame = Math.floor(at / PAGE);
+      const where = this.#owners.get(frame);
+      this.seen[where ? "tables" : "hostTables"] += 1;
+      const device = rid === undefined ? undefined : this.#nameOf(rid);
+      const why = this.oracle.fetchObjection({ device, pasid, write, frame, where });
+      if (why !== undefined) this.#object(write ? "update of a table" : "fetch", rid, pasid, at, why);
+    }
   }
 
   #moved(rid: number, pa: number, length: number): void {
@@ -95,20 +158,47 @@ export class Witness {
     this.seen.moved += 1;
     for (let at = 0; at < length; at += PAGE - ((pa + at) % PAGE)) {
       const iova = request.iova + request.moved + at;
-      this.#judge(rid, pa + at, { ...request, iova }, request.write ? "write" : "read");
+      this.#judge(rid, pa + at, { ...request, iova });
     }
     request.moved += length;
   }
 
-  #watchMemory(): (() => void)[] {
-    const { memory } = this.#machine;
+  #watchUnit(unit: IommuUnit): (() => void)[] {
+    const during = <T>(transaction: Transaction, run: () => T): T => {
+      const before = this.#translated;
+      this.#translated = transaction;
+      try {
+        return run();
+      } finally {
+        this.#translated = before;
+      }
+    };
+    const undo = [
+      replace(
+        unit,
+        "translate",
+        (was) => (transaction) => during(transaction, () => was.call(unit, transaction)),
+      ),
+    ];
+    if (isAtsUnit(unit))
+      undo.push(
+        replace(
+          unit,
+          "requestTranslation",
+          (was) => (transaction) => during(transaction, () => was.call(unit, transaction)),
+        ),
+      );
+    return undo;
+  }
+
+  #watchMemory(memory: HostMemory): (() => void)[] {
     const moved = this.#moved.bind(this);
     return [
       replace(
         memory,
         "readBytes",
         (was) =>
-          function (this: typeof memory, pa, into, from = -1) {
+          function (this: HostMemory, pa, into, from = -1) {
             if (from >= 0) moved(from, pa, into.length);
             return was.call(this, pa, into, from);
           },
@@ -117,7 +207,7 @@ export class Witness {
         memory,
         "writeBytes",
         (was) =>
-          function (this: typeof memory, pa, data, from = -1) {
+          function (this: HostMemory, pa, data, from = -1) {
             if (from >= 0) moved(from, pa, data.length);
             return was.call(this, pa, data, from);
           },
@@ -150,6 +240,7 @@ export class Witness {
 
   #watchCalls(): (() => void)[] {
     const { oracle } = this;
+    const serving = this.#serving;
     const forget = (pid: number): void => {
       for (const [page, { process }] of this.#owners) if (process === pid) this.#owners.delete(page);
     };
@@ -188,7 +279,9 @@ export class Witness {
         (was) =>
           function (this: ModelTask, fd, request, argument) {
             const given = argument instanceof Uint8Array ? argument.slice() : new Uint8Array();
+            serving.push({ process: this.pid, fd, request, given });
             const pending = was.call(this, fd, request, argument);
+            serving.pop();
             const answered = argument instanceof Uint8Array ? argument.slice() : given;
             const failed = !pending.settled || pending.error !== undefined;
             oracle.take({ kind: "ioctl", process: this.pid, fd, request, given, answered, failed });
