@@ -210,6 +210,8 @@ export interface VirtualIommu {
 
 export interface IommuDriver {
   readonly name: string;
+  /** Its devices are made by software, which reaches memory for them: no unit stands behind it. */
+  readonly software?: boolean;
   /** The function is behind this unit: prepare. Throws ENODEV when it is not. */
   probe(device: Requester): DeviceCapabilities;
   release(device: Requester): void;
