@@ -44,12 +44,19 @@ const isStale = ({ kind, entry }: UsedEntry, need: number): boolean => {
   return (entry & set) !== set || (written && (entry & (kind.dirtyCleared ?? 0n)) !== 0n);
 };
 
+const outcomeOf = (walk: Generator<ExplainStep, WalkOutcome>): WalkOutcome => {
+  for (;;) {
+    const { value, done } = walk.next();
+    if (done) return value;
+  }
+};
+
 /** What a cache would say instead of the second stage; undefined: the second stage is walked. */
 export type Remembered = (guest: bigint, need: number, fetch: Fetch) => GuestTranslation | undefined;
 
 /**
  * Walks the first stage at `root` (guest physical) over the second at `lower` (host physical) for an access that needs all
- * of `need`. What is `remembered` is used as a walker with that cache would.
+ * of `need`. What is `remembered` is used as a walker with that cache would, and compared with the tables.
  */
 export function* explainNested(
   formats: NestedFormats,
@@ -61,15 +68,25 @@ export function* explainNested(
   remembered: Remembered = () => undefined,
 ): Generator<ExplainStep, NestedOutcome> {
   const { first, second, tableNeed = Permission.read } = formats;
-  function* stageTwo(guest: bigint, wanted: number, fetch: Fetch, level: number) {
+  function* stageTwo(
+    guest: bigint,
+    wanted: number,
+    fetch: Fetch,
+    level: number,
+  ): Generator<ExplainStep, NestedOutcome> {
     const name = first.levels[level]!.name;
     const known = fetch === Fetch.update ? undefined : remembered(guest, wanted, fetch);
     if (known) {
-      const reason = `${hex(guest)} is remembered to be ${hex(known.pa)}`;
-      yield { what: `guest address ${hex(guest)}`, note: `${reason}: ${second.name} is not walked` };
+      const reason = `guest address ${hex(guest)} is remembered to be ${hex(known.pa)}`;
+      const now = outcomeOf(explainWalk(second, memory, lower, guest, wanted));
+      const same = now.fault === WalkFault.none && now.pa === known.pa;
+      const note = same
+        ? `${reason}: ${second.name} is not walked`
+        : `${reason}. That is not what the tables say (${now.reason}); it is used until it is invalidated`;
+      yield { what: "guest cache", note, cache: same ? "same" : "stale" };
       const size = 2 ** known.lg2;
       const span = size - Number(guest % BigInt(size));
-      return { ...nowhere, ...known, span, reason } satisfies NestedOutcome;
+      return { ...nowhere, ...known, span, reason };
     }
     const note = `${second.name} translates it to ${verbs[fetch]} the ${name}`;
     yield { what: `guest address ${hex(guest)}`, note };
@@ -77,7 +94,7 @@ export function* explainNested(
     const { fault, reason } = walked;
     const why = `stage 2, asked to ${verbs[fetch]} the ${name} at guest address ${hex(guest)}: ${reason}`;
     const place = { stage: 2, fetch, guestLevel: level, guestAddress: Number(guest) } as const;
-    return { ...walked, ...place, reason: fault === WalkFault.none ? reason : why } satisfies NestedOutcome;
+    return { ...walked, ...place, reason: fault === WalkFault.none ? reason : why };
   }
   /** Entries whose bits are set when the walk has succeeded. */
   const later: UsedEntry[] = [];

@@ -11,6 +11,8 @@ export interface ExplainStep {
   readonly fields?: readonly DecodedField[];
   /** A remark: why the walk goes on or ends here. */
   readonly note?: string;
+  /** Set where it is about something that the unit remembers: whether that is what the tables say. */
+  readonly cache?: "same" | "stale";
   /** Set on the last step. */
   readonly outcome?:
     | { readonly ok: true; readonly pa: number; readonly span: number }

@@ -23,6 +23,8 @@ export interface WalkStep {
   readonly value?: string;
   readonly fields?: readonly { readonly name: string; readonly value: string; readonly meaning?: string }[];
   readonly note?: string;
+  /** It is about something that the unit remembers: whether that is what the tables say. */
+  readonly cache?: "same" | "stale";
   readonly outcome?:
     | { readonly ok: true; readonly pa: string; readonly span: number }
     | { readonly ok: false; readonly code: number; readonly reason: string };
@@ -56,7 +58,7 @@ export const walk = (machine: Machine, { device, iova, write, pasid }: WalkQuest
   };
 };
 
-const encode = ({ what, level, address, value, fields, note, outcome }: ExplainStep): WalkStep => ({
+const encode = ({ what, level, address, value, fields, note, cache, outcome }: ExplainStep): WalkStep => ({
   what,
   ...(level !== undefined && { level }),
   ...(address !== undefined && { address: hex(address) }),
@@ -69,6 +71,7 @@ const encode = ({ what, level, address, value, fields, note, outcome }: ExplainS
     })),
   }),
   ...(note !== undefined && { note }),
+  ...(cache && { cache }),
   ...(outcome && { outcome: outcome.ok ? { ...outcome, pa: hex(outcome.pa) } : outcome }),
 });
 

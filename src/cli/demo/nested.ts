@@ -226,6 +226,12 @@ const explaining = (scene: GuestStage, teller: Teller, process: GuestProcess): v
   );
   const told = walk(stage.machine, { device: stage.device, iova: BigInt(VA), write: true, pasid });
   teller.show(formatWalk(told));
+  const { steps } = told;
+  const guests = steps.flatMap(({ what }, at) => (what.startsWith("guest address") ? [at] : []));
+  teller.claim(
+    `each of the ${guests.length} guest addresses on the way is looked up in the host's table, entry by entry`,
+    guests.length > 1 && guests.every((at) => steps[at + 1]?.level !== undefined),
+  );
   const page = process.physical(VA);
   teller.claim(
     "it is the page that the process's own table names, where the VMM's memory has it",

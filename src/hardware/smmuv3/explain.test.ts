@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { Access } from "../unit.ts";
-import { access, readWrite, requestOf, SmmuRig } from "./rig.suite.ts";
+import { Opcode } from "./queue-spec.ts";
+import { access, readWrite, requestOf, SmmuRig, sync, tlbi } from "./rig.suite.ts";
 import { Config } from "./spec.ts";
 
 const RID = 0x18;
@@ -37,6 +38,29 @@ describe("an explained transaction", () => {
     expect(held.at(-1)?.outcome).toMatchObject({ ok: true, pa: 0x40_0000 });
     rig.ste(RID, { CONFIG: Config.abort });
     expect(steps(rig, 0x5000).some(({ what }) => /^configuration cache/.test(what))).toBe(true);
+  });
+
+  it("tells every entry of both stages when guest addresses are remembered, and reveals one that is as it was", () => {
+    const rig = new SmmuRig({ stages: "nested" });
+    const guest = 0x40_0000_0000;
+    const { stage2 } = rig.stream(RID);
+    rig.mapStage2(stage2, guest, 0x40_0000, 12, readWrite);
+    rig.map(RID, 0x5000, guest, 12, readWrite);
+    rig.enable();
+    const entries = () => steps(rig, 0x5000).filter(({ level }) => level !== undefined).length;
+    const fresh = entries();
+    access(rig, RID, 0x5000);
+    rig.submit(tlbi(Opcode.TLBI_NH_ALL, { VMID: 1 }), sync());
+    expect(entries()).toBe(fresh);
+    expect(steps(rig, 0x5000).at(-1)!.note).toMatch(/the unit answers the same from its guest cache$/);
+    // The page of stage 1 moves in stage 2.
+    rig.mapStage2(stage2, guest, 0x50_0000, 12, readWrite);
+    const told = steps(rig, 0x5000);
+    expect(told.filter(({ cache }) => cache === "stale").map(({ what }) => what)).toEqual(["guest cache"]);
+    expect(told.at(-1)).toMatchObject({
+      outcome: { ok: true, pa: 0x40_0000 },
+      note: "the unit answered from its guest cache: 0x400000; the tables now say 0x500000",
+    });
   });
 
   it("says why: the event, its section, the entry and the field", () => {

@@ -10,6 +10,19 @@ import { Permission, WalkFault } from "../../pagetable/format.ts";
 import { Fetch } from "../../pagetable/nested.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import type { Layout } from "../../uapi/layout.ts";
+import {
+  type Ending,
+  explainTwice,
+  fromIotlb,
+  hex,
+  lastPage,
+  loadStructure,
+  type Page,
+  refused,
+  type Steps,
+  stale,
+  translated,
+} from "../explained.ts";
 import { NO_PASID, type Transaction } from "../unit.ts";
 import type { StreamCache, StreamSlot } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
@@ -34,8 +47,6 @@ export interface Explained {
   readonly tlb: Tlb;
 }
 
-type Steps<T> = Generator<ExplainStep, T>;
-
 /** The transaction ends with this code, for this reason. */
 class Refusal {
   readonly code: number;
@@ -47,27 +58,10 @@ class Refusal {
 }
 
 const WORD = 0x1_0000_0000;
-const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
 
-const outcomeOf = ({ code, why }: Refusal): ExplainStep => {
-  const reason = why ? `${describeFault(code)}: ${why}` : describeFault(code);
-  return { what: "outcome", outcome: { ok: false, code, reason } };
-};
-const translated = (pa: number, span: number, note: string): ExplainStep => ({
-  what: "outcome",
-  note,
-  outcome: { ok: true, pa, span },
-});
+const endOf = ({ code, why }: Refusal): Ending =>
+  refused(code, why ? `${describeFault(code)}: ${why}` : describeFault(code));
 
-/** A structure of so many bytes in memory. */
-const load = (memory: HostMemory, pa: number, bytes: number): bigint | undefined => {
-  let value = 0n;
-  for (let at = bytes - 8; at >= 0; at -= 8) {
-    if (!memory.load64(pa + at)) return undefined;
-    value = (value << 64n) | (BigInt(memory.hi >>> 0) << 32n) | BigInt(memory.lo >>> 0);
-  }
-  return value;
-};
 const wordsOf = (layout: Layout, value: bigint): Uint32Array => {
   const words = new Uint32Array(layout.words);
   layout.toWords(value, words);
@@ -87,35 +81,37 @@ class Explainer {
     this.#transaction = transaction;
   }
 
-  *steps(): Steps<void> {
+  /** The way of the transaction; with `tables` as the unit goes it. */
+  *way(tables: Ending | undefined): Steps<Ending> {
     const { enabled, aborting, table } = this.#unit;
     const { rid, translated: before } = this.#transaction;
     if (!enabled) {
       const why = aborting ? "CR0.SMMUEN = 0 and GBPA.ABORT = 1" : "CR0.SMMUEN = 0: nothing is translated";
-      yield aborting || before || this.#beyond()
-        ? outcomeOf(new Refusal(ABORTED, why))
+      return aborting || before || this.#beyond()
+        ? endOf(new Refusal(ABORTED, why))
         : this.#pass("CR0.SMMUEN = 0: nothing is translated");
-      return;
     }
     const read = yield* this.#readStream(table, rid);
     const slot = this.#unit.streams.slot(rid);
-    const held = slot?.held ? slot.stream : undefined;
+    const held = tables && slot?.held ? slot.stream : undefined;
     const stream = yield* this.#remembered(read, held, "configuration cache: stream table entry");
-    yield stream instanceof Refusal ? outcomeOf(stream) : yield* this.#translate(stream, slot);
+    return stream instanceof Refusal
+      ? endOf(stream)
+      : yield* this.#translate(stream, tables && { tables, slot });
   }
 
   #beyond(): boolean {
     return this.#transaction.hi >>> (this.#has.outputBits - 32) !== 0;
   }
 
-  #pass(note: string): ExplainStep {
+  #pass(note: string): Ending {
     const { lo, hi } = this.#transaction;
     return translated((hi >>> 0) * WORD + (lo >>> 0), WORD - (lo >>> 0), note);
   }
 
-  #bypass(note: string): ExplainStep {
+  #bypass(note: string): Ending {
     if (!this.#beyond()) return this.#pass(note);
-    return outcomeOf(new Refusal(EventCode.F_ADDR_SIZE, `more than ${this.#has.outputBits} bits; ${note}`));
+    return endOf(new Refusal(EventCode.F_ADDR_SIZE, `more than ${this.#has.outputBits} bits; ${note}`));
   }
 
   /** What is remembered is used, whatever memory says now. */
@@ -125,8 +121,7 @@ class Explainer {
     what: string,
   ): Steps<T | Refusal> {
     if (!cached) return read;
-    if (read instanceof Refusal || !same(read, cached))
-      yield { what, note: "holds something else than memory says; it is used until it is invalidated" };
+    if (read instanceof Refusal || !same(read, cached)) yield stale(what, describe(cached));
     return cached;
   }
 
@@ -140,7 +135,7 @@ class Explainer {
     if (split > 0) {
       const [first, second] = streamIndices(sid, table);
       const where = base + first * 8;
-      const value = load(this.#memory, where, 8);
+      const value = loadStructure(this.#memory, where, 8);
       const what = "level 1 stream table descriptor";
       if (value === undefined) return yield* unread(what, where, EventCode.F_STE_FETCH);
       const entries = spanEntries(Number(L1Std.fields.SPAN.of(value)), split);
@@ -150,7 +145,7 @@ class Explainer {
       if (second >= entries) return new Refusal(EventCode.C_BAD_STREAMID, `entry ${second} of ${entries}`);
       at = next + second * 64;
     }
-    const value = load(this.#memory, at, 64);
+    const value = loadStructure(this.#memory, at, 64);
     const what = "stream table entry";
     if (value === undefined) return yield* unread(what, at, EventCode.F_STE_FETCH);
     const stream = decodeSte(wordsOf(Ste, value), this.#has);
@@ -166,7 +161,7 @@ class Explainer {
     if (split > 0) {
       const where = yield* this.#throughStage2(stream, at);
       if (where instanceof Refusal) return where;
-      const value = load(this.#memory, where, 8);
+      const value = loadStructure(this.#memory, where, 8);
       const what = "level 1 context descriptor";
       if (value === undefined) return yield* unread(what, where, EventCode.F_CD_FETCH);
       const valid = L1Cd.fields.V.of(value) === 1n;
@@ -178,7 +173,7 @@ class Explainer {
     }
     const where = yield* this.#throughStage2(stream, at);
     if (where instanceof Refusal) return where;
-    const value = load(this.#memory, where, 64);
+    const value = loadStructure(this.#memory, where, 64);
     const what = "context descriptor";
     if (value === undefined) return yield* unread(what, where, EventCode.F_CD_FETCH);
     const context = decodeCd(wordsOf(Cd, value), this.#has, stream, this.#unit.e2h);
@@ -198,55 +193,55 @@ class Explainer {
 
   // Translation
 
-  *#translate(stream: Stream, slot: StreamSlot | undefined): Steps<ExplainStep> {
-    if (stream.config === Config.abort) return outcomeOf(new Refusal(ABORTED, "STE.Config aborts"));
+  *#translate(stream: Stream, known: Known | undefined): Steps<Ending> {
+    if (stream.config === Config.abort) return endOf(new Refusal(ABORTED, "STE.Config aborts"));
     const { translated: before, access, pasid } = this.#transaction;
     const want = wantOf(access, stream, stream.world === StreamWorld.el1 || this.#unit.e2h);
     if (before) {
       const { checksTranslated } = this.#unit;
       if (checksTranslated && stream.ats === 0)
-        return outcomeOf(new Refusal(EventCode.F_TRANSL_FORBIDDEN, "STE.EATS = 0"));
+        return endOf(new Refusal(EventCode.F_TRANSL_FORBIDDEN, "STE.EATS = 0"));
       return checksTranslated && stream.ats === 2
-        ? yield* this.#stage2(stream, slot, want)
+        ? yield* this.#stage2(stream, known, want)
         : this.#bypass("translated before");
     }
     const substream = substreamOf(stream, pasid);
-    if (substream instanceof Refusal) return outcomeOf(substream);
-    if (substream >= 0) return yield* this.#stage1(stream, slot, substream, want);
-    return stream.stage2 ? yield* this.#stage2(stream, slot, want) : this.#bypass("STE: bypass");
+    if (substream instanceof Refusal) return endOf(substream);
+    if (substream >= 0) return yield* this.#stage1(stream, known, substream, want);
+    return stream.stage2 ? yield* this.#stage2(stream, known, want) : this.#bypass("STE: bypass");
   }
 
-  *#stage1(stream: Stream, slot: StreamSlot | undefined, ssid: number, want: number): Steps<ExplainStep> {
+  *#stage1(stream: Stream, known: Known | undefined, ssid: number, want: number): Steps<Ending> {
     const read = yield* this.#readContext(stream, ssid);
-    const cached = slot?.contexts.get(ssid)?.context;
+    const cached = known?.slot?.contexts.get(ssid)?.context;
     const context = yield* this.#remembered(read, cached, "configuration cache: context descriptor");
-    if (context instanceof Refusal) return outcomeOf(context);
+    if (context instanceof Refusal) return endOf(context);
     const { lo, hi } = this.#transaction;
     const range = rangeOf(hi, context);
     if (!range)
-      return outcomeOf(new Refusal(EventCode.F_TRANSLATION, "EPD = 1: walks of the range are disabled"));
+      return endOf(new Refusal(EventCode.F_TRANSLATION, "EPD = 1: walks of the range are disabled"));
     const high = canonicalHigh(hi, range);
-    const upper = isUpper(context, range);
-    const name = upper ? "TTB1" : "TTB0";
-    const walk = isInside(lo, high, range, upper)
-      ? yield* this.#walk(
-          stream,
-          range,
-          (BigInt(indexedHigh(high, range) >>> 0) << 32n) | BigInt(indexedLow(lo, range) >>> 0),
-          want,
-        )
-      : new Refusal(
-          EventCode.F_TRANSLATION,
-          `the address is not one of the ${range.inputBits} bits of ${name}`,
-        );
-    const found = judge(walk, want, context);
     const el2 = stream.world === StreamWorld.el2;
     const kinds = el2 ? ([Kind.el2, Kind.el2Global] as const) : ([Kind.el1, Kind.el1Global] as const);
-    const spaces = [
-      this.#unit.tlb.spaces.find(kinds[0], stream.vmid, context.asid),
-      this.#unit.tlb.spaces.find(kinds[1], stream.vmid, 0),
-    ];
-    return yield* this.#finish(found, slot, spaces, high, want);
+    const held = this.#held(
+      known,
+      [
+        this.#unit.tlb.spaces.find(kinds[0], stream.vmid, context.asid),
+        this.#unit.tlb.spaces.find(kinds[1], stream.vmid, 0),
+      ],
+      high,
+      want,
+    );
+    if (held) return yield* this.#fromIotlb(held, known!.tables);
+    const upper = isUpper(context, range);
+    if (!isInside(lo, high, range, upper)) {
+      const name = upper ? "TTB1" : "TTB0";
+      const why = `the address is not one of the ${range.inputBits} bits of ${name}`;
+      return endOf(new Refusal(EventCode.F_TRANSLATION, why));
+    }
+    const address = (BigInt(indexedHigh(high, range) >>> 0) << 32n) | BigInt(indexedLow(lo, range) >>> 0);
+    const walk = yield* this.#walk(stream, range, address, want, known !== undefined);
+    return judge(walk, want, context, lo);
   }
 
   *#walk(
@@ -254,6 +249,7 @@ class Explainer {
     range: { readonly format: Parameters<typeof explainWalk>[0]; readonly table: number },
     address: bigint,
     want: number,
+    recall: boolean,
   ): Steps<WalkOutcome | NestedOutcome> {
     const { format, table } = range;
     const need = needOf(want);
@@ -261,98 +257,73 @@ class Explainer {
     const formats = { first: format, second: stage2.format };
     const { guests } = this.#unit.tlb;
     const known: Remembered = (guest, wanted, fetch) =>
-      guests.find(stage2.vmid, guest, wanted, fetch === Fetch.page);
+      recall ? guests.find(stage2.vmid, guest, wanted, fetch === Fetch.page) : undefined;
     return yield* explainNested(formats, this.#memory, table, stage2.table, address, need, known);
   }
 
-  *#stage2(stream: Stream, slot: StreamSlot | undefined, want: number): Steps<ExplainStep> {
+  *#stage2(stream: Stream, known: Known | undefined, want: number): Steps<Ending> {
     const { lo, hi } = this.#transaction;
-    const bits = intermediateBits(this.#has);
     const { format, table, vmid } = stream.stage2!;
+    const held = this.#held(known, [this.#unit.tlb.spaces.find(Kind.stage2, vmid, 0)], hi, want);
+    if (held) return yield* this.#fromIotlb(held, known!.tables);
+    const bits = intermediateBits(this.#has);
     const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
-    const walk =
-      address >> BigInt(bits) === 0n
-        ? yield* explainWalk(format, this.#memory, table, address, needOf(want))
-        : new Refusal(
-            EventCode.F_ADDR_SIZE,
-            `${hex(address)} has more than ${bits} bits; stage 1 is bypassed`,
-          );
-    const found = judge(walk, want, undefined);
-    return yield* this.#finish(found, slot, [this.#unit.tlb.spaces.find(Kind.stage2, vmid, 0)], hi, want);
-  }
-
-  /** The outcome: what is remembered, if that grants the access, else what the tables say. */
-  *#finish(
-    found: Found | Refusal,
-    slot: StreamSlot | undefined,
-    spaces: readonly number[],
-    high: number,
-    want: number,
-  ): Steps<ExplainStep> {
-    const { lo } = this.#transaction;
-    const cached = this.#lastPage(slot, want) ?? this.#cached(spaces, high, want);
-    if (!cached) {
-      if (found instanceof Refusal) return outcomeOf(found);
-      return answer(found.pa, Math.min(found.lg2, PART_LG2), lo, found.reason);
+    if (address >> BigInt(bits)) {
+      const why = `${hex(address)} has more than ${bits} bits; stage 1 is bypassed`;
+      return endOf(new Refusal(EventCode.F_ADDR_SIZE, why));
     }
-    const pa = cached.base + (lo & (2 ** cached.lg2 - 1));
-    const note = `holds ${hex(2 ** cached.lg2)} bytes at ${hex(cached.base)}`;
-    if (found instanceof Refusal || found.pa !== pa) {
-      const says = found instanceof Refusal ? describeFault(found.code) : found.reason;
-      yield {
-        what: "IOTLB",
-        note: `${note}. That is not what the tables say (${says}); it is used until it is invalidated`,
-      };
-    }
-    return answer(pa, cached.lg2, lo, `the IOTLB ${note}`);
+    const walk = yield* explainWalk(format, this.#memory, table, address, needOf(want));
+    return judge(walk, want, undefined, lo);
   }
 
-  #lastPage(slot: StreamSlot | undefined, want: number): Cached | undefined {
-    const { lo, hi, pasid, translated: before } = this.#transaction;
-    if (!slot || before || slot.stamp !== this.#unit.tlb.iotlb.stamp || slot.pasid !== pasid)
-      return undefined;
-    if (slot.pageLo !== (lo & slot.mask) || slot.pageHi !== (hi | 0) || (want & slot.denied) !== 0)
-      return undefined;
-    return { base: slot.pa, lg2: Math.log2(slot.size) };
-  }
-
-  #cached(spaces: readonly number[], high: number, want: number): Cached | undefined {
+  /** The page that is remembered and grants the access: the stream's last one, else the IOTLB's. */
+  #held(known: Known | undefined, spaces: readonly number[], high: number, want: number): Page | undefined {
+    if (!known) return undefined;
     const { iotlb } = this.#unit.tlb;
+    const { slot } = known;
+    const { lo, pasid, translated: before } = this.#transaction;
+    const last = lastPage(slot, iotlb.stamp, this.#transaction, want);
+    if (last && !before && slot?.pasid === pasid) return last;
     for (const space of spaces) {
-      const entry = space < 0 ? -1 : iotlb.lookup(space, this.#transaction.lo, high);
+      const entry = space < 0 ? -1 : iotlb.lookup(space, lo, high);
       if (entry < 0) continue;
       if ((want & iotlb.denied(entry)) !== 0) return undefined;
-      return { base: iotlb.page(entry), lg2: iotlb.lg2(entry) };
+      return { page: iotlb.page(entry), lg2: iotlb.lg2(entry) };
     }
     return undefined;
   }
+
+  *#fromIotlb({ page, lg2 }: Page, tables: Ending): Steps<Ending> {
+    const { lo } = this.#transaction;
+    const note = `holds ${hex(2 ** lg2)} bytes at ${hex(page)}`;
+    const end = answer(page + (lo & (2 ** lg2 - 1)), lg2, lo, `the IOTLB ${note}`);
+    yield fromIotlb(note, end, tables);
+    return end;
+  }
 }
 
-interface Cached {
-  readonly base: number;
-  readonly lg2: number;
+/** What a unit goes by besides memory: what it knows of the stream; and how the transaction ends by the tables. */
+interface Known {
+  readonly slot: StreamSlot | undefined;
+  readonly tables: Ending;
 }
 
-/** What a walk found, judged. */
-interface Found {
-  readonly pa: number;
-  readonly lg2: number;
-  readonly reason: string;
-}
-
+/** How a walk that is judged by the context ends the transaction. */
 const judge = (
-  walk: WalkOutcome | NestedOutcome | Refusal,
+  walk: WalkOutcome | NestedOutcome,
   want: number,
   context: Context | undefined,
-): Found | Refusal => {
-  if (walk instanceof Refusal) return walk;
-  if (walk.fault !== WalkFault.none) return new Refusal(walkFaultCode(walk.fault), walk.reason);
-  if (want & ~rightsOf(walk.allowed, context))
-    return new Refusal(EventCode.F_PERMISSION, "read, write and privilege together refuse it (WXN, PAN)");
-  return { pa: walk.pa, lg2: walk.lg2, reason: walk.reason };
+  lo: number,
+): Ending => {
+  if (walk.fault !== WalkFault.none) return endOf(new Refusal(walkFaultCode(walk.fault), walk.reason));
+  if (want & ~rightsOf(walk.allowed, context)) {
+    const why = "read, write and privilege together refuse it (WXN, PAN)";
+    return endOf(new Refusal(EventCode.F_PERMISSION, why));
+  }
+  return answer(walk.pa, Math.min(walk.lg2, PART_LG2), lo, walk.reason);
 };
 
-const answer = (pa: number, lg2: number, lo: number, note: string): ExplainStep => {
+const answer = (pa: number, lg2: number, lo: number, note: string): Ending => {
   const size = 2 ** lg2;
   return translated(pa, size - (lo & (size - 1)), note);
 };
@@ -393,16 +364,20 @@ const describeStream = ({ config, contexts, stage1, stage2, vmid }: Stream): str
     ...(stage2 ? [`VMID ${vmid}, ${stage2.format.name} at ${hex(stage2.table)}`] : []),
   ].join("; ");
 
+const describe = (held: Stream | Context): string =>
+  "config" in held ? describeStream(held) : `ASID ${held.asid}`;
+
 /** Whether two decoded structures say the same; a format by its name and output size. */
 const same = (a: Stream | Context, b: Stream | Context): boolean => comparable(a) === comparable(b);
 const comparable = (value: Stream | Context): string =>
   JSON.stringify(value, (key, part) => (key === "format" ? `${part.name} ${part.outputBits}` : part));
 
-export function* explainTransaction(
+export const explainTransaction = (
   unit: Explained,
   memory: HostMemory,
   has: Capabilities,
   transaction: Transaction,
-): Generator<ExplainStep> {
-  yield* new Explainer(unit, memory, has, transaction).steps();
-}
+): Generator<ExplainStep> => {
+  const explainer = new Explainer(unit, memory, has, transaction);
+  return explainTwice((tables) => explainer.way(tables));
+};

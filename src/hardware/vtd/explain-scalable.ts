@@ -5,13 +5,25 @@
  */
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { explainWalk } from "../../pagetable/explain.ts";
-import { explainNested } from "../../pagetable/explain-nested.ts";
+import { explainNested, type Remembered } from "../../pagetable/explain-nested.ts";
 import { Fetch } from "../../pagetable/nested.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import type { Layout } from "../../uapi/layout.ts";
+import {
+  type Ending,
+  explainTwice,
+  fromIotlb,
+  hex,
+  lastPage,
+  loadStructure,
+  type Page,
+  type Steps,
+  stale,
+  translated,
+} from "../explained.ts";
 import type { Iotlb } from "../iotlb.ts";
 import { Access, NO_PASID, type Transaction } from "../unit.ts";
-import { fault, hex, loadStructure, type Steps, translated } from "./explain.ts";
+import { fault } from "./explain.ts";
 import { describeFault, FaultCode, modeFault } from "./faults.ts";
 import { PasidSlot } from "./pasid-cache.ts";
 import { faultOf, grantedBytes, isPrevented, needOfRequest, type ScalableRemapping } from "./scalable.ts";
@@ -105,13 +117,7 @@ const compared = new Set<keyof PasidContext>([
 const describeContext = ({ pgtt, domain, pasid }: PasidContext): string =>
   `${PasidEntry.fields.PGTT.meanings?.[pgtt] ?? "reserved"}, domain ${domain}, PASID ${pasid}`;
 
-/** A page as a cache or the tables give it. */
-interface Page {
-  readonly page: number;
-  readonly lg2: number;
-}
-
-const finish = ({ page, lg2 }: Page, { lo, hi, pasid }: Transaction, note: string): ExplainStep => {
+const finish = ({ page, lg2 }: Page, { lo, hi, pasid }: Transaction, note: string): Ending => {
   const pa = page + pageOffset(lo, lg2);
   const span = grantedBytes(lo, hi, page, lg2, pasid !== NO_PASID);
   return span === 0
@@ -119,85 +125,90 @@ const finish = ({ page, lg2 }: Page, { lo, hi, pasid }: Transaction, note: strin
     : translated(pa, span, note);
 };
 
-const passThrough = ({ scalable }: ExplainedScalable, { lo, hi }: Transaction, note: string): ExplainStep => {
+const passThrough = ({ scalable }: ExplainedScalable, { lo, hi }: Transaction, note: string): Ending => {
   const pa = (hi >>> 0) * WORD + (lo >>> 0);
   if (scalable.beyondUnit(hi)) return fault(FaultCode.unitWidth, hex(pa));
   if (coversInterrupts(pa, 1)) return fault(FaultCode.translatedInterrupt, hex(pa));
   return translated(pa, beforeInterrupts(pa, WORD - (lo >>> 0)), note);
 };
 
-/** Walks the stages as the tables are now. */
+/** Walks the stages, with what is remembered of guest addresses when that is asked for. */
 function* walkStages(
   { scalable }: ExplainedScalable,
   memory: HostMemory,
-  { lo, hi, access }: Transaction,
+  transaction: Transaction,
   slot: PasidSlot,
-): Steps<{ code: number; reason: string; page: Page }> {
+  recall: boolean,
+): Steps<Ending> {
+  const { lo, hi, access } = transaction;
   const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
   const need = needOfRequest(access, slot.supervises, slot.pgtt);
   const first = slot.pgtt === Pgtt.first;
   const { nested, stage, firstTable, secondTable } = slot;
+  const remembered: Remembered = (guest, wanted, fetch) =>
+    recall ? scalable.remembered(slot, guest, wanted, fetch) : undefined;
   const walk = nested
-    ? yield* explainNested(nested, memory, firstTable, secondTable, address, need, (guest, wanted, fetch) =>
-        scalable.remembered(slot, guest, wanted, fetch),
-      )
+    ? yield* explainNested(nested, memory, firstTable, secondTable, address, need, remembered)
     : yield* explainWalk(stage!.format, memory, first ? firstTable : secondTable, address, need);
   const end = { stage: first ? 1 : 2, fetch: Fetch.page as number, guestLevel: -1, ...walk };
-  const page = { page: walk.pa - (2 ** walk.lg2 - walk.span), lg2: walk.lg2 };
-  if (walk.fault !== 0) return { code: faultOf(slot, end), reason: walk.reason, page };
-  const prevented = isPrevented(slot, slot.supervises, walk.allowed, access);
-  return { code: prevented ? FaultCode.noExecute : 0, reason: walk.reason, page };
+  if (walk.fault !== 0) return fault(faultOf(slot, end), walk.reason);
+  if (isPrevented(slot, slot.supervises, walk.allowed, access))
+    return fault(FaultCode.noExecute, walk.reason);
+  return finish({ page: walk.pa - (2 ** walk.lg2 - walk.span), lg2: walk.lg2 }, transaction, walk.reason);
 }
+
+/** The page that is remembered and serves the access: the requester's last one, else the IOTLB's. */
+const known = (
+  { scalable, iotlb }: ExplainedScalable,
+  { lo, hi, access }: Transaction,
+  slot: PasidSlot,
+): Page | undefined => {
+  const entry = iotlb.lookup(slot.space, lo, hi);
+  const suffices = entry >= 0 && scalable.suffices(slot, iotlb.denied(entry), access);
+  return suffices ? { page: iotlb.page(entry), lg2: iotlb.lg2(entry) } : undefined;
+};
 
 function* resolve(
   unit: ExplainedScalable,
   memory: HostMemory,
   transaction: Transaction,
   slot: PasidSlot,
-): Steps<ExplainStep> {
+  tables: Ending | undefined,
+): Steps<Ending> {
   const { scalable, iotlb } = unit;
   const { lo, hi, access } = transaction;
+  const code = slot.fault || admit(slot, access, slot.supervises);
+  if (code !== 0) return fault(code, slot.fault ? `entry at ${hex(slot.entryAddress)}` : undefined);
+  if (transaction.translated)
+    return slot.deviceTlb
+      ? passThrough(unit, transaction, "a translated request of a function with a device-TLB")
+      : fault(FaultCode.deviceTlbDisabled);
   if (slot.pgtt === Pgtt.passThrough) return passThrough(unit, transaction, "pass-through");
   const beyond = slot.pgtt === Pgtt.second ? scalable.beyondSecond(slot, hi) : 0;
   if (beyond !== 0) return fault(beyond);
-  const walk = yield* walkStages(unit, memory, transaction, slot);
-  const entry = iotlb.lookup(slot.space, lo, hi);
-  if (entry >= 0 && scalable.suffices(slot, iotlb.denied(entry), access)) {
-    const held = { page: iotlb.page(entry), lg2: iotlb.lg2(entry) };
-    const pa = held.page + pageOffset(lo, held.lg2);
-    const note = `the IOTLB holds ${hex(pa)}, in a page of ${hex(2 ** held.lg2)} bytes`;
-    const same = walk.code === 0 && walk.page.page + pageOffset(lo, walk.page.lg2) === pa;
-    if (!same)
-      yield {
-        what: "IOTLB",
-        note: `${note}. That is not what the tables say (${walk.reason}); it is used until it is invalidated`,
-      };
-    return finish(held, transaction, note);
-  }
-  return walk.code ? fault(walk.code, walk.reason) : finish(walk.page, transaction, walk.reason);
+  if (!tables) return yield* walkStages(unit, memory, transaction, slot, false);
+  const held = lastPage(slot, iotlb.stamp, transaction, access) ?? known(unit, transaction, slot);
+  if (!held) return yield* walkStages(unit, memory, transaction, slot, true);
+  const pa = held.page + pageOffset(lo, held.lg2);
+  const note = `holds ${hex(pa)}, in a page of ${hex(2 ** held.lg2)} bytes`;
+  const answer = finish(held, transaction, `the IOTLB ${note}`);
+  yield fromIotlb(note, answer, tables);
+  return answer;
 }
 
-export function* explainScalable(
+function* wayOf(
   unit: ExplainedScalable,
   memory: HostMemory,
   transaction: Transaction,
-): Generator<ExplainStep> {
+  tables: Ending | undefined,
+): Steps<Ending> {
   const { scalable, mode } = unit;
   const { lo, hi, rid, pasid, access } = transaction;
   const refusal = modeFault(mode);
-  if (refusal !== 0) {
-    yield fault(refusal);
-    return;
-  }
+  if (refusal !== 0) return fault(refusal);
   if (pasid === NO_PASID && isInterruptAddress(lo, hi)) {
-    yield access === Access.write
-      ? translated(
-          lo >>> 0,
-          interruptSpan(lo),
-          "a write to the interrupt address range is an interrupt (§3.15)",
-        )
-      : fault(FaultCode.aborted);
-    return;
+    const note = "a write to the interrupt address range is an interrupt (§3.15)";
+    return access === Access.write ? translated(lo >>> 0, interruptSpan(lo), note) : fault(FaultCode.aborted);
   }
   const privileged = pasid !== NO_PASID && (access & Access.privileged) !== 0;
   const now = new PasidSlot(rid, privileged);
@@ -207,26 +218,14 @@ export function* explainScalable(
     scalable.equip(now, now);
     now.space = scalable.spaceOf(now);
   }
-  const slot = scalable.pasids.slot(rid, pasid, privileged);
-  let used = now;
-  if (slot && scalable.pasids.holds(slot)) {
-    if (now.fault !== 0 || !sameContext(slot, now))
-      yield {
-        what: "PASID cache",
-        note: `holds: ${describeContext(slot)}. That is not what the tables say; it is used until it is invalidated`,
-      };
-    used = slot;
-  }
-  const code = used.fault || admit(used, access, used.supervises);
-  if (code !== 0) {
-    yield fault(code, used.fault ? `entry at ${hex(used.entryAddress)}` : undefined);
-    return;
-  }
-  if (transaction.translated) {
-    yield used.deviceTlb
-      ? passThrough(unit, transaction, "a translated request of a function with a device-TLB")
-      : fault(FaultCode.deviceTlbDisabled);
-    return;
-  }
-  yield yield* resolve(unit, memory, transaction, used);
+  const slot = tables && scalable.pasids.slot(rid, pasid, privileged);
+  if (!slot || !scalable.pasids.holds(slot)) return yield* resolve(unit, memory, transaction, now, tables);
+  if (now.fault !== 0 || !sameContext(slot, now)) yield stale("PASID cache", describeContext(slot));
+  return yield* resolve(unit, memory, transaction, slot, tables);
 }
+
+export const explainScalable = (
+  unit: ExplainedScalable,
+  memory: HostMemory,
+  transaction: Transaction,
+): Generator<ExplainStep> => explainTwice((tables) => wayOf(unit, memory, transaction, tables));
