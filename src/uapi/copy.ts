@@ -96,7 +96,7 @@ export interface ArgszArgument {
  */
 export const copyArgsz = (read: ReadArgument, of: Sized, minSize: number = of.size): ArgszArgument => {
   const bytes = new Uint8Array(of.size);
-  read(0, bytes.subarray(0, minSize));
+  read(0, minSize === of.size ? bytes : bytes.subarray(0, minSize));
   const argsz = firstWord(bytes);
   if (argsz < minSize)
     throw new LinuxError("EINVAL", `argsz is ${argsz}, struct ${of.name} needs at least ${minSize} bytes`);

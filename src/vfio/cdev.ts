@@ -219,5 +219,10 @@ const detach = (binding: Binding, pasid: number | undefined): void => {
 
 const whole = (pasid: number): number | undefined => (pasid === NO_PASID ? undefined : pasid);
 
-const writeId = (call: Call, at: bigint, id: number): void =>
-  call.memory.write(at, new Uint8Array(Uint32Array.of(id).buffer));
+/** One call at a time is served. */
+const answer = Uint32Array.of(0);
+const answerBytes = new Uint8Array(answer.buffer);
+const writeId = (call: Call, at: bigint, id: number): void => {
+  answer[0] = id;
+  call.memory.write(at, answerBytes);
+};

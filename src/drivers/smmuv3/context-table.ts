@@ -3,12 +3,13 @@
  * Arm calls a PASID; 0 is for accesses without one. More than 64 of them lie in two levels, where the unit has those: a
  * table of the second level exists while one of its descriptors is valid.
  */
-import { L1Cd } from "../../hardware/smmuv3/spec.ts";
+import { Cd, L1Cd } from "../../hardware/smmuv3/spec.ts";
 import { FRAME_BYTES, type HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { type SteValues, storeStructure } from "./stream-table.ts";
 
 const CD_BYTES = 64;
+const NO_DESCRIPTOR = new Uint32Array(Cd.words);
 /** Descriptors of a second level table, lg2: S1Fmt 1. */
 const SPLIT = 6;
 const FORMAT_TWO_LEVEL = 1;
@@ -69,7 +70,7 @@ export class ContextTable {
   }
 
   /** Makes this the descriptor of a SubstreamID that was reserved. */
-  write(ssid: number, descriptor: bigint): void {
+  write(ssid: number, descriptor: Uint32Array): void {
     const part = this.#parts.get(ssid >>> SPLIT);
     if (part && !this.#valid.has(ssid)) part.used += 1;
     this.#valid.add(ssid);
@@ -79,7 +80,7 @@ export class ContextTable {
   /** It has no descriptor any more. `forget` tells the unit, before memory is given back. */
   clear(ssid: number, forget: () => void): void {
     if (!this.#valid.delete(ssid)) return;
-    storeStructure(this.#memory, this.#at(ssid), 0n);
+    storeStructure(this.#memory, this.#at(ssid), NO_DESCRIPTOR);
     const index = ssid >>> SPLIT;
     const part = this.#parts.get(index);
     if (part) part.used -= 1;

@@ -90,6 +90,8 @@ export class SmmuDomain implements PagingDomain {
   readonly #events: EventSink;
   /** Pages of the window that are mapped. */
   readonly #doorbells = new Set<number>();
+  /** Context descriptors that were made of it, by whether faults wait. */
+  readonly #descriptors = new Map<boolean, Uint32Array>();
   #freed = false;
 
   /** Throws ENOMEM. */
@@ -117,8 +119,17 @@ export class SmmuDomain implements PagingDomain {
     return this.#mapper.root;
   }
 
-  /** §5.4 The context descriptor of stage 1. `stalls`: faults wait for an answer. */
-  contextDescriptor(stalls: boolean): bigint {
+  /** §5.4 The context descriptor of stage 1, as words. `stalls`: faults wait for an answer. */
+  contextDescriptor(stalls: boolean): Uint32Array {
+    const known = this.#descriptors.get(stalls);
+    if (known) return known;
+    const words = new Uint32Array(Cd.words);
+    Cd.toWords(this.#makeDescriptor(stalls), words);
+    this.#descriptors.set(stalls, words);
+    return words;
+  }
+
+  #makeDescriptor(stalls: boolean): bigint {
     const dirty = this.dirty !== undefined;
     return Cd.make({
       V: true,

@@ -4,7 +4,7 @@
  * needs memory for them. Words of an entry are written with the valid bit last.
  */
 import type { Capabilities } from "../../hardware/smmuv3/capabilities.ts";
-import { L1Std, Register, type Ste, StrtabBaseCfg, TWO_LEVEL } from "../../hardware/smmuv3/spec.ts";
+import { L1Std, Register, Ste, StrtabBaseCfg, TWO_LEVEL } from "../../hardware/smmuv3/spec.ts";
 import { FRAME_BYTES, type HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { Registers } from "./registers.ts";
@@ -17,12 +17,9 @@ const PART_FRAMES = (2 ** SPLIT * STE_BYTES) / FRAME_BYTES;
 /** An entry as eight 64-bit words. */
 export type SteValues = Parameters<typeof Ste.make>[0];
 
-/** Writes a structure of 64 bytes, its first word last. */
-export const storeStructure = (memory: HostMemory, pa: number, value: bigint): void => {
-  for (let at = STE_BYTES - 8; at >= 0; at -= 8) {
-    const word = (value >> BigInt(8 * at)) & 0xffff_ffff_ffff_ffffn;
-    memory.store64(pa + at, Number(word & 0xffff_ffffn), Number(word >> 32n));
-  }
+/** Writes a structure of 64 bytes, its first words last. */
+export const storeStructure = (memory: HostMemory, pa: number, words: Uint32Array): void => {
+  for (let at = words.length - 2; at >= 0; at -= 2) memory.store64(pa + 4 * at, words[at]!, words[at + 1]!);
 };
 
 export class StreamTable {
@@ -34,6 +31,7 @@ export class StreamTable {
   readonly #frames: number;
   /** Tables of the second level, by the upper bits of the StreamID. */
   readonly #parts = new Map<number, number>();
+  readonly #words = new Uint32Array(Ste.words);
 
   /** The unit must be off. Throws ENOMEM. */
   constructor(registers: Registers, memory: HostMemory, name: string, unit: Capabilities) {
@@ -73,7 +71,8 @@ export class StreamTable {
 
   /** Gives a stream that was opened this entry; 0n: none. */
   write(sid: number, entry: bigint): void {
-    storeStructure(this.#memory, this.#at(sid), entry);
+    Ste.toWords(entry, this.#words);
+    storeStructure(this.#memory, this.#at(sid), this.#words);
   }
 
   /** The unit must be off. */

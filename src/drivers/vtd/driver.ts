@@ -307,8 +307,7 @@ export class VtdDriver implements IommuDriver, Unit {
     const unfit = known ? domain.unfitFor(this) : `it is not a domain of a VT-d unit`;
     if (!known || unfit)
       throw new LinuxError("EINVAL", `${domain.name} does not fit ${this.name}: ${unfit}`, device.name);
-    const faults = domain instanceof VtdDomain ? domain.options.faults : domain.faults;
-    if (faults && !device.pri)
+    if (reportsFaults(domain) && !device.pri)
       throw new LinuxError(
         "ENODEV",
         `${domain.name} reports page faults, and the device makes no page requests (PRI)`,
@@ -323,7 +322,7 @@ export class VtdDriver implements IommuDriver, Unit {
       );
   }
 
-  /** What was checked. The page requests of before are taken before anybody else has their PASID. */
+  /** What was checked. Page requests of before are taken before anybody else has their PASID, if anybody hears of them. */
   #give(device: VtdDevice, pasid: number, domain: Domain): void {
     const before = device.given.get(pasid);
     const old = before && this.#translationOf(before.domain);
@@ -338,7 +337,7 @@ export class VtdDriver implements IommuDriver, Unit {
       if (residence?.attachments.size === 0) resident?.leave(this);
       throw error;
     }
-    if (before) this.#drain(device);
+    if (before && (reportsFaults(before.domain) || reportsFaults(domain))) this.#drain(device);
     residence?.attachments.add(attachment);
     if (next) device.given.set(pasid, { domain, attachment });
     else device.given.delete(pasid);
@@ -384,3 +383,6 @@ export class VtdDriver implements IommuDriver, Unit {
 
 const residentOf = (domain: Domain): VtdDomain | VtdNestedDomain | undefined =>
   domain instanceof VtdDomain || domain instanceof VtdNestedDomain ? domain : undefined;
+
+const reportsFaults = (domain: Domain): boolean =>
+  domain instanceof VtdDomain ? domain.options.faults : domain instanceof VtdNestedDomain && domain.faults;

@@ -38,8 +38,9 @@ export const EVERYTHING: Range = { iova: 0, length: 2 ** 64, leavesOnly: false }
 /** The smallest naturally aligned block that holds a range: its first page and the lg2 of its pages. */
 export const coverage = ({ iova, length }: Range): { readonly page: number; readonly lg2: number } => {
   const first = iova / PAGE;
-  const last = first + Math.max(1, Math.ceil(length / PAGE)) - 1;
-  let lg2 = 0;
+  const pages = Math.max(1, Math.ceil(length / PAGE));
+  const last = first + pages - 1;
+  let lg2 = Math.min(EVERY_PAGE_LG2, Math.floor(Math.log2(pages)));
   while (lg2 < EVERY_PAGE_LG2 && Math.floor(first / 2 ** lg2) !== Math.floor(last / 2 ** lg2)) lg2 += 1;
   return { page: Math.floor(first / 2 ** lg2) * 2 ** lg2 * PAGE, lg2 };
 };

@@ -18,7 +18,7 @@ import { FRAME_BYTES } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { RID_PASID, type VtdDevice } from "./device.ts";
 import { EVERYTHING } from "./invalidations.ts";
-import type { Translation } from "./translation.ts";
+import { isSame, type Translation } from "./translation.ts";
 import type { Tables, Unit } from "./unit.ts";
 
 interface PasidTable {
@@ -35,6 +35,7 @@ interface Directory {
 
 const WORD = 2 ** 32;
 const TABLE_MASK = 2 ** PASID_TABLE_BITS - 1;
+const NO_ENTRY = new Uint32Array(PasidEntry.words);
 
 export class ScalableTables implements Tables {
   readonly #unit: Unit;
@@ -43,6 +44,9 @@ export class ScalableTables implements Tables {
   readonly #contexts = new Map<number, number>();
   readonly #directories = new Map<number, Directory>();
   readonly #words = new Uint32Array(PasidEntry.words);
+  /** The last PASID table entry that was made, and of what: many PASIDs are given the same. */
+  readonly #made = new Uint32Array(PasidEntry.words);
+  #madeOf: Translation | undefined;
 
   constructor(unit: Unit) {
     this.#unit = unit;
@@ -89,7 +93,7 @@ export class ScalableTables implements Tables {
     const directory = this.#directories.get(device.rid)!;
     const table = this.#table(directory, pasid);
     const entry = table.pa + (pasid & TABLE_MASK) * PasidEntry.bytes;
-    this.#store(entry, PasidEntry.words, next ? this.#entryOf(next) : 0n, PasidEntry.toWords);
+    this.#storeWords(entry, next ? this.#entryWords(next) : NO_ENTRY);
     table.used += (next ? 1 : 0) - (before ? 1 : 0);
     const empty = table.used === 0 && pasid >>> PASID_TABLE_BITS !== 0;
     if (empty) this.#unlink(directory, pasid);
@@ -144,6 +148,14 @@ export class ScalableTables implements Tables {
     this.#store(entry, ScalableContextEntry.words, value, ScalableContextEntry.toWords);
   }
 
+  #entryWords(next: Translation): Uint32Array {
+    if (!this.#madeOf || !isSame(this.#madeOf, next)) {
+      PasidEntry.toWords(this.#entryOf(next), this.#made);
+      this.#madeOf = next;
+    }
+    return this.#made;
+  }
+
   #entryOf({ id, first, second, snoop }: Translation): bigint {
     const { abilities } = this.#unit;
     return PasidEntry.make({
@@ -172,8 +184,12 @@ export class ScalableTables implements Tables {
     toWords: (value: bigint, words: Uint32Array) => void,
   ): void {
     toWords(value, this.#words);
-    for (let at = words - 2; at >= 0; at -= 2)
-      this.#unit.memory.store64(pa + at * 4, this.#words[at]!, this.#words[at + 1]!);
+    this.#storeWords(pa, this.#words.subarray(0, words));
+  }
+
+  #storeWords(pa: number, words: Uint32Array): void {
+    for (let at = words.length - 2; at >= 0; at -= 2)
+      this.#unit.memory.store64(pa + at * 4, words[at]!, words[at + 1]!);
   }
 
   /** Where the context entry of a requester is; makes its table when it is the first there. */

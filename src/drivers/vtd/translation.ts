@@ -27,3 +27,16 @@ export interface Translation {
   /** Accesses snoop whatever the function asks for. */
   readonly snoop: boolean;
 }
+
+/** Whether table entries say the same of both. */
+export const isSame = (one: Translation, other: Translation): boolean =>
+  one.id === other.id &&
+  one.snoop === other.snoop &&
+  one.first?.root === other.first?.root &&
+  one.first?.levels === other.first?.levels &&
+  one.first?.supervisor === other.first?.supervisor &&
+  one.first?.extendedAccessed === other.first?.extendedAccessed &&
+  one.first?.writeProtect === other.first?.writeProtect &&
+  one.second?.root === other.second?.root &&
+  one.second?.levels === other.second?.levels &&
+  one.second?.accessedDirty === other.second?.accessedDirty;

@@ -147,7 +147,7 @@ export class CommandQueue {
   }
 
   #mask(): number {
-    return 2 ** (queueLg2(this.#context.registers, this.#place) + 1) - 1;
+    return (2 << queueLg2(this.#context.registers, this.#place)) - 1;
   }
 
   #ready(): boolean {

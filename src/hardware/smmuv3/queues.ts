@@ -40,7 +40,7 @@ export class RecordQueue {
 
   /** Index mask with the wrap bit. */
   #mask(): number {
-    return 2 ** (queueLg2(this.#registers, this.#place) + 1) - 1;
+    return (2 << queueLg2(this.#registers, this.#place)) - 1;
   }
 
   get empty(): boolean {
