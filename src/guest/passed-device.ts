@@ -24,6 +24,7 @@ export class PassedDevice {
   readonly #calls: HostCalls;
   readonly #config = new ConfigSpace(EXTENDED_CONFIG_BYTES);
   readonly #bar: bigint;
+  #asks = false;
 
   /** Binds the device and lets it be a bus master. */
   constructor(calls: HostCalls, fd: number, rid: number) {
@@ -35,11 +36,18 @@ export class PassedDevice {
     this.id = calls.bind(fd);
     this.info = calls.hardwareInfo(this.id);
     if (this.info.pasidBits > 0) this.#config.add(pasid(this.info.pasidBits));
-    if (this.info.ats) for (const capability of [ats(), pri(PAGE_REQUESTS)]) this.#config.add(capability);
+    if (this.info.ats) this.showPageRequests();
     const command = new Uint8Array(Uint16Array.of(Command.MEMORY_SPACE | Command.BUS_MASTER).buffer);
     const config = calls.regionOffset(fd, vfio.VFIO_PCI_CONFIG_REGION_INDEX);
     calls.task.pwrite(fd, config + BigInt(Header.COMMAND), command);
     this.#bar = calls.regionOffset(fd, vfio.VFIO_PCI_BAR0_REGION_INDEX);
+  }
+
+  /** The guest sees a function that asks for pages, however the host's does that. Before it boots. */
+  showPageRequests(): void {
+    if (this.#asks) return;
+    this.#asks = true;
+    for (const capability of [ats(), pri(PAGE_REQUESTS)]) this.#config.add(capability);
   }
 
   configRead(offset: number, width: ConfigWidth): number {

@@ -9,49 +9,67 @@ import { VtdFrontEnd } from "../viommu/vtd/front-end.ts";
 import { NestedBackEnd } from "../viommu/vtd/nested.ts";
 import { ShadowBackEnd } from "../viommu/vtd/shadow.ts";
 import { remembering } from "./breaks.ts";
+import { roomFor } from "./room.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 
-/** Throws EOPNOTSUPP when it is to nest and the host's units do not. */
-export const virtualVtd = (parts: VirtualUnitParts, follow: "nested" | "shadow"): VirtualUnit => {
-  const { name, memory, events, interrupt, devices, addressWidth, broken } = parts;
+/** Above a host that nests. Throws EOPNOTSUPP when the host's units do not. */
+export const nestedVtd = (parts: VirtualUnitParts): VirtualUnit => {
+  const { name, memory, events, interrupt, devices, addressWidth, calls, ram, scheduler } = parts;
   const infos = devices.map(({ info }) => info);
+  const capabilities = nestable(infos, addressWidth);
+  const iommu = new VtdFrontEnd({ name, memory, events, interrupt, capabilities });
+  const asking = infos.every(asksForPages) ? new PageFaults({ calls, iommu, devices, scheduler }) : undefined;
+  const pasids = infos.every(({ pasidBits }) => pasidBits > 0);
+  return join(
+    iommu,
+    new NestedBackEnd({ calls, ram, devices, guest: iommu, pasids, faults: asking?.id }),
+    parts,
+  );
+};
+
+/** By copies of the guest's tables, on any host; `scalable`: with first stages, and PASIDs where the host has them. */
+export const shadowedVtd = (parts: VirtualUnitParts, scalable: boolean): VirtualUnit => {
+  const { name, memory, events, interrupt, devices, addressWidth, calls, ram, scheduler } = parts;
+  const room = roomFor(parts, PAGE_LG2);
+  const waits = scalable && room.faults;
+  const plain = { ...legacy(addressWidth), guestAddressWidth: Math.min(room.addressBits, WIDEST) };
   const iommu = new VtdFrontEnd({
-    name,
-    memory,
-    events,
-    interrupt,
-    capabilities: follow === "nested" ? nestable(infos, addressWidth) : plain(addressWidth),
+    ...{ name, memory, events, interrupt },
+    capabilities: scalable ? { ...plain, ...both(room.pasidBits, waits) } : plain,
   });
-  const backEnd = follow === "nested" ? nest(iommu, infos, parts) : shadow(iommu, parts);
+  if (waits) for (const device of devices) device.showPageRequests();
+  const asking = waits ? new PageFaults({ calls, iommu, devices, scheduler }) : undefined;
+  const pasids = scalable && room.pasidBits > 0;
+  return join(
+    iommu,
+    new ShadowBackEnd({ calls, ram, devices, guest: iommu, pasids, faults: asking?.id }),
+    parts,
+  );
+};
+
+const join = (iommu: VtdFrontEnd, backEnd: BackEnd, { broken }: VirtualUnitParts): VirtualUnit => {
   iommu.connect(broken.has("stale-iotlb") ? remembering(backEnd) : backEnd);
   return { iommu, backEnd };
 };
 
-const nest = (
-  iommu: VtdFrontEnd,
-  infos: readonly DeviceInfo[],
-  { calls, ram, devices, scheduler }: VirtualUnitParts,
-): BackEnd => {
-  const asking = infos.every(asksForPages) ? new PageFaults({ calls, iommu, devices, scheduler }) : undefined;
-  return new NestedBackEnd({
-    calls,
-    ram,
-    devices,
-    translationOf: (rid, pasid) => iommu.translationOf(rid, pasid),
-    pasidsOf: (rid) => iommu.pasidsOf(rid),
-    pasids: infos.every(({ pasidBits }) => pasidBits > 0),
-    faults: asking?.id,
-  });
-};
+const PAGE_LG2 = 12;
+/** Bits of the widest tables. */
+const WIDEST = 48;
 
-const shadow = (iommu: VtdFrontEnd, { calls, ram, devices }: VirtualUnitParts): BackEnd =>
-  new ShadowBackEnd({
-    ...{ calls, ram, devices, tables: iommu.tables },
-    translationOf: (rid) => iommu.translationOf(rid),
-  });
+/** A unit in legacy mode. */
+const legacy = (hostAddressWidth: number): VtdCapabilities => ({ addressWidths: [39, 48], hostAddressWidth });
 
-/** A unit in legacy mode: second stages, which a VMM can copy. */
-const plain = (hostAddressWidth: number): VtdCapabilities => ({ addressWidths: [39, 48], hostAddressWidth });
+/** Scalable mode with all kinds of tables: what walks them is the VMM. */
+const both = (pasidBits: number, pageRequests: boolean): Partial<VtdCapabilities> => ({
+  deviceTlb: pageRequests,
+  scalable: {
+    firstStage: true,
+    secondStage: true,
+    nested: true,
+    pageRequests,
+    ...(pasidBits > 0 && { pasidBits }),
+  },
+});
 
 /** A unit in scalable mode with what all devices' units have for guests: first stages, and PASIDs. */
 const nestable = (infos: readonly DeviceInfo[], hostAddressWidth: number): VtdCapabilities => {
@@ -63,7 +81,7 @@ const nestable = (infos: readonly DeviceInfo[], hostAddressWidth: number): VtdCa
   const pasidBits = Math.min(...infos.map((info) => info.pasidBits));
   const pageRequests = all(asksForPages);
   return {
-    ...plain(hostAddressWidth),
+    ...legacy(hostAddressWidth),
     deviceTlb: all(({ ats }) => ats),
     scalable: {
       firstStage: true,

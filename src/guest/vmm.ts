@@ -15,9 +15,12 @@ import { MistakenCalls, type VmmBreak } from "./breaks.ts";
 import type { GuestIommu } from "./firmware.ts";
 import { GuestMemory } from "./memory.ts";
 import { PassedDevice } from "./passed-device.ts";
-import { virtualSmmu } from "./virtual-smmuv3.ts";
-import type { VirtualUnit } from "./virtual-unit.ts";
-import { virtualVtd } from "./virtual-vtd.ts";
+import { nestedSmmu, shadowedSmmu } from "./virtual-smmuv3.ts";
+import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
+import { nestedVtd, shadowedVtd } from "./virtual-vtd.ts";
+
+/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3. */
+export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3";
 
 /** What a program finds on its host. */
 export interface HostNodes {
@@ -38,8 +41,10 @@ export interface VmmOptions {
   /** Bytes of guest memory, whole huge pages. */
   readonly ramBytes: number;
   readonly devices: readonly Assignment[];
-  /** How the host is made to follow the guest's tables. */
+  /** How the host is made to follow the guest's tables: by walking them, or by copies of them. */
   readonly follow: "nested" | "shadow";
+  /** What a shadowed guest has, on whatever host; default `vtd-legacy`. With nesting it is the host's model. */
+  readonly shows?: ShownUnit;
   /** Bits of guest physical addresses. */
   readonly addressWidth: number;
   readonly scheduler: Scheduler;
@@ -86,8 +91,7 @@ export class Vmm {
         this.memory.writeBytes(Number(address), new Uint8Array(Uint32Array.of(data).buffer));
       },
     };
-    const arm = follow === "nested" && this.devices.every(({ info }) => info.smmu !== undefined);
-    const unit = arm ? virtualSmmu(parts) : virtualVtd(parts, follow);
+    const unit = follow === "shadow" ? shadowed(parts, options.shows ?? "vtd-legacy") : nested(parts);
     this.iommu = unit.iommu;
     this.backEnd = unit.backEnd;
   }
@@ -97,6 +101,12 @@ export class Vmm {
     this.task.exit();
   }
 }
+
+const nested = (parts: VirtualUnitParts): VirtualUnit =>
+  parts.devices.every(({ info }) => info.smmu !== undefined) ? nestedSmmu(parts) : nestedVtd(parts);
+
+const shadowed = (parts: VirtualUnitParts, shows: ShownUnit): VirtualUnit =>
+  shows === "smmuv3" ? shadowedSmmu(parts) : shadowedVtd(parts, shows === "vtd");
 
 const open = (task: ModelTask, host: HostNodes, path: string): number => {
   const node = host.nodes().find((candidate) => candidate.path === path);

@@ -223,11 +223,31 @@ export class HostCalls {
     this.#iommu(iommufd.IOMMU_DESTROY, layout.bytes({ size: layout.size, id }));
   }
 
+  /** The last address that can be mapped with the devices that it has, and what addresses must be a multiple of. */
+  iovaRanges(ioas: number): { readonly last: bigint; readonly alignment: bigint } {
+    const layout = iommufd.IommuIoasIovaRanges;
+    const range = iommufd.IommuIovaRange;
+    const bytes = layout.bytes({
+      size: layout.size,
+      ioas_id: ioas,
+      num_iovas: DATA_BYTES / range.size,
+      allowed_iovas: BigInt(DATA_VA),
+    });
+    this.#iommu(iommufd.IOMMU_IOAS_IOVA_RANGES, bytes);
+    const { num_iovas, out_iova_alignment: alignment } = layout.read(bytes);
+    const found = new Uint8Array(range.size);
+    this.task.memory.read(BigInt(DATA_VA + (num_iovas - 1) * range.size), found);
+    return { last: range.read(found).last, alignment };
+  }
+
   // Page tables
 
-  /** A page table of the host for an address space; `flags` are IOMMU_HWPT_ALLOC_*. */
-  allocateHwpt(device: number, ioas: number, flags: number): number {
-    return this.#hwpt({ dev_id: device, pt_id: ioas, flags }, undefined);
+  /**
+   * A page table of the host for an address space; `flags` are IOMMU_HWPT_ALLOC_*, and with IOMMU_HWPT_FAULT_ID_VALID a
+   * fault queue.
+   */
+  allocateHwpt(device: number, ioas: number, flags: number, faults?: number): number {
+    return this.#hwpt({ dev_id: device, pt_id: ioas, flags, fault_id: faults ?? 0 }, undefined);
   }
 
   /** A guest's first stage above a nest parent, with a fault queue when there is one. */

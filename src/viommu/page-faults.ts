@@ -3,6 +3,7 @@
  * answers back (IOMMU_FAULT_QUEUE_ALLOC). VT-d has a page request queue for them (revision 4.1, §7.4 and §7.7), an SMMUv3
  * accesses that stall (IHI 0070, §3.12.2).
  */
+import { Ids } from "../base/ids.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import type { PageRequest, PageResponder } from "../hardware/ats.ts";
 import { PageResponse } from "../hardware/ats.ts";
@@ -37,13 +38,25 @@ export interface PageFaultsOptions {
   readonly scheduler: Scheduler;
 }
 
+/** A group of the host that the guest has not answered. */
+interface Waiting {
+  readonly rid: number;
+  readonly pasid: number;
+  readonly cookie: number;
+}
+
+/** Groups that can wait for the guest at a time: PCI Express has 9 bits for their number. */
+const GROUPS = 512;
+
 export class PageFaults {
   /** Of the fault queue. */
   readonly id: number;
   readonly #options: PageFaultsOptions;
   readonly #fd: number;
-  /** Cookies of groups that the guest has not answered, by device, PASID and group. */
-  readonly #waiting = new Map<string, number>();
+  /** Groups that the guest has not answered, by their numbers in the guest; and these, by the host's cookie. */
+  readonly #waiting = new Map<number, Waiting>();
+  readonly #groups = new Map<number, number>();
+  readonly #numbers = new Ids(0, GROUPS);
 
   constructor(options: PageFaultsOptions) {
     const { calls, iommu } = options;
@@ -52,7 +65,7 @@ export class PageFaults {
     this.id = id;
     this.#fd = fd;
     whenReady(calls.task, fd, options.scheduler, () => this.#read());
-    iommu.onPageResponse = (rid, pasid, group, response) => this.#answer(keyOf(rid, pasid, group), response);
+    iommu.onPageResponse = (rid, pasid, group, response) => this.#answer({ rid, pasid }, group, response);
   }
 
   /** Groups that the guest has not answered. */
@@ -70,29 +83,44 @@ export class PageFaults {
     const { iommu, devices } = this.#options;
     const device = devices.find(({ id }) => id === fault.dev_id);
     const last = (fault.flags & IOMMU_PGFAULT_FLAGS_LAST_PAGE) !== 0;
-    if (!device) {
+    const tagged = (fault.flags & IOMMU_PGFAULT_FLAGS_PASID_VALID) !== 0;
+    const pasid = tagged ? fault.pasid : NO_PASID;
+    const group = device ? this.#groupOf({ rid: device.rid, pasid, cookie: fault.cookie }) : -1;
+    if (!device || group < 0) {
       if (last) this.#respond(fault.cookie, PageResponse.invalid);
       return;
     }
-    const tagged = (fault.flags & IOMMU_PGFAULT_FLAGS_PASID_VALID) !== 0;
     const request: PageRequest = {
       rid: device.rid,
-      pasid: tagged ? fault.pasid : NO_PASID,
+      pasid,
       lo: Number(fault.addr & 0xffff_ffffn),
       hi: Number(fault.addr >> 32n),
       access: accessOf(fault.perm),
-      group: fault.grpid,
+      group,
       last,
     };
-    if (last) this.#waiting.set(keyOf(request.rid, request.pasid, request.group), fault.cookie);
     iommu.requestPage(request);
   }
 
-  #answer(key: string, response: number): void {
-    const cookie = this.#waiting.get(key);
-    if (cookie === undefined) return;
-    this.#waiting.delete(key);
-    this.#respond(cookie, response);
+  /** The number by which the guest knows a group: the host's may be of more bits. -1: too many wait. */
+  #groupOf(waiting: Waiting): number {
+    const known = this.#groups.get(waiting.cookie);
+    if (known !== undefined) return known;
+    const number = this.#numbers.take();
+    if (number < 0) return -1;
+    this.#groups.set(waiting.cookie, number);
+    this.#waiting.set(number, waiting);
+    return number;
+  }
+
+  /** An answer to something else than what waits under that number comes too late. */
+  #answer({ rid, pasid }: Omit<Waiting, "cookie">, group: number, response: number): void {
+    const waiting = this.#waiting.get(group);
+    if (!waiting || waiting.rid !== rid || waiting.pasid !== pasid) return;
+    this.#waiting.delete(group);
+    this.#groups.delete(waiting.cookie);
+    this.#numbers.give(group);
+    this.#respond(waiting.cookie, response);
   }
 
   #respond(cookie: number, response: number): void {
@@ -109,8 +137,6 @@ export class PageFaults {
     }
   }
 }
-
-const keyOf = (rid: number, pasid: number, group: number): string => `${rid} ${pasid} ${group}`;
 
 const accessOf = (permissions: number): number =>
   (permissions & IOMMU_PGFAULT_PERM_READ ? Access.read : 0) |

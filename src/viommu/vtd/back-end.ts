@@ -2,6 +2,8 @@
  * What stands behind a virtual VT-d unit: it makes the host do what the guest's tables say. A nested one gives the
  * guest's tables to the host's unit, a shadowing one copies them into mappings. Errors are `LinuxError`s of the host.
  */
+import { NO_PASID } from "../../hardware/unit.ts";
+import type { Translation } from "./tables.ts";
 
 /** A domain, or a part of it, whose translations the guest wants forgotten. */
 export interface Forget {
@@ -21,6 +23,14 @@ export interface Reread {
   readonly pasid?: number;
 }
 
+/** What a back end asks the guest's unit. */
+export interface GuestSide {
+  /** Without PASID: `NO_PASID`. */
+  translationOf(rid: number, pasid: number): Translation;
+  /** PASIDs of a device that the guest's tables have something for. */
+  pasidsOf(rid: number): readonly number[];
+}
+
 export interface ForgetOutcome {
   /** How many were done. */
   readonly done: number;
@@ -36,3 +46,20 @@ export interface BackEnd {
   /** In order; stops at the first that the host refuses. */
   forget(list: readonly Forget[]): ForgetOutcome;
 }
+
+/**
+ * Which of a device's PASIDs (`NO_PASID`: its requests without one) a change may be about; `pasid` undefined: any. A PASID may
+ * stand for requests without one, and may begin to do so: that one is not asked for by itself.
+ */
+export const affected = (
+  guest: GuestSide,
+  rid: number,
+  had: { readonly pasids: readonly number[]; readonly stands: number | undefined },
+  pasid: number | undefined,
+): number[] => {
+  const [known, present] = pasid === undefined ? [had.pasids, guest.pasidsOf(rid)] : [[], [pasid]];
+  const wanted = guest.translationOf(rid, NO_PASID);
+  const stands = wanted.kind === "blocked" ? had.stands : wanted.pasid;
+  const tagged = new Set([...known, ...present].filter((one) => one !== NO_PASID && one !== stands));
+  return [NO_PASID, ...tagged];
+};

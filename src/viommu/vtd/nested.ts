@@ -11,17 +11,14 @@ import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_ALLOC_NEST_PARENT, IOMMU_HWPT_ALLOC_PASID } from "../../uapi/iommufd.ts";
 import type { AssignedDevice, GuestRam } from "../assigned.ts";
 import { EVERYTHING, type ForgottenRange, type HostCalls } from "../host-calls.ts";
-import type { BackEnd, Forget, ForgetOutcome, Reread } from "./back-end.ts";
+import { affected, type BackEnd, type Forget, type ForgetOutcome, type GuestSide, type Reread } from "./back-end.ts";
 import type { Translation } from "./tables.ts";
 
 export interface NestedOptions {
   readonly calls: HostCalls;
   readonly ram: GuestRam;
   readonly devices: readonly AssignedDevice[];
-  /** Without PASID: `NO_PASID`. */
-  translationOf(rid: number, pasid: number): Translation;
-  /** PASIDs of a device that the guest's tables have something for. */
-  pasidsOf(rid: number): readonly number[];
+  readonly guest: GuestSide;
   /** Devices have PASIDs: page tables are made so that any of them can have any. */
   readonly pasids: boolean;
   /** Fault queue for nested HWPTs; undefined: page requests are not passed on. */
@@ -78,14 +75,9 @@ export class NestedBackEnd implements BackEnd {
   reread({ rid, pasid }: Reread): void {
     for (const [device, had] of this.#attached) {
       if (rid !== undefined && rid !== device.rid) continue;
-      const without = had.get(NO_PASID)?.pasid;
-      // A PASID may stand for requests without one, and may begin to do so.
-      const [known, present] =
-        pasid === undefined ? [[...had.keys()], this.#options.pasidsOf(device.rid)] : [[], [pasid]];
-      const wanted = this.#options.translationOf(device.rid, NO_PASID);
-      const stands = wanted.kind === "blocked" ? without : wanted.pasid;
-      for (const one of new Set([NO_PASID, ...known, ...present]))
-        if (one === NO_PASID || one !== stands) this.#follow(device, had, one);
+      const known = { pasids: [...had.keys()], stands: had.get(NO_PASID)?.pasid };
+      for (const one of affected(this.#options.guest, device.rid, known, pasid))
+        this.#follow(device, had, one);
     }
   }
 
@@ -108,9 +100,9 @@ export class NestedBackEnd implements BackEnd {
 
   /** Gives the device, or the PASID, what the guest's entry says now. */
   #follow(device: AssignedDevice, had: Map<number, Attached>, pasid: number): void {
-    const { calls, translationOf } = this.#options;
+    const { calls, guest } = this.#options;
     const tag = pasid === NO_PASID ? undefined : pasid;
-    const wanted = translationOf(device.rid, pasid);
+    const wanted = guest.translationOf(device.rid, pasid);
     const before = had.get(pasid);
     const key = keyOf(wanted);
     if (before?.key === key) return;

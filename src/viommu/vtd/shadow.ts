@@ -1,219 +1,88 @@
 /**
- * The back end for hosts without nesting: every table of a guest is copied into an IOAS of its own, page after page, when
- * the guest invalidates. A guest page becomes a mapping of the VMM's memory behind it; what lies outside the guest's RAM is
- * left out, so that a device faults there. One mapping for each leaf of the guest, because mappings are unmapped whole.
- *
- * A guest's tables can be cyclic or endless: what is looked at and what is mapped at once is bounded, and beyond it the
- * invalidation is refused. Left out: PASIDs, which need an IOAS each and hosts that give them to devices.
+ * The back end that copies a VT-d guest's tables into mappings of the host when the guest invalidates (`viommu/shadow`):
+ * second stages, first stages, and first stages above second ones; in scalable mode a PASID of the guest becomes a PASID of
+ * the device with an address space of its own.
  */
-import { LinuxError } from "../../uapi/errno.ts";
-import type { AssignedDevice, GuestRam } from "../assigned.ts";
-import type { HostCalls } from "../host-calls.ts";
-import type { BackEnd, Forget, ForgetOutcome, Reread } from "./back-end.ts";
-import { endOf, type Found, type GuestStage, type GuestTables, type Translation } from "./tables.ts";
+import { NO_PASID } from "../../hardware/unit.ts";
+import type { AssignedDevice } from "../assigned.ts";
+import { forEvery } from "../every.ts";
+import { Copies, type CopiesOptions, type Wanted } from "../shadow/copies.ts";
+import { type AddressRange, EVERYWHERE } from "../shadow/table.ts";
+import {
+  affected,
+  type BackEnd,
+  type Forget,
+  type ForgetOutcome,
+  type GuestSide,
+  type Reread,
+} from "./back-end.ts";
+import type { Translation } from "./tables.ts";
 
-export interface ShadowOptions {
-  readonly calls: HostCalls;
-  readonly ram: GuestRam;
+export interface ShadowOptions extends CopiesOptions {
   readonly devices: readonly AssignedDevice[];
-  readonly tables: Pick<GuestTables, "find">;
-  /** Of requests without PASID. */
-  translationOf(rid: number): Translation;
-  /** Pages looked for at once, and mappings of one table. */
-  readonly mostSteps?: number;
-  readonly mostMappings?: number;
+  readonly guest: GuestSide;
 }
 
-/** A leaf as it is mapped: the part of it that lies in RAM. */
-interface Area {
-  readonly iova: number;
-  readonly length: number;
-  readonly target: number;
-  readonly readable: boolean;
-  readonly writable: boolean;
-}
-
-/** A guest's table and its copy. */
-interface Shadow {
-  readonly ioas: number;
-  readonly stage: GuestStage;
+/** The guest's ids for a table. */
+interface Tag {
   readonly domain: number;
-  /** By first address. */
-  readonly areas: Map<number, Area>;
-  readonly devices: Set<number>;
+  readonly pasid: number;
+  /** It is a second stage, which requests without a PASID name addresses of. */
+  readonly plain: boolean;
 }
-
-const MOST_STEPS = 2 ** 20;
-const MOST_MAPPINGS = 2 ** 16;
-const PAGE = 4096;
 
 export class ShadowBackEnd implements BackEnd {
   readonly #options: ShadowOptions;
-  readonly #shadows = new Map<string, Shadow>();
-  /** What each device has: the key of a shadow, or identity. */
-  readonly #attached = new Map<number, string>();
-  readonly #identity: number;
+  readonly #copies: Copies<Tag>;
 
-  /** Maps all of the guest's RAM once, for devices whose requests pass untranslated. */
+  /** Maps all of the guest's RAM once; devices get what the guest's tables say. */
   constructor(options: ShadowOptions) {
-    const { calls, ram } = options;
     this.#options = options;
-    this.#identity = calls.allocateIoas();
-    calls.map(this.#identity, { iova: 0, va: ram.va, length: ram.bytes });
+    this.#copies = new Copies(options, NO_PASID);
     this.reread({});
   }
 
   /** Mappings. */
   get held(): number {
-    let sum = 0;
-    for (const { areas } of this.#shadows.values()) sum += areas.size;
-    return sum;
+    return this.#copies.mappings;
   }
 
-  reread({ rid }: Reread): void {
-    for (const device of this.#options.devices)
-      if (rid === undefined || rid === device.rid) this.#follow(device);
+  reread({ rid, pasid }: Reread): void {
+    const { devices, guest } = this.#options;
+    const concerned = devices.filter((device) => rid === undefined || rid === device.rid);
+    forEvery(concerned, (device) => {
+      const stands = this.#copies.tagOf(device, NO_PASID)?.pasid;
+      const known = { pasids: this.#copies.pasidsOf(device), stands };
+      forEvery(affected(guest, device.rid, known, pasid), (one) =>
+        this.#copies.follow(device, one, wantedOf(guest.translationOf(device.rid, one))),
+      );
+    });
   }
 
   forget(list: readonly Forget[]): ForgetOutcome {
     for (const [done, request] of list.entries())
       try {
-        for (const shadow of this.#shadows.values())
-          if (request.domain === undefined || request.domain === shadow.domain)
-            this.#synchronize(shadow, request.range);
+        this.#copies.synchronize((tag) => rangeOf(request, tag));
       } catch (error) {
         return { done, error };
       }
     return { done: list.length };
   }
-
-  /** Gives the device what the guest's entries say now. */
-  #follow(device: AssignedDevice): void {
-    const { calls, translationOf } = this.#options;
-    const wanted = translationOf(device.rid);
-    const key = keyOf(wanted);
-    const before = this.#attached.get(device.rid);
-    if (before === key) return;
-    if (key === undefined) {
-      calls.detach(device.fd);
-      this.#attached.delete(device.rid);
-    } else {
-      const shadow = wanted.kind === "stage" ? this.#shadowOf(key, wanted) : undefined;
-      shadow?.devices.add(device.rid);
-      try {
-        calls.attach(device.fd, shadow?.ioas ?? this.#identity);
-      } catch (error) {
-        this.#leave(device.rid, key);
-        throw error;
-      }
-      this.#attached.set(device.rid, key);
-    }
-    if (before !== undefined) this.#leave(device.rid, before);
-  }
-
-  #shadowOf(key: string, { domain, stage }: Extract<Translation, { kind: "stage" }>): Shadow {
-    const known = this.#shadows.get(key);
-    if (known) return known;
-    const ioas = this.#options.calls.allocateIoas();
-    const shadow = { ioas, stage, domain, areas: new Map<number, Area>(), devices: new Set<number>() };
-    try {
-      this.#synchronize(shadow, undefined);
-    } catch (error) {
-      this.#options.calls.destroy(ioas);
-      throw error;
-    }
-    this.#shadows.set(key, shadow);
-    return shadow;
-  }
-
-  #leave(rid: number, key: string): void {
-    const shadow = this.#shadows.get(key);
-    if (!shadow) return;
-    shadow.devices.delete(rid);
-    if (shadow.devices.size > 0) return;
-    this.#shadows.delete(key);
-    this.#options.calls.destroy(shadow.ioas);
-  }
-
-  /** Makes the copy of [start, start + length), or of the whole table, what the guest's table is. */
-  #synchronize(shadow: Shadow, range: Forget["range"]): void {
-    const { calls, ram } = this.#options;
-    const [start, end] = this.#bounds(shadow, range);
-    const wanted = this.#leaves(shadow, start, end);
-    for (const area of overlapping(shadow.areas, start, end)) {
-      if (isSame(area, wanted.get(area.iova))) continue;
-      calls.unmap(shadow.ioas, area.iova, area.length);
-      shadow.areas.delete(area.iova);
-    }
-    for (const area of wanted.values()) {
-      if (shadow.areas.has(area.iova)) continue;
-      const { iova, length, target, readable, writable } = area;
-      calls.map(shadow.ioas, { iova, va: ram.va + target, length, readable, writable });
-      shadow.areas.set(iova, area);
-    }
-  }
-
-  /** The range within the table's addresses, with every area that reaches out of it. */
-  #bounds({ stage, areas }: Shadow, range: Forget["range"]): readonly [number, number] {
-    if (!range) return [0, endOf(stage)];
-    let start = Math.min(range.start, endOf(stage));
-    let end = Math.min(range.start + range.length, endOf(stage));
-    for (const area of overlapping(areas, start, end)) {
-      start = Math.min(start, area.iova);
-      end = Math.max(end, area.iova + area.length);
-    }
-    return [start, end];
-  }
-
-  /** The guest's leaves that touch the range, as they are to be mapped. Throws ENOSPC beyond the bounds. */
-  #leaves({ stage }: Shadow, start: number, end: number): Map<number, Area> {
-    const { tables, ram, mostSteps = MOST_STEPS, mostMappings = MOST_MAPPINGS } = this.#options;
-    const leaves = new Map<number, Area>();
-    let steps = 0;
-    for (let at = start; at < end; steps++) {
-      if (steps === mostSteps || leaves.size > mostMappings)
-        throw new LinuxError(
-          "ENOSPC",
-          `a guest's table needs more than ${mostMappings} mappings or ${mostSteps} steps`,
-        );
-      const found = tables.find(stage, at);
-      if (found.page) {
-        const area = withinRam(found, ram.bytes);
-        if (area) leaves.set(area.iova, area);
-      }
-      at = found.page ? found.start + found.length : found.end;
-    }
-    return leaves;
-  }
 }
 
-/** Undefined: it has nothing. */
-const keyOf = (translation: Translation): string | undefined => {
-  switch (translation.kind) {
-    case "blocked":
-      return undefined;
-    case "passThrough":
-      return "identity";
-    case "stage":
-      return `${translation.domain} ${translation.stage.key}`;
-  }
+const wantedOf = (translation: Translation): Wanted<Tag> => {
+  if (translation.kind === "blocked") return { kind: "blocked" };
+  if (translation.kind === "passThrough") return { kind: "identity" };
+  const { domain, pasid, stage } = translation;
+  const table = { ...stage, key: `${domain} ${pasid} ${stage.key}` };
+  return { kind: "table", table, tag: { domain, pasid, plain: stage.plain } };
 };
 
-/** The whole pages of a leaf that lie in RAM; undefined: none. */
-const withinRam = (leaf: Extract<Found, { page: true }>, bytes: number): Area | undefined => {
-  const { start, target, readable, writable } = leaf;
-  const length = Math.min(leaf.length, Math.floor((bytes - target) / PAGE) * PAGE);
-  return length > 0 ? { iova: start, length, target, readable, writable } : undefined;
+/** Which of a table's addresses a request is about; undefined: none. */
+const rangeOf = ({ domain, pasid, range }: Forget, tag: Tag): AddressRange | undefined => {
+  if (domain !== undefined && domain !== tag.domain) return undefined;
+  if (pasid !== undefined && pasid !== tag.pasid) return undefined;
+  // Which addresses of a first stage come of one of a second stage nobody knows.
+  if (!range || (pasid === undefined && !tag.plain)) return EVERYWHERE;
+  return { start: range.start, end: range.start + range.length };
 };
-
-const overlapping = (areas: ReadonlyMap<number, Area>, start: number, end: number): Area[] => {
-  if (end - start === PAGE && areas.has(start)) return [areas.get(start)!];
-  return [...areas.values()].filter(({ iova, length }) => iova < end && iova + length > start);
-};
-
-const isSame = (area: Area, other: Area | undefined): boolean =>
-  other !== undefined &&
-  area.length === other.length &&
-  area.target === other.target &&
-  area.readable === other.readable &&
-  area.writable === other.writable;

@@ -15,14 +15,16 @@ import {
   type ScalableConfig,
 } from "../../hardware/vtd/scalable-tables.ts";
 import { TranslationType, Ttm } from "../../hardware/vtd/spec.ts";
-import { Stages } from "../../hardware/vtd/stages.ts";
+import { type NestedStages, type Stage, Stages } from "../../hardware/vtd/stages.ts";
 import { Context, configure, readContext, type TranslationConfig } from "../../hardware/vtd/translate.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import { mappedEnd, type PageTableFormat, Permission, WalkFault } from "../../pagetable/format.ts";
-import { type Walker, WalkResult } from "../../pagetable/walker.ts";
+import { mappedEnd, type PageTableFormat, Permission } from "../../pagetable/format.ts";
+import { Fetch, NestedResult } from "../../pagetable/nested.ts";
+import { WalkResult } from "../../pagetable/walker.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_VTD_S1_EAFE, IOMMU_VTD_S1_SRE, IOMMU_VTD_S1_WPE } from "../../uapi/vendor/vtd.ts";
 import type { FirstStage } from "../host-calls.ts";
+import { findPage, type GuestTable } from "../shadow/table.ts";
 
 /** The root table that the guest's driver latched. */
 export interface Root {
@@ -43,29 +45,13 @@ export type Translation =
       readonly stage: GuestStage;
     };
 
-/** One table of a guest. Two of them are the same when they have the same key. */
-export interface GuestStage {
-  readonly key: string;
-  readonly table: number;
-  readonly format: PageTableFormat;
-  readonly walker: Walker;
-  /** `Permission` bits that its leaves must give anyway. */
-  readonly need: number;
-  /** As a host takes it to walk it itself; undefined: a second stage, which it does not. */
+/** A table of a guest, or one above another. */
+export interface GuestStage extends GuestTable {
+  /** As a host takes it to walk it itself; undefined: it has a second stage, which no host does. */
   readonly first: FirstStage | undefined;
+  /** Requests without a PASID that invalidate it by address mean addresses of it: it is a second stage. */
+  readonly plain: boolean;
 }
-
-/** A page of a guest's table, or where a hole ends. */
-export type Found =
-  | {
-      readonly page: true;
-      readonly start: number;
-      readonly length: number;
-      readonly target: number;
-      readonly readable: boolean;
-      readonly writable: boolean;
-    }
-  | { readonly page: false; readonly end: number };
 
 const WORD = 2 ** 32;
 /** PASIDs of one device that a guest may have at once. */
@@ -79,6 +65,7 @@ export class GuestTables {
   readonly #context = new Context();
   readonly #pasidContext = new PasidContext();
   readonly #walk = new WalkResult();
+  readonly #nestedWalk = new NestedResult();
 
   constructor(memory: HostMemory, capabilities: Capabilities) {
     this.#memory = memory;
@@ -102,10 +89,9 @@ export class GuestTables {
     const { domain, aw, table } = context;
     const common = { domain, pasid: NO_PASID };
     if (context.translationType === TranslationType.passThrough) return { kind: "passThrough", ...common };
-    const format = this.#config.formats[aw]!;
-    const walker = this.#config.walkers[aw]!;
-    const stage = { key: `second ${table} ${aw}`, table, format, walker, need: 0, first: undefined };
-    return { kind: "stage", ...common, stage };
+    const stage = { format: this.#config.formats[aw]!, walk: this.#config.walkers[aw]! };
+    const key = `second ${table} ${aw}`;
+    return { kind: "stage", ...common, stage: this.#single(key, table, stage, 0, undefined) };
   }
 
   #ofPasid(root: number, rid: number, tag: number): Translation {
@@ -114,25 +100,80 @@ export class GuestTables {
     if (fault !== 0) return { kind: "blocked", why: describeFault(fault) };
     const { domain, pasid, pgtt } = context;
     if (pgtt === Pgtt.passThrough) return { kind: "passThrough", domain, pasid };
-    const stage = pgtt === Pgtt.first ? this.#firstStage(context) : this.#secondStage(context);
-    return { kind: "stage", domain, pasid, stage };
+    return { kind: "stage", domain, pasid, stage: this.#stageOf(context) };
   }
 
-  #firstStage(context: PasidContext): GuestStage {
-    const { firstTable: table, levels, supervisor, extendedAccessed, writeProtect } = context;
-    const { format, walk: walker } = this.#stages.first(context, true);
+  #stageOf(context: PasidContext): GuestStage {
+    const { pgtt, firstTable, secondTable, levels, aw } = context;
+    const second = `second ${secondTable} ${aw}`;
+    if (pgtt === Pgtt.second)
+      return this.#single(second, secondTable, this.#stages.second(context), 0, undefined);
+    const { supervisor, extendedAccessed, writeProtect } = context;
     const flags =
       (supervisor ? IOMMU_VTD_S1_SRE : 0) |
       (extendedAccessed ? IOMMU_VTD_S1_EAFE : 0) |
       (writeProtect ? IOMMU_VTD_S1_WPE : 0);
-    const first = { flags: BigInt(flags), table, addressWidth: levels === 5 ? 57 : 48 };
-    return { key: `first ${table} ${levels} ${flags}`, table, format, walker, need: Permission.user, first };
+    const key = `first ${firstTable} ${levels} ${flags}`;
+    if (pgtt === Pgtt.nested)
+      return this.#nested(`${key} above ${second}`, context, this.#stages.nested(context, true));
+    const first = { flags: BigInt(flags), table: firstTable, addressWidth: levels === 5 ? 57 : 48 };
+    return this.#single(key, firstTable, this.#stages.first(context, true), Permission.user, first);
   }
 
-  #secondStage(context: PasidContext): GuestStage {
-    const { secondTable: table, aw } = context;
-    const { format, walk: walker } = this.#stages.second(context);
-    return { key: `second ${table} ${aw}`, table, format, walker, need: 0, first: undefined };
+  /** `need`: `Permission` bits that leaves must give anyway. */
+  #single(
+    key: string,
+    root: number,
+    { format, walk }: Stage,
+    need: number,
+    first: FirstStage | undefined,
+  ): GuestStage {
+    const memory = this.#memory;
+    const result = this.#walk;
+    const found = {
+      walk: (iova: number, wanted: number): number =>
+        walk(memory, root, iova % WORD, Math.floor(iova / WORD), wanted | need, result),
+      get pa() {
+        return result.pa;
+      },
+      get span() {
+        return result.span;
+      },
+      get lg2() {
+        return result.lg2;
+      },
+      get holeLg2() {
+        return format.levels[Math.max(result.level, 0)]!.shift;
+      },
+    };
+    const ranges = [{ start: 0, end: mappedEnd(format) }];
+    return { key, ranges, first, plain: need === 0, find: (iova) => findPage(found, iova) };
+  }
+
+  /** A guest's own guest: its table above another, both in the guest's memory. */
+  #nested(key: string, context: PasidContext, { first, second, walk }: NestedStages): GuestStage {
+    const { firstTable, secondTable } = context;
+    const memory = this.#memory;
+    const result = this.#nestedWalk;
+    const { user } = Permission;
+    const found = {
+      walk: (iova: number, wanted: number): number =>
+        walk(memory, firstTable, secondTable, iova % WORD, Math.floor(iova / WORD), wanted | user, result),
+      get pa() {
+        return result.pa;
+      },
+      get span() {
+        return result.span;
+      },
+      get lg2() {
+        return result.lg2;
+      },
+      get holeLg2() {
+        return nestedHole(result, first, second);
+      },
+    };
+    const ranges = [{ start: 0, end: mappedEnd(first) }];
+    return { key, ranges, first: undefined, plain: false, find: (iova) => findPage(found, iova) };
   }
 
   /**
@@ -164,29 +205,15 @@ export class GuestTables {
   #isPresent(at: number): boolean {
     return this.#memory.load64(at) && (this.#memory.lo & PasidEntry.fields.P.mask) !== 0;
   }
-
-  /** The page around an address, or where the hole around it ends. A page that may not be used is a hole. */
-  find({ walker, table, format, need }: GuestStage, iova: number): Found {
-    const walk = this.#walk;
-    const [lo, hi] = [iova % WORD, Math.floor(iova / WORD)];
-    let fault = walker(this.#memory, table, lo, hi, need | Permission.read, walk);
-    if (fault === WalkFault.read) fault = walker(this.#memory, table, lo, hi, need | Permission.write, walk);
-    if (fault !== 0) {
-      const bytes = 2 ** format.levels[Math.max(walk.level, 0)]!.shift;
-      return { page: false, end: (Math.floor(iova / bytes) + 1) * bytes };
-    }
-    const length = 2 ** walk.lg2;
-    const before = length - walk.span;
-    return {
-      page: true,
-      start: iova - before,
-      length,
-      target: walk.pa - before,
-      readable: (walk.allowed & Permission.read) !== 0,
-      writable: (walk.allowed & Permission.write) !== 0,
-    };
-  }
 }
 
-/** First address beyond those that a stage can map. */
-export const endOf = ({ format }: GuestStage): number => mappedEnd(format);
+/** Of a walk of one stage above another that found nothing: log2 of the addresses of which that is true. */
+const nestedHole = (
+  { stage, level, fetch, guestLevel }: NestedResult,
+  first: PageTableFormat,
+  second: PageTableFormat,
+): number => {
+  if (stage === 1) return first.levels[Math.max(level, 0)]!.shift;
+  const { shift } = first.levels[Math.max(guestLevel, 0)]!;
+  return fetch === Fetch.page ? Math.min(shift, second.levels[Math.max(level, 0)]!.shift) : shift;
+};
