@@ -13,7 +13,7 @@ const FUNCTION = "0000:7e:00.0";
 it.each(["vtd", "smmuv3"])("the words that %s reads are those that the literal walk tells of", (preset) => {
   const read: number[] = [];
   let watching = false;
-  const rig = new GuestRig(preset, "nested", undefined, {
+  const rig = new GuestRig(preset, "nested", {
     unitMemory: (memory) =>
       new WatchedMemory(memory, (pa, _, write) => {
         if (watching && !write) read.push(pa);

@@ -17,6 +17,8 @@ import { x86Paging } from "../pagetable/x86-64.ts";
 /** The registers of an IOMMU, and what firmware says it is (DMAR, IORT). */
 export interface GuestIommu {
   readonly model: "vtd" | "smmuv3";
+  /** It may remember that nothing was there: what it has no register to say so. */
+  readonly remembersAbsent?: boolean;
   mmioRead(offset: number, width: 4 | 8): bigint;
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
 }
@@ -62,7 +64,11 @@ export const driverFor = (platform: GuestPlatform): GuestDriver => {
         ...common,
         name: `${name}'s smmu3`,
         scheduler,
-        firmware: { covers: () => true, canStall: () => true },
+        firmware: {
+          covers: () => true,
+          canStall: () => true,
+          remembersAbsent: iommu.remembersAbsent ?? false,
+        },
       });
   }
 };

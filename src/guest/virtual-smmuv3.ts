@@ -1,4 +1,7 @@
-/** A virtual SMMUv3 in a VMM, above an Arm host that nests: what of the host's unit a guest can have, and its events. */
+/**
+ * A virtual SMMUv3 in a VMM: above an Arm host that nests, with what of the host's unit a guest can have, and its events; or
+ * by copies of the guest's tables on any host.
+ */
 import { capabilitiesOf, type SmmuCapabilities } from "../hardware/smmuv3/capabilities.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { ArmRegisters } from "../viommu/host-calls.ts";
@@ -6,14 +9,17 @@ import { PageFaults } from "../viommu/page-faults.ts";
 import { whenReady } from "../viommu/ready.ts";
 import { SmmuFrontEnd } from "../viommu/smmuv3/front-end.ts";
 import { NestedBackEnd } from "../viommu/smmuv3/nested.ts";
+import { ShadowBackEnd } from "../viommu/smmuv3/shadow.ts";
+import { GuestContexts } from "../viommu/smmuv3/tables.ts";
 import { rememberingTlb } from "./breaks.ts";
+import { roomFor } from "./room.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 
 /** Events that wait for the VMM at most; more are counted as lost. */
 const EVENTS = 256;
 
 /** Throws EOPNOTSUPP when the host's unit does not nest, EINVAL when the devices are behind several. */
-export const virtualSmmu = (parts: VirtualUnitParts): VirtualUnit => {
+export const nestedSmmu = (parts: VirtualUnitParts): VirtualUnit => {
   const { name, memory, events, interrupt, calls, ram, devices, scheduler, broken } = parts;
   const { smmu } = devices[0]?.info ?? {};
   if (!smmu) throw new RangeError("a virtual IOMMU without devices has nothing to nest");
@@ -30,6 +36,35 @@ export const virtualSmmu = (parts: VirtualUnitParts): VirtualUnit => {
   iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd) : backEnd);
   return { iommu, backEnd };
 };
+
+/** By copies, with SubstreamIDs and stalls where the host has what they take. */
+export const shadowedSmmu = (parts: VirtualUnitParts): VirtualUnit => {
+  const { name, memory, events, interrupt, calls, ram, devices, scheduler, broken, addressWidth } = parts;
+  const room = roomFor(parts, GRANULES.at(-1)!);
+  const iommu = new SmmuFrontEnd({
+    ...{ name, memory, events, interrupt, remembersAbsent: true },
+    capabilities: {
+      outputBits: OUTPUT_BITS.findLast((bits) => bits <= addressWidth) ?? OUTPUT_BITS[0],
+      granules: GRANULES.filter((granule) => granule >= room.pageLg2),
+      substreamIdBits: room.pasidBits,
+      stalls: room.faults ? "both" : "terminate",
+      msi: true,
+    },
+  });
+  const stalling = room.faults ? new PageFaults({ calls, iommu, devices, scheduler }) : undefined;
+  const backEnd = new ShadowBackEnd({
+    ...{ calls, ram, devices, unit: iommu.capabilities },
+    contexts: new GuestContexts(memory, iommu.capabilities),
+    entryOf: (sid) => iommu.entryOf(sid),
+    pasids: room.pasidBits > 0,
+    faults: stalling?.id,
+  });
+  iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd) : backEnd);
+  return { iommu, backEnd };
+};
+
+const GRANULES = [12, 14, 16] as const;
+const OUTPUT_BITS = [32, 36, 40, 42, 44, 48] as const;
 
 /** A unit with stage 1 as the host's has it, messages, and nothing that only a host's driver can use. */
 const nestable = ({ idr, iidr, aidr }: ArmRegisters): SmmuCapabilities => {

@@ -4,7 +4,7 @@ import { silent } from "../../src/base/events.ts";
 import { WorkQueue } from "../../src/base/scheduler.ts";
 import { Guest } from "../../src/guest/guest.ts";
 import { TestDevice } from "../../src/guest/test-device.ts";
-import { Vmm } from "../../src/guest/vmm.ts";
+import { type ShownUnit, Vmm } from "../../src/guest/vmm.ts";
 import { parseDevice, parseMachine, withDevices } from "../../src/machine/file.ts";
 import { Machine, type MachineContext } from "../../src/machine/machine.ts";
 import { PRESETS } from "../../src/machine/presets.ts";
@@ -15,6 +15,11 @@ const FUNCTIONS = ["0000:7e:00.0", "0000:7f:00.0"] as const;
 /** Requester ids that the guest knows them by. */
 export const GUEST_RIDS = [0x0008, 0x0010] as const;
 
+export interface RigOptions extends Pick<MachineContext, "unitMemory"> {
+  readonly edit?: (text: string) => string;
+  readonly shows?: ShownUnit;
+}
+
 export class GuestRig {
   readonly machine: Machine;
   readonly vmm: Vmm;
@@ -23,12 +28,11 @@ export class GuestRig {
   readonly devices: readonly TestDevice[];
   #guest: Guest | undefined;
 
-  /** `edit`: what of the preset's text is to be otherwise. */
+  /** `edit`: what of the preset's text is to be otherwise. `shows`: what a shadowed guest has. */
   constructor(
     preset = "vtd-legacy",
     follow: "nested" | "shadow" = "shadow",
-    edit: (text: string) => string = (text) => text,
-    more: Pick<MachineContext, "unitMemory"> = {},
+    { edit = (text) => text, shows = "vtd-legacy", ...more }: RigOptions = {},
   ) {
     const description = parseMachine(edit(PRESETS.get(preset)!), preset);
     const functions = FUNCTIONS.map((at) => parseDevice(`test@${at}`));
@@ -48,6 +52,7 @@ export class GuestRig {
       })),
       events: silent,
       follow,
+      shows,
       addressWidth: 46,
       scheduler: this.work,
       record: (call) => this.calls.push(call),

@@ -35,6 +35,8 @@ const INNER = 3;
 
 /** What a domain asks of the driver that made it. */
 export interface DomainHost {
+  /** What is added is flushed, too. */
+  readonly flushesAdded: boolean;
   /** Its functions, and guests above it, forget [iova, iova + length). `leavesOnly`: no table page was taken away. */
   flush(domain: SmmuDomain, iova: number, length: number, leavesOnly: boolean): void;
   /** The unit forgets all of it; its number can be given out again. */
@@ -180,6 +182,7 @@ export class SmmuDomain implements PagingDomain {
         this.name,
       );
     this.#mapper.map(iova, pa, length, protection);
+    if (this.#host.flushesAdded) this.#host.flush(this, iova, length, false);
     if (this.#events.on) this.#events.emit("map", { domain: this.name, iova, pa, length, protection });
   }
 

@@ -54,6 +54,8 @@ export interface SmmuFirmware {
   covers(device: Requester): boolean;
   /** Whether accesses of the function may stall. */
   canStall(device: Requester): boolean;
+  /** The unit may remember that nothing was there, and must be told of what is added too: no register says so. */
+  readonly remembersAbsent?: boolean;
 }
 
 export interface SmmuDriverOptions {
@@ -165,6 +167,7 @@ export class SmmuDriver implements IommuDriver {
     this.#asids = new Ids(1, this.unit.asidMask + 1);
     this.#vmids = new Ids(1, this.unit.vmidMask + 1);
     this.#host = {
+      flushesAdded: options.firmware.remembersAbsent ?? false,
       flush: (domain, iova, length, leavesOnly) => this.#flush(domain, iova, length, leavesOnly),
       forget: (domain) => this.#forget(domain),
     };

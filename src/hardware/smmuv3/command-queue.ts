@@ -248,16 +248,12 @@ export class CommandQueue {
   #invalidateTlb(opcode: number): number {
     const { commands, unit } = this.#context;
     const words = this.#words;
-    const { NUM, SCALE, VMID, ASID, TG } = TlbiCommand.fields;
-    const granule = unit.rangeInvalidation ? TG.get(words) : 0;
-    const lg2 = granule === 0 ? 12 : 10 + 2 * granule;
-    const pages = granule === 0 ? 1 : (NUM.get(words) + 1) * 2 ** SCALE.get(words);
-    const range = { lo: words[2]! & 0xffff_f000, hi: words[3]!, lg2, pages };
+    const { VMID, ASID } = TlbiCommand.fields;
     commands.invalidateTlb(
       opcode,
       unit.stage2 ? VMID.get(words) & unit.vmidMask : 0,
       ASID.get(words) & unit.asidMask,
-      range,
+      namedPages(words, unit),
     );
     return CommandError.none;
   }
@@ -306,5 +302,17 @@ export class CommandQueue {
     return CommandError.none;
   }
 }
+
+/** §4.4.1 The pages that a TLB invalidation by address names. */
+export const namedPages = (
+  words: ArrayLike<number>,
+  { rangeInvalidation }: Pick<Capabilities, "rangeInvalidation">,
+): AddressRange => {
+  const { NUM, SCALE, TG } = TlbiCommand.fields;
+  const granule = rangeInvalidation ? TG.get(words) : 0;
+  const lg2 = granule === 0 ? 12 : 10 + 2 * granule;
+  const pages = granule === 0 ? 1 : (NUM.get(words) + 1) * 2 ** SCALE.get(words);
+  return { lo: words[2]! & 0xffff_f000, hi: words[3]!, lg2, pages };
+};
 
 const opcodeNames = new Map<number, string>(Object.entries(Opcode).map(([name, opcode]) => [opcode, name]));

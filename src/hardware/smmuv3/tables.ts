@@ -129,6 +129,28 @@ const throughStage2 = (
   return fault.below(walkFaultCode(code), EventClass.cd, code === 9 ? below.entryAddress : address) && -1;
 };
 
+/** Fetches the context descriptor of a stream and SubstreamID; false: the fault says why there is none, or not readable. */
+export const fetchCd = (
+  memory: HostMemory,
+  stream: Stream,
+  ssid: number,
+  into: Uint32Array,
+  fault: Fault,
+): boolean => {
+  let at = contextAddress(stream, ssid);
+  const split = contextSplit(stream);
+  if (split > 0) {
+    const pa = throughStage2(memory, stream.stage2, at, fault);
+    if (pa < 0) return false;
+    if (!fetchWords(memory, pa, 1, into)) return fault.set(EventCode.F_CD_FETCH, pa) < 0;
+    if (!L1Cd.fields.V.get(into)) return fault.set(EventCode.C_BAD_SUBSTREAMID) < 0;
+    at = L1Cd.fields.L2PTR.get(into) + (ssid % 2 ** split) * 64;
+  }
+  const pa = throughStage2(memory, stream.stage2, at, fault);
+  if (pa < 0) return false;
+  return fetchWords(memory, pa, 8, into) || fault.set(EventCode.F_CD_FETCH, pa) < 0;
+};
+
 /** Reads the context descriptor of a stream and SubstreamID; undefined: the fault says why not. */
 export const readContext = (
   memory: HostMemory,
@@ -138,18 +160,7 @@ export const readContext = (
   e2h: boolean,
   fault: Fault,
 ): Context | undefined => {
-  let at = contextAddress(stream, ssid);
-  const split = contextSplit(stream);
-  if (split > 0) {
-    const pa = throughStage2(memory, stream.stage2, at, fault);
-    if (pa < 0) return undefined;
-    if (!fetchWords(memory, pa, 1, words)) return void fault.set(EventCode.F_CD_FETCH, pa);
-    if (!L1Cd.fields.V.get(words)) return void fault.set(EventCode.C_BAD_SUBSTREAMID);
-    at = L1Cd.fields.L2PTR.get(words) + (ssid % 2 ** split) * 64;
-  }
-  const pa = throughStage2(memory, stream.stage2, at, fault);
-  if (pa < 0) return undefined;
-  if (!fetchWords(memory, pa, 8, words)) return void fault.set(EventCode.F_CD_FETCH, pa);
+  if (!fetchCd(memory, stream, ssid, words, fault)) return undefined;
   const context = decodeCd(words, unit, stream, e2h);
   if (typeof context !== "string") return context;
   return void fault.set(EventCode.C_BAD_CD);

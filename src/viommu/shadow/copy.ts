@@ -23,20 +23,16 @@ interface Area {
 
 /** What the copies of one guest may take, together. */
 export class Budget {
+  /** Mappings there are. */
+  mapped = 0;
   readonly #mappings: number;
   readonly #steps: number;
-  #mapped = 0;
   #looked = 0;
 
   /** Mappings in all, and pages and holes looked at for one request. */
   constructor(mappings: number, steps: number) {
     this.#mappings = mappings;
     this.#steps = steps;
-  }
-
-  /** Mappings there are. */
-  get mapped(): number {
-    return this.#mapped;
   }
 
   /** Another request begins. */
@@ -49,14 +45,10 @@ export class Budget {
       throw new LinuxError("ENOSPC", `to copy a guest's table takes more than ${this.#steps} steps`);
     this.#looked += 1;
   }
-  /** Throws ENOSPC beyond the bound. */
-  take(): void {
-    if (this.#mapped === this.#mappings)
+  /** So many mappings more. Throws ENOSPC beyond the bound. */
+  require(more: number): void {
+    if (this.mapped + more > this.#mappings)
       throw new LinuxError("ENOSPC", `the tables of a guest have more than ${this.#mappings} mappings`);
-    this.#mapped += 1;
-  }
-  give(count: number): void {
-    this.#mapped -= count;
   }
 }
 
@@ -92,29 +84,41 @@ export class Copy {
     return { start, end };
   }
 
-  /** What is in the guest's table and not mapped is mapped. Throws the first thing that the host refused, ENOSPC. */
+  /**
+   * What is in the guest's table and not mapped is mapped. Throws ENOSPC beyond the bounds, and nothing is mapped then; else
+   * the first thing that the host refused.
+   */
   add(range: AddressRange): void {
-    let refused: LinuxError | undefined;
-    for (const { start, end } of within(this.table, range))
-      for (let at = start; at < end; ) {
-        const known = this.#areaAt(at);
-        if (known) {
-          at = known.iova + known.length;
-          continue;
-        }
-        this.#budget.look();
-        const found = this.table.find(at);
-        at = found.page ? found.start + found.length : found.end;
-        const area = areaOf(found, this.#ram.bytes);
-        if (area) refused = this.#map(area) ?? refused;
-      }
+    const missing = within(this.table, range).flatMap((part) => this.#missing(part));
+    this.#budget.require(missing.length);
+    const refused = missing.map((area) => this.#map(area)).find((error) => error !== undefined);
     if (refused) throw refused;
   }
 
   /** The host forgets all of it; no device has it any more. */
   free(): void {
-    this.#budget.give(this.#areas.size);
+    this.#budget.mapped -= this.#areas.size;
     this.#calls.destroy(this.ioas);
+  }
+
+  /** Throws ENOSPC beyond the bounds. */
+  #missing({ start, end }: AddressRange): Area[] {
+    const missing: Area[] = [];
+    for (let at = start; at < end; ) {
+      const known = this.#areaAt(at);
+      if (known) {
+        at = known.iova + known.length;
+        continue;
+      }
+      this.#budget.look();
+      const found = this.table.find(at);
+      at = found.page ? found.start + found.length : found.end;
+      const area = areaOf(found, this.#ram.bytes);
+      if (!area) continue;
+      missing.push(area);
+      this.#budget.require(missing.length);
+    }
+    return missing;
   }
 
   /** What the host said when it refused. */
@@ -124,15 +128,14 @@ export class Copy {
       this.#unmap(other);
     }
     const { iova, length, target, readable, writable } = area;
-    this.#budget.take();
     try {
       this.#calls.map(this.ioas, { iova, va: this.#ram.va + target, length, readable, writable });
     } catch (error) {
-      this.#budget.give(1);
       if (error instanceof LinuxError) return error;
       throw error;
     }
     this.#areas.insert(iova / PAGE, 0, (iova + length) / PAGE - 1, PAGE - 1, area);
+    this.#budget.mapped += 1;
     return undefined;
   }
 
@@ -140,7 +143,7 @@ export class Copy {
     this.#calls.unmap(this.ioas, iova, length);
     this.#areas.find(iova / PAGE, 0);
     this.#areas.remove();
-    this.#budget.give(1);
+    this.#budget.mapped -= 1;
   }
 
   #areaAt(iova: number): Area | undefined {

@@ -12,6 +12,7 @@
 import type { EventSink } from "../../base/events.ts";
 import { type PageRequest, type PageResponder, PageResponse } from "../../hardware/ats.ts";
 import type { Downstream } from "../../hardware/downstream.ts";
+import type { Capabilities } from "../../hardware/smmuv3/capabilities.ts";
 import { decodeSte } from "../../hardware/smmuv3/config.ts";
 import { Fault } from "../../hardware/smmuv3/faults.ts";
 import {
@@ -37,6 +38,8 @@ export interface FrontEndOptions {
   /** Interrupts the guest. */
   readonly interrupt: SendMessage;
   readonly capabilities: SmmuCapabilities;
+  /** See the front end. */
+  readonly remembersAbsent?: boolean;
 }
 
 const ABORT = Ste.make({ V: true, CONFIG: Config.abort });
@@ -49,6 +52,8 @@ const TABLE_ADDRESS = (0xf_ffffn << 32n) | BigInt(STRTAB_ADDRESS_LO);
 export class SmmuFrontEnd implements Downstream {
   readonly model = "smmuv3";
   readonly name: string;
+  /** The guest must tell about entries that it adds, too: firmware says so, as no register can. */
+  readonly remembersAbsent: boolean;
   /** Takes the guest's answers to pages that were asked for. */
   onPageResponse: PageResponder = () => {};
   readonly #unit: SmmuV3Unit;
@@ -65,6 +70,7 @@ export class SmmuFrontEnd implements Downstream {
 
   constructor(options: FrontEndOptions) {
     this.name = options.name;
+    this.remembersAbsent = options.remembersAbsent ?? false;
     this.#memory = options.memory;
     this.#events = options.events;
     const capabilities = { ...options.capabilities, stage1: true, stage2: false, hyp: false, pri: false };
@@ -100,6 +106,10 @@ export class SmmuFrontEnd implements Downstream {
   }
 
   // What the guest wants
+
+  get capabilities(): Capabilities {
+    return this.#unit.capabilities;
+  }
 
   /** What of the stream's entry the host is to do: its first two words, without what is not the guest's to say. */
   entryOf(sid: number): bigint {

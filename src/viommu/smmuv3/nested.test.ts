@@ -43,9 +43,8 @@ describe("a guest's SMMUv3 over a host that nests", () => {
   /** Another machine, whose unit ends every access that faults, with an event. */
   const withoutStalls = (): void => {
     expect(rig.close()).toEqual({});
-    rig = new GuestRig("smmuv3", "nested", (text) =>
-      text.replace("stalls: both", "stalls: terminate\n    ats: false"),
-    );
+    const edit = (text: string) => text.replace("stalls: both", "stalls: terminate\n    ats: false");
+    rig = new GuestRig("smmuv3", "nested", { edit });
   };
   const hostDriver = (): SmmuDriver => {
     const { driver } = [...rig.machine.units.values()][0]!;

@@ -11,7 +11,14 @@ import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_ALLOC_NEST_PARENT, IOMMU_HWPT_ALLOC_PASID } from "../../uapi/iommufd.ts";
 import type { AssignedDevice, GuestRam } from "../assigned.ts";
 import { EVERYTHING, type ForgottenRange, type HostCalls } from "../host-calls.ts";
-import { affected, type BackEnd, type Forget, type ForgetOutcome, type GuestSide, type Reread } from "./back-end.ts";
+import {
+  affected,
+  type BackEnd,
+  type Forget,
+  type ForgetOutcome,
+  type GuestSide,
+  type Reread,
+} from "./back-end.ts";
 import type { Translation } from "./tables.ts";
 
 export interface NestedOptions {
