@@ -11,6 +11,9 @@ export interface Words {
   readonly answers: { readonly claim: string; readonly count: number };
   readonly unmaps: string;
   readonly ends: string;
+  readonly releases: string;
+  /** What the guest's driver learns of an access after that; undefined: the host has no way to tell. */
+  readonly told: string | undefined;
 }
 
 export const WORDS: { readonly [Model in GuestIommu["model"]]: Words } = {
@@ -28,6 +31,8 @@ export const WORDS: { readonly [Model in GuestIommu["model"]]: Words } = {
     unmaps:
       "The kernel's buffer: an entry of its table is cleared, and its IOTLB invalidation goes to the host.",
     ends: "It ends: its PASID table entry goes, and with it the host's page table above its own.",
+    releases: "Its driver takes the PASID table entries away, and then the context entry:",
+    told: undefined,
   },
   smmuv3: {
     boots:
@@ -44,5 +49,8 @@ export const WORDS: { readonly [Model in GuestIommu["model"]]: Words } = {
     unmaps:
       "The kernel's buffer: an entry of its table is cleared, and its TLBI command goes to the host as it is.",
     ends: "It ends: its context descriptor goes, and the command that says so (CFGI_CD) goes to the host.",
+    releases:
+      "Its driver takes the stream table entry away. The VMM gives the host one that is not valid either:",
+    told: "the guest's driver is told: the host's event came back as one of the guest's own unit",
   },
 };

@@ -30,6 +30,7 @@ export const nested = (stage: Stage, teller: Teller): void => {
   succeeding(scene, teller, first);
   straying(scene, teller, kernel);
   explaining(scene, teller, second);
+  releasing(scene, teller);
   ending(scene, teller);
 };
 
@@ -237,6 +238,19 @@ const explaining = (scene: GuestStage, teller: Teller, process: GuestProcess): v
     "it is the page that the process's own table names, where the VMM's memory has it",
     outcomeOf(told) === vmm.task.memory.physical(vmm.ram.va + page),
   );
+};
+
+const releasing = (scene: GuestStage, teller: Teller): void => {
+  const { guest, requester, stage } = scene;
+  const { releases, told } = wordsOf(scene);
+  teller.scene("The guest gives the device up");
+  const asked = stage.calls.length;
+  guest.driver.release(requester);
+  teller.say(releases);
+  teller.show(scene.asked(asked));
+  const before = guest.driver.faultCount;
+  teller.claim("it reaches nothing any more", scene.fetch(IOVA, 4) === "fault");
+  if (told !== undefined) teller.claim(told, guest.driver.faultCount === before + 1);
 };
 
 const ending = ({ stage: { machine, device }, vmm }: GuestStage, teller: Teller): void => {
