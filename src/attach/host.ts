@@ -43,7 +43,7 @@ export class Host {
     this.folder = mkdtempSync(join(runsFolder(), "softiommu-"));
     this.server = new AttachServer({
       nodes: () => this.machine.nodes(),
-      attribute: (path, task) => faults.node(path, task),
+      attribute: (path, task) => faults.node(path, task) ?? this.machine.parameters.get(path),
       allocations: this.machine.allocations,
       events,
       clock,

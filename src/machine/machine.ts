@@ -29,6 +29,7 @@ import { placement } from "../pci/placement.ts";
 import { VfioSubsystem } from "../vfio/subsystem.ts";
 import type { Break } from "./breaks.ts";
 import { testCommand } from "./mock/test-command.ts";
+import { moduleParameters } from "./parameters.ts";
 import type { DeviceDescription, MachineDescription } from "./schema.ts";
 import { sysfsTree, type TreeEntry } from "./sysfs.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
@@ -72,6 +73,8 @@ export class Machine {
   readonly pasids: Pasids;
   readonly iommufd: IommufdSubsystem;
   readonly vfio: VfioSubsystem;
+  /** Module parameters that act when they are written, by path. */
+  readonly parameters: ReadonlyMap<string, DeviceNode> = new Map();
   readonly #context: MachineContext;
   /** Whose devices the test command makes. */
   readonly #mock: MockDriver | undefined;
@@ -122,13 +125,15 @@ export class Machine {
       events,
       ...(this.#mock && { extra: [testCommand(this.#mock, events)] }),
     });
+    const vsva2020 = description.extensions.includes("vsva2020");
     this.vfio = new VfioSubsystem({
       core: this.core,
       msi: this.msi,
       events: context.events,
       pasids: this.pasids,
-      vsva2020: description.extensions.includes("vsva2020"),
+      vsva2020,
     });
+    if (vsva2020) this.parameters = moduleParameters(this.pasids);
     this.memory.onAllocate = allocatePages;
     this.#framesAtRest = this.memory.allocated;
     this.#interruptsAtRest = this.msi.allocated;
@@ -154,6 +159,7 @@ export class Machine {
       groupNodes: this.vfio.groupNodes,
       deviceNodes: this.vfio.deviceNodes,
       attributes: debugFiles(this.allocations),
+      parameters: [...this.parameters.keys()],
     });
   }
 

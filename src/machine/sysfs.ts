@@ -56,6 +56,8 @@ export interface SysfsSource {
   readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
   /** Paths of files that are served, not written: they are shown empty. */
   readonly attributes: readonly string[];
+  /** Of module parameters that act when they are written; everybody may read them. */
+  readonly parameters: readonly string[];
 }
 
 const DRIVER = "vfio-pci";
@@ -88,7 +90,14 @@ const folderOf = (device: PciFunction): string => {
 };
 
 /** Every entry of the machine, folders before what is in them. */
-export const sysfsTree = ({ core, units, groupNodes, deviceNodes, attributes }: SysfsSource): TreeEntry[] => {
+export const sysfsTree = ({
+  core,
+  units,
+  groupNodes,
+  deviceNodes,
+  attributes,
+  parameters,
+}: SysfsSource): TreeEntry[] => {
   const devices = [...core.devices.values()];
   const groups = [...core.groups.values()];
   return [
@@ -102,6 +111,7 @@ export const sysfsTree = ({ core, units, groupNodes, deviceNodes, attributes }: 
     folder("/sys/module/iommufd"),
     folder("/dev/vfio"),
     ...attributes.map((path) => served(path, 0o600)),
+    ...parameters.map((path) => served(path, 0o644)),
     ...TASK_ATTRIBUTES.map((path) => served(path, 0o644)),
     ...units.flatMap((unit) => unitEntries(unit, devices)),
     ...devices.flatMap(deviceEntries),

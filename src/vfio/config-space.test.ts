@@ -3,7 +3,7 @@ import * as fc from "fast-check";
 import { afterAll, beforeEach, describe, expect, it } from "vitest";
 import { ModelHost } from "../../test/support/model-host.ts";
 import { capabilitiesOf, extendedCapabilitiesOf, findCapability } from "../pci/capability-list.ts";
-import { CapabilityId, Command, Header } from "../pci/spec.ts";
+import { CapabilityId, Command, ExtendedCapabilityId, Header } from "../pci/spec.ts";
 import { VirtualConfig } from "./config-space.ts";
 
 const host = new ModelHost();
@@ -102,6 +102,27 @@ describe("capabilities", () => {
     expect(read(pasid, 4)).toBe(0);
     write(pasid + 6, 2, 7);
     expect(physical(pasid + 6, 2)).toBe(0);
+  });
+
+  it("the PASID capability is where users have PASIDs, to be read only", () => {
+    const shown = new VirtualConfig(
+      pci,
+      { reset: () => {}, disableIntx: () => {}, msiActive: () => false },
+      { pasid: true },
+    );
+    const word = (place: number): number => {
+      const bytes = new Uint8Array(4);
+      shown.read(place, bytes);
+      return new DataView(bytes.buffer).getUint32(0, true);
+    };
+    const pasid = extendedCapabilitiesOf(pci)[1]!.at;
+    expect(word(0x100) >>> 20).toBe(pasid);
+    expect(word(pasid)).toBe(physical(pasid, 4));
+    expect(word(pasid) & 0xffff).toBe(ExtendedCapabilityId.PASID);
+    expect(word(pasid + 4)).toBe(physical(pasid + 4, 4));
+    const before = word(pasid + 4);
+    shown.write(pasid, new Uint8Array(8).fill(0xff));
+    expect([word(pasid + 4), physical(pasid + 4, 4)]).toEqual([before, before]);
   });
 
   it("MSI-X is turned on by SET_IRQS only", () => {

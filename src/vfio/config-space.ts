@@ -2,7 +2,8 @@
  * A function's config space as its user sees it: like the physical one, except where the user must not change the
  * host's setting or would see what it must not use. Per bit it is decided whether the value is the physical or a
  * virtual one, and whether the user may write it. BARs can be sized and set without moving; interrupts belong to
- * SET_IRQS, so MSI and MSI-X cannot be turned on here; the PASID capability and unknown ones are not in the lists.
+ * SET_IRQS, so MSI and MSI-X cannot be turned on here; unknown capabilities are not in the lists, and that of PASIDs is
+ * only where users have PASIDs; what it enables is the host's.
  * Left out: writes to VPD, AER masks and to registers outside any capability, which are dropped.
  */
 
@@ -37,8 +38,6 @@ const SHOWN: ReadonlySet<number> = new Set([
   ...Object.values(CapabilityId),
   ...Object.values(CapabilityIdMore),
 ]);
-/** Extended ones that are not shown, because the user could not use them. */
-const HIDDEN_EXTENDED: ReadonlySet<number> = new Set([ExtendedCapabilityId.PASID]);
 
 const D3_HOT = 3;
 
@@ -56,6 +55,8 @@ export class VirtualConfig {
   readonly size: number;
   readonly #pci: PciFunction;
   readonly #hooks: ConfigHooks;
+  /** Extended capabilities that are not shown, because the user could not use them. */
+  readonly #hidden: ReadonlySet<number>;
   /** Virtual values; only bits in `#virtual` count. */
   readonly #values: Uint8Array;
   readonly #virtual: Uint8Array;
@@ -65,9 +66,11 @@ export class VirtualConfig {
   #express = -1;
   #msi = -1;
 
-  constructor(pci: PciFunction, hooks: ConfigHooks) {
+  /** `pasid`: the PASID capability is shown, to be read only. */
+  constructor(pci: PciFunction, hooks: ConfigHooks, { pasid = false }: { readonly pasid?: boolean } = {}) {
     this.#pci = pci;
     this.#hooks = hooks;
+    this.#hidden = new Set(pasid ? [] : [ExtendedCapabilityId.PASID]);
     this.size = pci.configSize;
     this.#values = new Uint8Array(this.size);
     this.#virtual = new Uint8Array(this.size);
@@ -213,18 +216,18 @@ export class VirtualConfig {
 
   /** The list has no way round its first entry: hidden, that one becomes an empty header. */
   #declareExtended(list: readonly ListedCapability[]): void {
-    const shown = list.filter(({ id }, index) => index === 0 || !HIDDEN_EXTENDED.has(id));
+    const shown = list.filter(({ id }, index) => index === 0 || !this.#hidden.has(id));
     shown.forEach(({ id, at }, index) => {
       this.#declare(at, 4, 0xffff_ffff, 0);
       const next = shown[index + 1]?.at ?? 0;
       const version = this.#pci.configRead(at + 2, 1) & 0xf;
-      const header = HIDDEN_EXTENDED.has(id)
+      const header = this.#hidden.has(id)
         ? ExtendedHeader.make({ Next: next })
         : ExtendedHeader.make({ Id: id, Version: version, Next: next });
       put(this.#values, at, 4, Number(header));
     });
     for (const { id, at } of list)
-      if (HIDDEN_EXTENDED.has(id) && at !== list[0]!.at) {
+      if (this.#hidden.has(id) && at !== list[0]!.at) {
         this.#declare(at, 4, 0xffff_ffff, 0);
         put(this.#values, at, 4, 0);
       }

@@ -98,11 +98,13 @@ export class PciDevice {
       (command | decode) & ~(Command.BUS_MASTER | Command.INTERRUPT_DISABLE),
     );
     const irqs = new Interrupts(this.#context, this.pci);
-    const config = new VirtualConfig(this.pci, {
+    const hooks = {
       reset: () => this.reset(),
-      disableIntx: (disabled) => irqs.disableIntx(disabled),
+      disableIntx: (disabled: boolean) => irqs.disableIntx(disabled),
       msiActive: () => irqs.msiActive,
-    });
+    };
+    const pasid = this.#context.vsva2020 && !this.pci.isVirtual;
+    const config = new VirtualConfig(this.pci, hooks, { pasid });
     this.#enabled = { config, irqs, lowPower: new LowPower(this.#context), original };
   }
 
