@@ -22,7 +22,7 @@ import { type Banks, createMemory } from "../../src/memory/banks.ts";
 import { pasid, serialNumber } from "../../src/pci/capabilities.ts";
 import { HostBridge } from "../../src/pci/dma.ts";
 import type { PciAddress, PciFunction } from "../../src/pci/function.ts";
-import { Endpoint } from "../../src/pci/pci-function.ts";
+import { Endpoint, type FunctionContext, type FunctionShape } from "../../src/pci/pci-function.ts";
 import { placement } from "../../src/pci/placement.ts";
 import { LinuxError } from "../../src/uapi/errno.ts";
 
@@ -204,7 +204,13 @@ export interface ModelHostOptions {
   /** Drivers by group; default: one for all. */
   readonly drivers?: readonly MapDriver[];
   /** A real unit and its driver for all groups, instead. */
-  readonly power?: (memory: Banks, msi: MsiController) => { unit: IommuUnit; driver: IommuDriver };
+  readonly power?: (
+    memory: Banks,
+    msi: MsiController,
+    scheduler: WorkQueue,
+  ) => { unit: IommuUnit; driver: IommuDriver };
+  /** Other functions than `TestEndpoint`s. */
+  readonly makeEndpoint?: (shape: FunctionShape, context: FunctionContext) => TestEndpoint;
 }
 
 export class ModelHost {
@@ -223,7 +229,8 @@ export class ModelHost {
     this.core = new IommuCore(this.events);
     this.msi = new MsiController(this.memory, this.events);
     this.drivers = options.drivers ?? [new MapDriver("map0")];
-    const powered = options.power?.(this.memory, this.msi);
+    const powered = options.power?.(this.memory, this.msi, this.scheduler);
+    const { makeEndpoint = (shape, context) => new TestEndpoint(shape, context) } = options;
     const bridge = new HostBridge({ memory: this.memory, unit: powered?.unit });
     const barBase = placement({
       mem32: { start: 0xc000_0000, end: 0xd000_0000 },
@@ -233,7 +240,7 @@ export class ModelHost {
     (options.groups ?? [["01:00"], ["02:00"]]).forEach((functions, index) => {
       const group = this.core.addGroup();
       for (const name of functions) {
-        const endpoint = new TestEndpoint(SHAPE, {
+        const endpoint = makeEndpoint(SHAPE, {
           address: addressOf(name),
           bridge,
           barBase,

@@ -73,6 +73,8 @@ export interface VtdDriverOptions {
   readonly msi: MsiController;
   readonly firmware: VtdFirmware;
   readonly events: EventSink;
+  /** Log2 of the frames of its page request queue; default 4. */
+  readonly pageRequestFramesLg2?: number;
 }
 
 /** Type of hardware information: IOMMU_HW_INFO_TYPE_DEFAULT, which structures of a vendor do not define. */
@@ -131,7 +133,8 @@ export class VtdDriver implements IommuDriver, Unit {
         take: (rid: number, request: PageRequest) => this.#takePageRequest(rid, request),
         overflowed: () => this.#loseRequests(),
       };
-      this.#pageRequestQueue = new PageRequestQueue({ name, memory, registers, queue, msi, sink });
+      const framesLg2 = options.pageRequestFramesLg2;
+      this.#pageRequestQueue = new PageRequestQueue({ name, memory, registers, queue, msi, sink, framesLg2 });
     }
     registers.command(Gcmd.TE, true);
   }

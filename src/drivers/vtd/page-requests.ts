@@ -13,10 +13,8 @@ import { enableEvent } from "./event-message.ts";
 import type { InvalidationQueue } from "./queue.ts";
 import type { Registers } from "./registers.ts";
 
-/** Log2 of the queue's frames: room for 2047 requests. */
+/** Log2 of the queue's frames, unless other is asked for: room for 2047 requests. */
 const FRAMES_LG2 = 4;
-const FRAMES = 2 ** FRAMES_LG2;
-const BYTES = FRAMES * FRAME_BYTES;
 
 /** Bits of `PageRequest.permissions`. */
 const Permissions = { read: 1, write: 2, execute: 4, privileged: 8 } as const;
@@ -34,23 +32,27 @@ export interface PageRequestQueueContext {
   readonly queue: InvalidationQueue;
   readonly msi: MsiController;
   readonly sink: PageRequestSink;
+  /** Log2 of the queue's frames. */
+  readonly framesLg2?: number | undefined;
 }
 
 export class PageRequestQueue {
   readonly #context: PageRequestQueueContext;
   readonly #base: number;
+  readonly #frames: number;
   readonly #message: Message;
   readonly #words = new Uint32Array(PageRequestDescriptor.words);
   #busy = false;
 
   constructor(context: PageRequestQueueContext) {
     this.#context = context;
-    const { memory, registers, msi, name } = context;
-    this.#base = memory.allocate(FRAMES);
+    const { memory, registers, msi, name, framesLg2 = FRAMES_LG2 } = context;
+    this.#frames = 2 ** framesLg2;
+    this.#base = memory.allocate(this.#frames);
     if (this.#base < 0) throw new LinuxError("ENOMEM", "no host memory for the page request queue", name);
     registers.write64(Register.PQH, 0n);
     registers.write64(Register.PQT, 0n);
-    registers.write64(Register.PQA, PqaRegister.make({ PQS: FRAMES_LG2, PQA: this.#base }));
+    registers.write64(Register.PQA, PqaRegister.make({ PQS: framesLg2, PQA: this.#base }));
     this.#message = msi.allocate(() => context.queue.whenIdle(() => this.service()));
     enableEvent(registers, Register.PECTL, this.#message);
   }
@@ -77,15 +79,16 @@ export class PageRequestQueue {
   /** The unit is off. */
   free(): void {
     this.#message.free();
-    this.#context.memory.free(this.#base, FRAMES);
+    this.#context.memory.free(this.#base, this.#frames);
   }
 
   #takeAll(): void {
     const { registers } = this.#context;
+    const bytes = this.#frames * FRAME_BYTES;
     let head = Number(registers.read64(Register.PQH));
     while (head !== Number(registers.read64(Register.PQT))) {
       this.#take(head);
-      head = (head + PageRequestDescriptor.bytes) % BYTES;
+      head = (head + PageRequestDescriptor.bytes) % bytes;
       registers.write64(Register.PQH, BigInt(head));
     }
   }
