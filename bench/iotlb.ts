@@ -1,76 +1,74 @@
 /**
- * IOTLB hits against the same table in C (`c/iotlb.c`), and a whole `translate` of the VT-d unit that the requester's last
- * page answers. Processor time, so that a busy machine does not count; medians of interleaved rounds in one run.
+ * IOTLB hits against the same table in C (`c/iotlb.c`), and whole translations of the VT-d unit: in the IOTLB, and in the
+ * requester's last page. An invalidation of everything in a large table, against one in a small table.
  */
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { Random } from "../src/base/clock.ts";
 import { silent } from "../src/base/events.ts";
-import { Iotlb } from "../src/hardware/iotlb.ts";
+import { compileIotlb, type Iotlb } from "../src/hardware/iotlb.ts";
 import { Access, Transaction } from "../src/hardware/unit.ts";
 import { SparseMemory } from "../src/hardware/vectors/sparse-memory.ts";
 import { ContextEntry, Gcmd, Register, RootEntry } from "../src/hardware/vtd/spec.ts";
 import { VtdUnit } from "../src/hardware/vtd/unit.ts";
-import { type BenchRow, median } from "./row.ts";
+import { Baseline, type Comparison, compareApart, type Prepared, type Side } from "./measure.ts";
+import type { BenchRow } from "./row.ts";
 
-const ROUNDS = 5;
 const CONTEXTS = 4;
-const LOOKUPS = 8_000_000;
-/** Lookups of a part. */
-const PART = 1000;
+const PAGE = 4096;
+const HIT_TARGET = 1.15;
+/** Pages of the requester whose translations are measured: its last page is never the one before. */
+const PAGES = 64;
 
-interface Addresses {
-  readonly context: Uint32Array;
-  readonly lo: Uint32Array;
-  readonly hi: Uint32Array;
-}
+/** Which item operation `n` is about: no order that a processor could learn. The same formula as in C. */
+const itemOf = (n: number): number => {
+  const mixed = Math.imul(n ^ (n >>> 15), 0x2c1b_3c6d);
+  return mixed ^ (mixed >>> 12);
+};
+/** The address of item `i`: all over the place, and all different. The same formulas as in C. */
+const itemLo = (i: number): number => Math.imul(i, 0x2545_f491);
+const itemHi = (i: number): number => i >>> 8;
 
-/** The same addresses as the C program's, without the few that were replaced. */
-const fill = (iotlb: Iotlb, count: number): Addresses => {
-  const random = new Random(1);
-  const all = Array.from({ length: count }, (_, i) => {
-    const lo = random.next();
-    const hi = random.next() & 0xff;
-    iotlb.enter(i % CONTEXTS, lo, hi, 12, (i << 12) | (lo & 0xfff), i >>> 20, 0);
-    return { context: i % CONTEXTS, lo, hi };
-  });
-  const held = all.filter(({ context, lo, hi }) => iotlb.lookup(context, lo, hi) >= 0);
-  return {
-    context: Uint32Array.from(held, ({ context }) => context),
-    lo: Uint32Array.from(held, ({ lo }) => lo),
-    hi: Uint32Array.from(held, ({ hi }) => hi),
+const filled = (count: number): Iotlb => {
+  const iotlb = compileIotlb({ contexts: CONTEXTS, capacity: 4 * count });
+  for (let i = 0; i < count; i++) {
+    const page = i * PAGE;
+    iotlb.enter(i % CONTEXTS, itemLo(i), itemHi(i), 12, page >>> 0, Math.floor(page / 2 ** 32), 0);
+  }
+  return iotlb;
+};
+
+/** A loop of its own for each table: as a unit's own code around its own table. */
+const hitsOf = (iotlb: Iotlb, count: number): Side => {
+  const source = `return (start, count) => { // ${count} entries
+    const first = start | 0, end = (start + count) | 0;
+    let sum = 0;
+    for (let n = first; n < end; n = (n + 1) | 0) {
+      const i = itemOf(n) & ${count - 1};
+      const entry = iotlb.lookup(i % ${CONTEXTS}, itemLo(i), itemHi(i));
+      if (entry >= 0) sum += iotlb.page(entry);
+    }
+    return sum;
+  };`;
+  return new Function("iotlb", "itemOf", "itemLo", "itemHi", `"use strict";${source}`)(
+    iotlb,
+    itemOf,
+    itemLo,
+    itemHi,
+  );
+};
+
+/** Invalidates everything, and looks that nothing is there. */
+const invalidationsOf =
+  (iotlb: Iotlb): Side =>
+  (from, count) => {
+    let sum = 0;
+    for (let n = from; n < from + count; n++) {
+      iotlb.invalidateAll();
+      if (iotlb.lookup(0, itemLo(0), 0) >= 0) sum += 1;
+    }
+    return sum;
   };
-};
 
-/** A part of the work: short and called often, so that what is measured was compiled as a whole, not amid its loop. */
-const lookUpPart = (iotlb: Iotlb, addresses: Addresses, from: number, to: number): number => {
-  const { context, lo, hi } = addresses;
-  let sum = 0;
-  for (let i = from; i < to; i++) {
-    const entry = iotlb.lookup(context[i]!, lo[i]!, hi[i]!);
-    if (entry < 0) throw new Error("not in the IOTLB");
-    sum += iotlb.page(entry);
-  }
-  return sum;
-};
-
-const lookUp = (iotlb: Iotlb, addresses: Addresses, lookups: number): number => {
-  const count = addresses.context.length;
-  let sum = 0;
-  for (let done = 0; done < lookups; ) {
-    const from = done % count;
-    const part = Math.min(PART, count - from, lookups - done);
-    sum += lookUpPart(iotlb, addresses, from, from + part);
-    done += part;
-  }
-  return sum;
-};
-
-/** A unit and a request whose page is the requester's last one. */
-const lastPage = (): { unit: VtdUnit; transaction: Transaction } => {
+/** A unit whose second stage maps `count` pages from 0x9_0000_0000 on to 0x40_0000 on, and a request of the one requester. */
+const unitOf = (count: number): { unit: VtdUnit; transaction: Transaction } => {
   const memory = new SparseMemory([{ start: 0, end: 0x100_0000 }]);
   const store = (pa: number, value: bigint) =>
     memory.store64(pa, Number(value & 0xffff_ffffn), Number((value >> 32n) & 0xffff_ffffn));
@@ -81,7 +79,7 @@ const lastPage = (): { unit: VtdUnit; transaction: Transaction } => {
   store(0x3000, 0x4003n);
   store(0x4000 + 36 * 8, 0x5003n);
   store(0x5000, 0x6003n);
-  store(0x6000 + 5 * 8, 0x40_0003n);
+  for (let i = 0; i < count; i++) store(0x6000 + i * 8, BigInt(0x40_0003 + i * PAGE));
   const capabilities = { addressWidths: [48] as const };
   const unit = new VtdUnit({ name: "vtd0", memory, events: silent, interrupt: () => {}, capabilities });
   unit.mmioWrite(Register.RTADDR, 8, 0x1000n);
@@ -94,53 +92,64 @@ const lastPage = (): { unit: VtdUnit; transaction: Transaction } => {
   return { unit, transaction };
 };
 
-const translatePart = (unit: VtdUnit, transaction: Transaction, count: number): number => {
+const translate = (unit: VtdUnit, transaction: Transaction, mask: number, first: number, end: number) => {
   let sum = 0;
-  for (let i = 0; i < count; i++) {
-    transaction.lo = 0x5000 + ((i * 8) & 0xfff);
+  for (let n = first | 0; n < end; n = (n + 1) | 0) {
+    transaction.lo = ((n & mask) * PAGE + ((n * 8) & 0xfff)) | 0;
     if (unit.translate(transaction) !== 0) throw new Error(`fault ${transaction.fault}`);
     sum += transaction.pa + transaction.span;
   }
   return sum;
 };
 
-const translate = ({ unit, transaction }: ReturnType<typeof lastPage>, lookups: number): number => {
-  let sum = 0;
-  for (let done = 0; done < lookups; done += PART) sum += translatePart(unit, transaction, PART);
-  return sum;
-};
-
-const compare = (name: string, baseline: () => number, ours: (lookups: number) => number): BenchRow => {
-  const figures = { ours: [] as number[], baseline: [] as number[] };
-  ours(LOOKUPS / 4);
-  for (let round = 0; round < ROUNDS; round++) {
-    figures.baseline.push(baseline());
-    const start = process.cpuUsage();
-    ours(LOOKUPS);
-    figures.ours.push((process.cpuUsage(start).user * 1000) / LOOKUPS);
-  }
-  const row = { name, ours: median(figures.ours), baseline: median(figures.baseline), unit: "ns" };
-  return { ...row, ratio: row.ours / row.baseline };
+export const iotlbComparisons = (): Prepared => {
+  const c = new Baseline("iotlb");
+  const prepareHits = c.action("prepare_hits", "uint32_t");
+  const prepareTranslations = c.action("prepare_translations", "uint32_t");
+  // C has one table at a time: it is made when the one before was another.
+  let made = "";
+  const baseline =
+    (which: string, make: () => void, side: Side): Side =>
+    (from, count) => {
+      if (made !== which) make();
+      made = which;
+      return side(from, count);
+    };
+  const hits = (count: number): Comparison => ({
+    name: `IOTLB hit, ${count} entries`,
+    ours: hitsOf(filled(count), count),
+    baseline: baseline(`${count}`, () => prepareHits(count), c.side("hits")),
+    items: 2 ** 24,
+    operations: 400_000,
+    target: HIT_TARGET,
+  });
+  const translations = (name: string, count: number): Comparison => {
+    const { unit, transaction } = unitOf(count);
+    return {
+      name,
+      ours: (from, n) => translate(unit, transaction, count - 1, from, from + n),
+      baseline: baseline(name, () => prepareTranslations(count), c.side("translations")),
+      items: count * 512,
+      operations: 400_000,
+    };
+  };
+  return {
+    comparisons: [
+      ...[64, 4096, 65536].map(hits),
+      translations("translation in the IOTLB", PAGES),
+      translations("translation in the last page", 1),
+      {
+        name: "invalidate all: 65536 entries, against 64",
+        ours: invalidationsOf(filled(65536)),
+        baseline: invalidationsOf(filled(64)),
+        items: 64,
+        operations: 200_000,
+        target: 1.15,
+      },
+    ],
+    close: () => {},
+  };
 };
 
 /** Needs `cc`. */
-export const iotlbBench = async (): Promise<BenchRow[]> => {
-  const folder = mkdtempSync(join(tmpdir(), "softiommu-bench-"));
-  try {
-    const program = join(folder, "iotlb");
-    const source = fileURLToPath(new URL("c/iotlb.c", import.meta.url));
-    execFileSync("cc", ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", program, source]);
-    const baseline = (what: string) => () =>
-      Number(execFileSync(program, [what, `${LOOKUPS}`], { encoding: "utf8" }));
-    const rows = [64, 4096, 65536].map((count) => {
-      const iotlb = new Iotlb({ contexts: CONTEXTS, capacity: 4 * count });
-      const addresses = fill(iotlb, count);
-      return compare(`IOTLB hit, ${count} entries`, baseline(`${count}`), (n) => lookUp(iotlb, addresses, n));
-    });
-    const device = lastPage();
-    rows.push(compare("translation in the last page", baseline("last"), (n) => translate(device, n)));
-    return rows;
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-};
+export const iotlbBench = (): BenchRow[] => compareApart(import.meta.url, "iotlbComparisons");

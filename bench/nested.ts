@@ -1,14 +1,7 @@
 /**
  * Nested walks (VT-d first stage of four levels over a second of four) by the generated walkers, without and with the cache
- * of guest addresses, against the same walk in C without a cache (`c/nested.c`). Processor time; medians of interleaved
- * rounds in one run.
+ * of guest addresses, against the same walk in C without a cache (`c/nested.c`).
  */
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { Random } from "../src/base/clock.ts";
 import { Banks } from "../src/memory/banks.ts";
 import { Permission } from "../src/pagetable/format.ts";
 import { GuestCache } from "../src/pagetable/guest-cache.ts";
@@ -16,13 +9,11 @@ import { Mapper } from "../src/pagetable/mapper.ts";
 import { compileCachedNested, compileNested, NestedResult } from "../src/pagetable/nested.ts";
 import { vtdFirstLevel } from "../src/pagetable/vtd-first-level.ts";
 import { vtdSecondLevel } from "../src/pagetable/vtd-second-level.ts";
-import { type BenchRow, median } from "./row.ts";
+import { Baseline, type Comparison, compareApart, type Prepared } from "./measure.ts";
+import { accessesOf, atRandom, BASE, inCache, PAGE, TARGET, walkingSide } from "./pages.ts";
+import type { BenchRow } from "./row.ts";
 
-const ROUNDS = 5;
-const PAGE = 4096;
-const BASE = 2 ** 30;
 const GUEST_DATA = 2 ** 32;
-const TARGET = 2 ** 33;
 /** Guest tables lie at their host address and this. */
 const GUEST_TABLES = 2 ** 36;
 const NEED = Permission.read | Permission.write | Permission.user;
@@ -31,17 +22,6 @@ const first = vtdFirstLevel(4, { hostAddressWidth: 46 });
 const second = vtdSecondLevel(4, { hostAddressWidth: 46 });
 const plain = compileNested({ first, second });
 const cached = compileCachedNested({ first, second });
-
-interface Case {
-  readonly name: string;
-  readonly pages: number;
-  readonly span: number;
-  readonly walks: number;
-}
-const cases: readonly Case[] = [
-  { name: "nested walk, in cache", pages: 64, span: 64, walks: 1_000_000 },
-  { name: "nested walk, 100k random pages", pages: 100_000, span: 2 ** 20, walks: 500_000 },
-];
 
 /** A first stage whose tables, at guest addresses, are known to the second. */
 class Guest {
@@ -80,86 +60,65 @@ class Guest {
   }
 }
 
-const processorNanoseconds = (action: () => void, count: number): number => {
-  const start = process.cpuUsage();
-  action();
-  const { user, system } = process.cpuUsage(start);
-  return ((user + system) * 1000) / count;
+interface Case {
+  readonly name: string;
+  readonly pages: Uint32Array;
+  readonly operations: number;
+  /** Of the walk, and of the one that remembers guest addresses. */
+  readonly targets: readonly [number, number];
+}
+
+const prepare = ({ name, pages, operations, targets }: Case): Prepared => {
+  const memory = new Banks({ ram: [{ start: 0, length: 2 ** 26 }] });
+  const guest = new Guest(memory);
+  for (const page of pages) guest.map(BASE + page * PAGE, GUEST_DATA + page * PAGE, TARGET + page * PAGE);
+  const c = new Baseline("nested");
+  c.action("prepare", "uint32_t *", "uint32_t")(pages, pages.length);
+  const baseline = c.side("walks");
+  const accesses = accessesOf(pages);
+  const cache = new GuestCache(1);
+  const roots = { memory, root: guest.root, lower: guest.lower.root, need: NEED };
+  const comparison = (title: string, call: string, walk: object, target: number): Comparison => ({
+    name: title,
+    ours: walkingSide(title, call, accesses, { ...roots, ...walk, cache, out: new NestedResult() }),
+    baseline,
+    items: pages.length,
+    operations,
+    target,
+  });
+  const remembering = `${name}, guest addresses remembered`;
+  return {
+    comparisons: [
+      comparison(name, "walk(memory, root, lower, lo, hi, need, out)", { walk: plain }, targets[0]),
+      comparison(
+        remembering,
+        "walk(memory, root, lower, lo, hi, need, out, cache, cache.tag(0))",
+        { walk: cached },
+        targets[1],
+      ),
+    ],
+    close: () => memory.close(),
+  };
 };
 
-const measure = (program: string, { name, pages, span, walks }: Case): BenchRow[] => {
-  const memory = new Banks({ ram: [{ start: 0, length: 2 ** 26 }] });
-  try {
-    const guest = new Guest(memory);
-    const random = new Random(1);
-    const [los, his] = [new Uint32Array(pages), new Uint32Array(pages)];
-    for (let i = 0; i < pages; i++) {
-      const page = pages === span ? i : random.below(span);
-      const iova = BASE + page * PAGE;
-      guest.map(iova, GUEST_DATA + page * PAGE, TARGET + page * PAGE);
-      los[i] = (iova + 64) % 2 ** 32;
-      his[i] = (iova + 64) / 2 ** 32;
-    }
-    const out = new NestedResult();
-    const cache = new GuestCache(1);
-    const { root } = guest;
-    const lower = guest.lower.root;
-    const walkPlain = (count: number) => {
-      let sum = 0;
-      for (let i = 0, next = 0; i < count; i++) {
-        if (plain(memory, root, lower, los[next]!, his[next]!, NEED, out) !== 0)
-          throw new Error("it faulted");
-        sum += out.pa;
-        if (++next === pages) next = 0;
-      }
-      return sum;
-    };
-    const walkCached = (count: number) => {
-      let sum = 0;
-      for (let i = 0, next = 0; i < count; i++) {
-        const tag = cache.tag(0);
-        const fault = cached(memory, root, lower, los[next]!, his[next]!, NEED, out, cache, tag);
-        if (fault !== 0) throw new Error("it faulted");
-        sum += out.pa;
-        if (++next === pages) next = 0;
-      }
-      return sum;
-    };
-    const figures = { plain: [] as number[], cached: [] as number[], baseline: [] as number[] };
-    walkPlain(300_000);
-    walkCached(300_000);
-    for (let round = 0; round < ROUNDS; round++) {
-      const text = execFileSync(program, [`${pages}`, `${span}`, `${walks}`], { encoding: "utf8" });
-      figures.baseline.push(Number(text));
-      figures.plain.push(processorNanoseconds(() => walkPlain(walks), walks));
-      figures.cached.push(processorNanoseconds(() => walkCached(walks), walks));
-    }
-    const baseline = median(figures.baseline);
-    const row = (title: string, ours: number): BenchRow => ({
-      name: title,
-      ours,
-      baseline,
-      unit: "ns",
-      ratio: ours / baseline,
-    });
-    return [
-      row(name, median(figures.plain)),
-      row(`${name}, guest addresses remembered`, median(figures.cached)),
-    ];
-  } finally {
-    memory.close();
-  }
+/** `many`: how many pages at random. */
+export const nestedComparisons = (many = 100_000): Prepared => {
+  const prepared = [
+    prepare({ name: "nested walk, in cache", pages: inCache, operations: 40_000, targets: [1.5, 1] }),
+    prepare({
+      name: `nested walk, ${many} random pages`,
+      pages: atRandom(many),
+      operations: 20_000,
+      targets: [1.3, 1.3],
+    }),
+  ];
+  return {
+    comparisons: prepared.flatMap(({ comparisons }) => comparisons),
+    close: () => {
+      for (const { close } of prepared) close();
+    },
+  };
 };
 
 /** Needs `cc`. */
-export const nestedBench = async (): Promise<BenchRow[]> => {
-  const folder = mkdtempSync(join(tmpdir(), "softiommu-bench-"));
-  try {
-    const program = join(folder, "nested");
-    const source = fileURLToPath(new URL("c/nested.c", import.meta.url));
-    execFileSync("cc", ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", program, source]);
-    return cases.flatMap((one) => measure(program, one));
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-};
+export const nestedBench = (): BenchRow[] => compareApart(import.meta.url, "nestedComparisons");

@@ -5,8 +5,10 @@ export interface BenchRow {
   readonly baseline: number;
   /** Of `ours` and `baseline`: "ns", "MB/s". */
   readonly unit: string;
-  /** `ours / baseline`. */
+  /** Ours by the baseline: the middle one of all rounds where they were taken in turns. */
   readonly ratio: number;
+  /** The ratio that it should not exceed. */
+  readonly target?: number;
 }
 
 /** The middle one; of an even number, the upper middle. */

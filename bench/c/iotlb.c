@@ -1,16 +1,10 @@
 /*
  * Baseline of the IOTLB: the same design as src/hardware/iotlb.ts, linear probing over a window of eight entries, keys of
- * page and tag of the address space, one probe for each page size in use, the page a device used last in front. Prints
- * nanoseconds of processor time per lookup.
- *
- *   iotlb ENTRIES LOOKUPS    lookups of ENTRIES pages of four address spaces, in random order
- *   iotlb last LOOKUPS       8-byte steps through pages that a device used last
+ * page and tag of the address space, one probe for each page size in use, the page a device used last in front; and of a
+ * translation around it, with what src/hardware/vtd/remapping.ts looks at.
  */
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 enum { WINDOW = 8, CONTEXTS = 4, PAGE_LG2 = 12 };
 
@@ -22,7 +16,7 @@ struct entry {
 
 static struct entry *entries;
 static uint32_t tags[CONTEXTS];
-static uint32_t floor_tag = 1, next_tag = 1, sizes;
+static uint32_t floor_tag, next_tag, sizes, item_mask;
 static int shift;
 
 static struct {
@@ -66,129 +60,175 @@ static int lookup(uint32_t context, uint32_t lo, uint32_t hi)
     return 0;
 }
 
-static void enter(uint32_t context, uint32_t lo, uint32_t hi, uint64_t pa)
+static struct entry *place(uint32_t tag, uint32_t key_lo, uint32_t hi)
+{
+    static int victim;
+    struct entry *start = entries + hash(tag, key_lo, hi);
+    for (struct entry *at = start; at < start + WINDOW; at++)
+        if (at->tag < floor_tag || at->tag != tags[at->context])
+            return at;
+    victim = (victim + 1) % WINDOW;
+    return start + victim;
+}
+
+static void enter(uint32_t context, uint32_t lo, uint32_t hi, double page)
 {
     if (tags[context] < floor_tag)
         tags[context] = next_tag++;
     uint32_t tag = tags[context], key_lo = (lo & ~0xfffu) | PAGE_LG2;
     struct entry *at = find(tag, key_lo, hi);
-    if (!at) {
-        at = entries + hash(tag, key_lo, hi);
-        for (struct entry *end = at + WINDOW; at->tag != 0; at++)
-            if (at + 1 == end)
-                break;
-    }
-    *at = (struct entry){ key_lo, hi, tag, 0, (double)(pa & ~0xfffull), context, 0 };
+    if (!at)
+        at = place(tag, key_lo, hi);
+    *at = (struct entry){ key_lo, hi, tag, 0, page, context, 0 };
     sizes |= 1;
 }
 
-/* splitmix32, as src/base/clock.ts */
-static uint32_t state = 1;
-static uint32_t random32(void)
+/* Which item operation n is about. */
+static uint32_t item_of(uint32_t n)
 {
-    uint32_t z = state += 0x9e3779b9u;
-    z = (z ^ z >> 16) * 0x21f0aaadu;
-    z = (z ^ z >> 15) * 0x735a2d97u;
-    return z ^ z >> 15;
+    uint32_t mixed = (n ^ n >> 15) * 0x2c1b3c6du;
+    return mixed ^ mixed >> 12;
 }
 
-static double now(void)
+/* The address and the address space of item i, and where it goes: the same formulas as bench/iotlb.ts. */
+static uint32_t item_lo(uint32_t i)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+    return i * 0x2545f491u;
+}
+static uint32_t item_hi(uint32_t i)
+{
+    return i >> 8;
 }
 
-static double sum; /* keeps the work from being optimised away */
-
-static double hits(uint32_t count, uint32_t lookups)
+/* An empty table for `count` items, a power of two. */
+static void make(uint32_t count)
 {
-    uint32_t capacity = 4 * count;
-    entries = calloc(capacity + WINDOW, sizeof *entries);
-    shift = 32 - __builtin_ctz(capacity);
-    uint32_t *lo = malloc(count * sizeof *lo), *hi = malloc(count * sizeof *hi), *context = malloc(count * sizeof *context);
-    for (uint32_t i = 0; i < count; i++) {
-        lo[i] = random32();
-        hi[i] = random32() & 0xff;
-        context[i] = i % CONTEXTS;
-        enter(context[i], lo[i], hi[i], (uint64_t)i << 12);
-    }
-    uint32_t held = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        if (!lookup(context[i], lo[i], hi[i]))
-            continue;
-        lo[held] = lo[i];
-        hi[held] = hi[i];
-        context[held++] = context[i];
-    }
-    double start = now();
-    for (uint32_t i = 0, next = 0; i < lookups; i++) {
-        if (!lookup(context[next], lo[next], hi[next]))
-            abort();
-        sum += found.page;
-        if (++next == held)
-            next = 0;
-    }
-    return (now() - start) / lookups;
+    free(entries);
+    entries = calloc(4 * count + WINDOW, sizeof *entries);
+    if (!entries)
+        abort();
+    shift = 32 - __builtin_ctz(4 * count);
+    item_mask = count - 1;
+    floor_tag = next_tag = 1;
+    sizes = 0;
+    for (int i = 0; i < CONTEXTS; i++)
+        tags[i] = 0;
 }
 
+void prepare_hits(uint32_t count)
+{
+    make(count);
+    for (uint32_t i = 0; i < count; i++)
+        enter(i % CONTEXTS, item_lo(i), item_hi(i), (double)i * 4096);
+}
+
+double hits(uint32_t from, uint32_t count)
+{
+    double sum = 0;
+    for (uint32_t n = from; n < from + count; n++) {
+        uint32_t i = item_of(n) & item_mask;
+        if (lookup(i % CONTEXTS, item_lo(i), item_hi(i)))
+            sum += found.page;
+    }
+    return sum;
+}
+
+
+enum { READ = 1, NONE = 0xffffffff };
+enum { INTERRUPTS_LO = 0xfee00000u, INTERRUPTS_END = 0xfef00000u };
+
+/* What is remembered of a requester: its context, and the page it used last. */
 struct device {
+    uint32_t generation, fault, translation_type, domain, width;
     int64_t stamp;
     uint32_t page_lo, page_hi, mask, denied;
     double pa, size;
 };
-struct transaction {
-    uint32_t rid, pasid, lo, hi, access;
-    double pa, span;
-};
+static uint32_t generation = 3;
 static int64_t stamp = 7;
-static int enabled = 1;
+static int enabled = 1, legacy = 1, remembers = 1, paranoid;
 static struct device **buses[256];
 
-__attribute__((noinline)) static int slow(struct transaction *t)
+struct transaction {
+    uint32_t rid, pasid, lo, hi, access, translated;
+    double pa, span;
+};
+
+static int covers_interrupts(double start, double size)
 {
-    t->span = 0;
-    return 1;
+    return start < (double)INTERRUPTS_END && start + size > (double)INTERRUPTS_LO;
 }
 
-static int translate(struct transaction *t)
+__attribute__((noinline)) static int translate_in_iotlb(struct transaction *t)
 {
-    if (!enabled)
-        return slow(t);
+    if (t->pasid != NONE || (t->hi == 0 && t->lo >= INTERRUPTS_LO && t->lo < INTERRUPTS_END) || paranoid)
+        return 1;
+    struct device *d = buses[t->rid >> 8][t->rid & 0xff];
+    if (d->generation != generation || d->fault || (t->translated && d->translation_type != 1) ||
+        t->hi >> (d->width - 32) || d->translation_type == 2)
+        return 1;
+    if (!lookup(d->domain, t->lo, t->hi) || (found.denied >> 8) || (found.denied & t->access))
+        return 1;
+    uint32_t mask = -(1u << found.lg2), offset = t->lo & ~mask;
+    double size = (double)(1u << found.lg2);
+    if ((t->hi == 0 && covers_interrupts((double)(t->lo & mask), size)) || covers_interrupts(found.page, size))
+        return 1;
+    t->pa = found.page + offset;
+    t->span = size - offset;
+    if (remembers) {
+        d->stamp = stamp;
+        d->page_lo = t->lo & mask;
+        d->page_hi = t->hi;
+        d->mask = mask;
+        d->pa = found.page;
+        d->size = size;
+        d->denied = found.denied;
+    }
+    return 0;
+}
+
+__attribute__((noinline)) static int translate(struct transaction *t)
+{
+    if (!enabled || !legacy)
+        return 1;
     struct device **bus = buses[t->rid >> 8];
     const struct device *d = bus ? bus[t->rid & 0xff] : NULL;
-    if (d && d->stamp == stamp && (t->lo & d->mask) == d->page_lo && t->hi == d->page_hi && (t->access & d->denied) == 0 &&
-        t->pasid == UINT32_MAX) {
+    if (d && d->stamp == stamp && (t->lo & d->mask) == d->page_lo && t->hi == d->page_hi &&
+        (t->access & d->denied) == 0 && t->pasid == NONE && !t->translated) {
         uint32_t offset = t->lo & ~d->mask;
         t->pa = d->pa + offset;
         t->span = d->size - offset;
         return 0;
     }
-    return slow(t);
+    return translate_in_iotlb(t);
 }
 
-static double last(uint32_t lookups)
+/* A requester with `count` pages, from 0x9_0000_0000 on to 0x40_0000 on. */
+void prepare_translations(uint32_t count)
 {
-    struct device device = { stamp, 0x5000, 0x9, ~0xfffu, 0, 0x400000, 4096 };
+    static struct device device;
+    make(1024);
+    item_mask = count - 1;
+    for (uint32_t i = 0; i < count; i++)
+        enter(1, i * 4096, 9, 0x400000 + (double)i * 4096);
+    device = (struct device){ .generation = generation, .domain = 1, .width = 48, .stamp = -1 };
+    free(buses[1]);
     buses[1] = calloc(256, sizeof *buses[1]);
+    if (!buses[1])
+        abort();
     buses[1][0] = &device;
-    struct transaction t = { 0x100, UINT32_MAX, 0, 0x9, 1, 0, 0 };
-    double start = now();
-    for (uint32_t i = 0; i < lookups; i++) {
-        t.lo = 0x5000 + (i * 8 & 0xfff);
+}
+
+/* 8-byte reads, of one page each. */
+double translations(uint32_t from, uint32_t count)
+{
+    struct transaction t = { 0x100, NONE, 0, 9, READ, 0, 0, 0 };
+    double sum = 0;
+    for (uint32_t n = from; n < from + count; n++) {
+        t.lo = (n & item_mask) * 4096 + (n * 8 & 0xfff);
         if (translate(&t) != 0)
             abort();
         sum += t.pa + t.span;
     }
-    return (now() - start) / lookups;
-}
-
-int main(int argc, char **argv)
-{
-    if (argc != 3)
-        return 2;
-    uint32_t lookups = (uint32_t)strtoul(argv[2], NULL, 0);
-    double each = strcmp(argv[1], "last") == 0 ? last(lookups) : hits((uint32_t)strtoul(argv[1], NULL, 0), lookups);
-    printf("%.3f\n", each);
-    return sum < 0;
+    return sum;
 }

@@ -1,8 +1,6 @@
 /*
  * Baseline of the nested walk: x86-64 tables of four levels over VT-d second-stage tables of four levels (`tables.h`), with
- * the same checks at every entry of both stages. Prints nanoseconds of processor time per walk.
- *
- *   nested PAGES SPAN_PAGES WALKS    PAGES pages at random among SPAN_PAGES from 1 GiB on; all of them when equal
+ * the same checks at every entry of both stages.
  */
 #include "tables.h"
 
@@ -31,7 +29,7 @@ static void map_first(uint64_t iova, uint64_t guest)
     *at(table + (iova >> 12 & (ENTRIES - 1)) * 8) = guest | 0x67;
 }
 
-__attribute__((noinline)) static int walk(uint64_t iova, int need, struct result *out)
+WALKER static int walk(uint64_t iova, int need, struct result *out)
 {
     uint64_t table = root;
     int denied = 0;
@@ -88,19 +86,19 @@ __attribute__((noinline)) static int walk(uint64_t iova, int need, struct result
     return ended(out, 6, 0, 0, 0);
 }
 
-int main(int argc, char **argv)
+void prepare(const uint32_t *pages, uint32_t count)
 {
-    struct work work;
-    int status = prepare(&work, argc, argv);
-    if (status)
-        return status;
+    begin(count);
     second = allocate();
     root = GUEST + allocate_guest();
-    for (uint32_t i = 0; i < work.pages; i++) {
-        uint32_t page = choose(&work, i);
-        uint64_t guest = (1ull << 32) + ((uint64_t)page << 12);
-        map_first(work.iovas[i] & ~0xfffull, guest);
-        map_second(second, guest, (1ull << 33) + ((uint64_t)page << 12));
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t guest = (1ull << 32) + ((uint64_t)pages[i] << 12);
+        map_first(choose(i, pages[i]) & ~0xfffull, guest);
+        map_second(second, guest, (1ull << 33) + ((uint64_t)pages[i] << 12));
     }
-    return measure(&work, walk, READ | WRITE | USER);
+}
+
+double walks(uint32_t from, uint32_t count)
+{
+    return walk_items(from, count, walk, READ | WRITE | USER);
 }

@@ -7,9 +7,7 @@
 #define TABLES_H
 
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 enum { ENTRIES = 512, LEVELS = 4, POOL_FRAMES = 1 << 14, DIRECTORY = 1 << 20 };
 
@@ -60,6 +58,9 @@ static inline int ended(struct result *out, int fault, int level, uint64_t addre
     return fault;
 }
 
+/* A walk is a function for whatever is needed, as ours is: the compiler makes no copy of it for the one need of the loop. */
+#define WALKER __attribute__((noinline, noclone))
+
 /* What a walk needs; a second stage knows no user. */
 enum { READ = 1, WRITE = 2, USER = 4 };
 
@@ -102,68 +103,48 @@ static inline int walk_second(uint64_t root, uint64_t input, int need, struct re
     return ended(out, 6, 0, 0, 0);
 }
 
-static uint32_t next_random(void)
-{
-    static uint64_t state = 88172645463325252ull;
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)(state >> 16);
-}
+/* The measured work: the pages that are walked, over and over. */
+static uint64_t *iovas;
+static uint32_t item_count;
 
-/* The measured work: PAGES pages at random among SPAN_PAGES (all of them when equal), WALKS walks. */
-struct work {
-    uint32_t pages, span;
-    long walks;
-    uint64_t *iovas;
-};
-
-/* From the program's arguments, with empty memory; 0, or the program's exit status. */
-static int prepare(struct work *work, int argc, char **argv)
+/* Empty memory, and room for `count` pages. */
+static void begin(uint32_t count)
 {
-    if (argc != 4)
-        return 2;
-    work->pages = (uint32_t)atol(argv[1]);
-    work->span = (uint32_t)atol(argv[2]);
-    work->walks = atol(argv[3]);
+    free(directory);
+    free(pool);
+    free(iovas);
+    frames = 0;
     directory = malloc(DIRECTORY * sizeof *directory);
     pool = calloc(POOL_FRAMES, 4096);
-    work->iovas = malloc(work->pages * sizeof *work->iovas);
-    if (!directory || !pool || !work->iovas)
-        return 1;
+    iovas = malloc(count * sizeof *iovas);
+    if (!directory || !pool || !iovas)
+        abort();
     for (int i = 0; i < DIRECTORY; i++)
         directory[i] = -1;
-    return 0;
+    item_count = count;
 }
 
-/* The number of page `i`, and where in it the access is: its address is noted. */
-static uint32_t choose(struct work *work, uint32_t i)
+/* Item i is in a page, counted from 1 GiB on. Its address. */
+static uint64_t choose(uint32_t i, uint32_t page)
 {
-    uint32_t page = work->pages == work->span ? i : next_random() % work->span;
-    work->iovas[i] = (1ull << 30) + ((uint64_t)page << 12) + 64;
-    return page;
+    return iovas[i] = (1ull << 30) + ((uint64_t)page << 12) + 64;
 }
 
-/* Walks all over and over, and prints nanoseconds of processor time per walk. The program's exit status. */
-static inline __attribute__((always_inline)) int
-measure(const struct work *work, int (*walk)(uint64_t iova, int need, struct result *out), int need)
+/* Walks `count` items from item `from` on; the sum of what they found. */
+static inline __attribute__((always_inline)) double
+walk_items(uint32_t from, uint32_t count, int (*walk)(uint64_t iova, int need, struct result *out), int need)
 {
     struct result out = {0};
     uint64_t sum = 0;
-    struct timespec start, end;
-    uint32_t next = 0;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &start);
-    for (long i = 0; i < work->walks; i++) {
-        if (walk(work->iovas[next], need, &out))
-            return 1;
+    uint32_t next = from;
+    for (uint32_t i = 0; i < count; i++) {
+        if (walk(iovas[next], need, &out))
+            abort();
         sum += out.pa;
-        if (++next == work->pages)
+        if (++next == item_count)
             next = 0;
     }
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
-    double ns = (double)(end.tv_sec - start.tv_sec) * 1e9 + (double)(end.tv_nsec - start.tv_nsec);
-    printf("%.3f\n", ns / (double)work->walks);
-    return sum == 1;
+    return (double)sum;
 }
 
 #endif

@@ -15,6 +15,7 @@ interface Row {
   readonly baseline: number;
   readonly unit: string;
   readonly ratio: number;
+  readonly target?: number;
 }
 
 /** Where the build puts compiled benchmarks, seen from dist/cli. */
@@ -49,23 +50,27 @@ export const bench = async (
   return ExitCode.ok;
 };
 
-const NAME_WIDTH = 52;
+const NAME_WIDTH = 64;
 const COLUMN = 14;
 
 export const printRows = (rows: readonly Row[], head: boolean): void => {
   if (head)
     print(
       "what".padEnd(NAME_WIDTH) +
-        ["ours", "baseline", "ratio"].map((title) => title.padStart(COLUMN)).join(""),
+        ["ours", "baseline", "ratio", "target"].map((title) => title.padStart(COLUMN)).join(""),
     );
-  for (const { name, ours, baseline, unit, ratio } of rows)
+  for (const { name, ours, baseline, unit, ratio, target } of rows)
     print(
       name.padEnd(NAME_WIDTH) +
-        [`${figure(ours)} ${unit}`, `${figure(baseline)} ${unit}`, figure(ratio)]
+        [`${figure(ours)} ${unit}`, `${figure(baseline)} ${unit}`, figure(ratio), verdict(ratio, target)]
           .map((text) => text.padStart(COLUMN))
           .join(""),
     );
 };
+
+/** The target of a ratio, and whether it is met. */
+const verdict = (ratio: number, target: number | undefined): string =>
+  target === undefined ? "" : `≤ ${target} ${ratio <= target ? "met" : "MISSED"}`;
 
 /** Three significant digits, whole from 100 on. */
 const figure = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));

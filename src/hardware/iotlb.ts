@@ -232,7 +232,7 @@ export class Iotlb {
   }
 }
 
-/** The text of `lookup` and `page` with a table's arrays in scope and everything else a literal: as `find` does it. */
+/** The text of what a hit takes, with a table's arrays in scope and everything else a literal: as `find` does it. */
 const compiledSource = ({ shift }: Tables, serial: number): string => `
 // IOTLB ${serial}: code of its own, which knows its arrays
 return class extends Iotlb {
@@ -253,6 +253,12 @@ return class extends Iotlb {
   }
   page(entry) {
     return pages[(entry >> 1) + ${PA}];
+  }
+  lg2(entry) {
+    return words[entry + ${KEY_LO}] & ${LG2_MASK};
+  }
+  denied(entry) {
+    return words[entry + ${DENIED}];
   }
 };`;
 

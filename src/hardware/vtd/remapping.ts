@@ -70,7 +70,12 @@ const unreadable = (code: number): boolean =>
 // at each use.
 const { ok } = TranslateStatus;
 const { legacy } = Ttm;
+const { deviceTlb, passThrough } = TranslationType;
 const none = NO_PASID;
+const isInterrupt = isInterruptAddress;
+const isBeyond = beyondWidth;
+const covers = coversInterrupts;
+const bytesOf = pageSize;
 
 export class Remapping {
   /** GSTS.TES, and the root table and translation table mode that SRTP latched. */
@@ -84,9 +89,14 @@ export class Remapping {
   readonly #context: RemappingContext;
   readonly #memory: HostMemory;
   readonly #walk = new WalkResult();
+  /** What the policy is. */
+  readonly #normal: boolean;
+  readonly #paranoid: boolean;
 
   constructor(context: RemappingContext) {
     this.#context = context;
+    this.#normal = context.policy === "normal";
+    this.#paranoid = context.policy === "paranoid";
     this.#memory = context.memory;
     this.config = configure(context.capabilities);
     const { domains } = this.config;
@@ -162,7 +172,7 @@ export class Remapping {
     if (refusal !== 0) return this.#fail(transaction, refusal, false);
     if (transaction.pasid === NO_PASID && isInterruptAddress(transaction.lo, transaction.hi))
       return this.#interrupt(transaction);
-    if (this.#context.policy === "paranoid") this.#forgetAtRandom();
+    if (this.#paranoid) this.#forgetAtRandom();
     return this.scalable.translate(transaction);
   }
 
@@ -182,19 +192,17 @@ export class Remapping {
   }
 
   #translate(transaction: Transaction): TranslateStatus {
-    if (transaction.pasid !== NO_PASID) return this.#fail(transaction, FaultCode.pasidInLegacyMode, false);
+    if (transaction.pasid !== none) return this.#fail(transaction, FaultCode.pasidInLegacyMode, false);
     const { lo, hi, access } = transaction;
-    if (isInterruptAddress(lo, hi)) return this.#interrupt(transaction);
-    const { policy } = this.#context;
-    if (policy === "paranoid") this.#forgetAtRandom();
+    if (isInterrupt(lo, hi)) return this.#interrupt(transaction);
+    if (this.#paranoid) this.#forgetAtRandom();
     const slot = this.#contextOf(transaction.rid);
     if (slot.fault !== 0) return this.#fail(transaction, slot.fault, slot.silent);
-    if (transaction.translated && slot.translationType !== TranslationType.deviceTlb)
+    if (transaction.translated && slot.translationType !== deviceTlb)
       return this.#fail(transaction, FaultCode.requestBlocked, slot.silent);
     if (transaction.translated) return this.#untranslated(transaction);
-    if (beyondWidth(this.config, slot, hi))
-      return this.#fail(transaction, FaultCode.addressWidth, slot.silent);
-    if (slot.translationType === TranslationType.passThrough) {
+    if (isBeyond(this.config, slot, hi)) return this.#fail(transaction, FaultCode.addressWidth, slot.silent);
+    if (slot.translationType === passThrough) {
       this.#untranslated(transaction);
       transaction.span = beforeInterrupts(transaction.pa, transaction.span);
       return ok;
@@ -203,7 +211,7 @@ export class Remapping {
     const entry = iotlb.lookup(slot.domain, lo, hi);
     if (entry < 0) return this.#miss(transaction, slot);
     const denied = iotlb.denied(entry);
-    const code = cachedFault(denied, access);
+    const code = denied === 0 ? 0 : cachedFault(denied, access);
     if (code !== 0) return this.#fail(transaction, code, slot.silent);
     return this.#answer(transaction, slot, iotlb.page(entry), iotlb.lg2(entry), denied);
   }
@@ -237,10 +245,10 @@ export class Remapping {
     denied: number,
   ): TranslateStatus {
     const { lo, hi } = transaction;
-    const size = pageSize(lg2);
+    const size = bytesOf(lg2);
     const mask = -1 << lg2;
     const offset = (lo & ~mask) >>> 0;
-    if ((hi === 0 && coversInterrupts((lo & mask) >>> 0, size)) || coversInterrupts(page, size))
+    if ((hi === 0 && covers((lo & mask) >>> 0, size)) || covers(page, size))
       return this.#answerMixed(transaction, slot, page, lg2);
     transaction.pa = page + offset;
     transaction.span = size - offset;
@@ -283,8 +291,11 @@ export class Remapping {
   }
 
   #remembers(): boolean {
-    const { policy, random } = this.#context;
-    return policy === "normal" || (policy === "paranoid" && random!.below(2) === 0);
+    return this.#normal || this.#remembersAtRandom();
+  }
+
+  #remembersAtRandom(): boolean {
+    return this.#paranoid && this.#context.random!.below(2) === 0;
   }
 
   #cachesFaults(): boolean {
@@ -350,7 +361,7 @@ export class Remapping {
     if (transaction.pasid !== NO_PASID) return this.#fail(transaction, FaultCode.pasidInLegacyMode, false);
     const slot = this.#contextOf(transaction.rid);
     if (slot.fault !== 0) return this.#fail(transaction, slot.fault, slot.silent);
-    if (slot.translationType !== TranslationType.deviceTlb)
+    if (slot.translationType !== deviceTlb)
       return this.#fail(transaction, FaultCode.requestBlocked, slot.silent);
     const walk = this.#walk;
     const beyond = beyondWidth(this.config, slot, transaction.hi);
