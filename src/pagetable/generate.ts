@@ -40,6 +40,10 @@ export const field = (shift: number, width: number): string => {
   return `(lo >>> ${shift} | hi << ${32 - shift}) & ${mask}`;
 };
 
+/** The bank of an address. Nearly always it is the first, and then nothing waits for a division. */
+export const bankOf = (address: string): string =>
+  `${address} < 4294967296 ? 0 : (${address} / 4294967296) | 0`;
+
 /** Swaps the bytes of a word: generated into walkers of big-endian formats, and used for their constants. */
 const swap32 = (x: number): number => (x << 24) | ((x & 0xff00) << 8) | ((x >>> 8) & 0xff00) | (x >>> 24);
 
@@ -174,7 +178,7 @@ export const descent = (format: PageTableFormat, stage: Stage): string[] => {
 
 /** The variables of a descent. */
 export const rootOf = (format: PageTableFormat): string[] => [
-  "let base = root | 0, bank = (root / 4294967296) | 0;",
+  `let base = root | 0, bank = ${bankOf("root")};`,
   ...(skips(format) ? [`let next = ${format.levels.length - 1};`] : []),
 ];
 

@@ -13,7 +13,18 @@ import {
   Permission,
   type TableKind,
 } from "./format.ts";
-import { choose, field, found, hex, holds, loadWords, outsideTest, signed, title } from "./generate.ts";
+import {
+  bankOf,
+  choose,
+  field,
+  found,
+  hex,
+  holds,
+  loadWords,
+  outsideTest,
+  signed,
+  title,
+} from "./generate.ts";
 
 /** Denials "this bit, set or clear, denies that permission" that are the same distance apart: tested together. */
 interface Group {
@@ -170,7 +181,7 @@ export const nearSource = (format: PageTableFormat): string[] => {
   return [
     "let denied = 0, elo = 0, ehi = 0, at = 0;",
     "let base = root | 0;",
-    "const bank = (root / 4294967296) | 0;",
+    `const bank = ${bankOf("root")};`,
     `if (bank >= memory.words.length) ${giveUp}`,
     ...(forbidden ? [`if ((bank & ${hex(forbidden)}) !== 0) ${giveUp}`] : []),
     "const view = memory.words[bank], state = memory.state[bank];",

@@ -10,6 +10,7 @@
 import { compileWalker } from "./compile.ts";
 import { highWord, type LeafKind, lowWord, type PageTableFormat, Permission, WalkFault } from "./format.ts";
 import {
+  bankOf,
   changeBits,
   descent,
   ended,
@@ -98,7 +99,7 @@ const findTable = (cached: boolean, index: number, tableNeed: number): string[] 
   const walked = [
     stageTwo(cached, "glo", "ghi", hex(tableNeed)),
     `if (fault !== 0) ${below(Fetch.table, index, "glo", "ghi")}`,
-    "bank = (out.pa / 4294967296) | 0;",
+    `bank = ${bankOf("out.pa")};`,
     "at = (out.pa | 0) >>> 2;",
   ];
   if (!cached) return walked;
