@@ -18,21 +18,26 @@ import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 /** Events that wait for the VMM at most; more are counted as lost. */
 const EVENTS = 256;
 
-/** Throws EOPNOTSUPP when the host's unit does not nest, EINVAL when the devices are behind several. */
+/** Throws EOPNOTSUPP when the host's unit does not nest, or when there are several that are not alike. */
 export const nestedSmmu = (parts: VirtualUnitParts): VirtualUnit => {
   const { name, memory, events, interrupt, calls, ram, devices, scheduler, broken } = parts;
   const { smmu } = devices[0]?.info ?? {};
   if (!smmu) throw new RangeError("a virtual IOMMU without devices has nothing to nest");
+  const alike = JSON.stringify(smmu);
+  if (devices.some(({ info }) => JSON.stringify(info.smmu) !== alike))
+    throw new LinuxError("EOPNOTSUPP", "the host's units in front of the guest's devices are not alike");
   const capabilities = nestable(smmu);
   const iommu = new SmmuFrontEnd({ name, memory, events, interrupt, capabilities });
   const stalling =
     capabilities.stalls === "terminate" ? undefined : new PageFaults({ calls, iommu, devices, scheduler });
   const entryOf = (sid: number): bigint => iommu.entryOf(sid);
   const backEnd = new NestedBackEnd({ calls, ram, devices, entryOf, faults: stalling?.id });
-  const queue = calls.allocateEvents(backEnd.viommu, EVENTS);
-  whenReady(calls.task, queue, scheduler, () => {
-    for (const event of calls.readEvents(queue)) iommu.reportEvent(event);
-  });
+  for (const viommu of backEnd.viommus) {
+    const queue = calls.allocateEvents(viommu, EVENTS);
+    whenReady(calls.task, queue, scheduler, () => {
+      for (const event of calls.readEvents(queue)) iommu.reportEvent(event);
+    });
+  }
   iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd) : backEnd);
   return { iommu, backEnd };
 };

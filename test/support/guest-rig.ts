@@ -18,6 +18,8 @@ export const GUEST_RIDS = [0x0008, 0x0010] as const;
 export interface RigOptions extends Pick<MachineContext, "unitMemory"> {
   readonly edit?: (text: string) => string;
   readonly shows?: ShownUnit;
+  /** The host's units that the two functions are behind. */
+  readonly units?: readonly [string, string];
 }
 
 export class GuestRig {
@@ -32,10 +34,12 @@ export class GuestRig {
   constructor(
     preset = "vtd-legacy",
     follow: "nested" | "shadow" = "shadow",
-    { edit = (text) => text, shows = "vtd-legacy", ...more }: RigOptions = {},
+    { edit = (text) => text, shows = "vtd-legacy", units, ...more }: RigOptions = {},
   ) {
     const description = parseMachine(edit(PRESETS.get(preset)!), preset);
-    const functions = FUNCTIONS.map((at) => parseDevice(`test@${at}`));
+    const functions = FUNCTIONS.map((at, index) =>
+      parseDevice(`test@${at}${units ? `,unit=${units[index]}` : ""}`),
+    );
     this.machine = new Machine(withDevices(description, functions), {
       events: silent,
       clock: new ManualClock(),
