@@ -9,8 +9,7 @@ import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_FAULT_ID_VALID } from "../../uapi/iommufd.ts";
 import type { AssignedDevice, GuestRam } from "../assigned.ts";
 import { forEvery } from "../every.ts";
-import type { HostCalls } from "../host-calls.ts";
-import { Budget, Copy } from "./copy.ts";
+import { Budget, Copy, type ShadowCalls } from "./copy.ts";
 import type { AddressRange, GuestTable } from "./table.ts";
 
 /** What a device, or a PASID of it, is to have. */
@@ -21,7 +20,7 @@ export type Wanted<Tag> =
   | { readonly kind: "table"; readonly table: GuestTable; readonly tag: Tag };
 
 export interface CopiesOptions {
-  readonly calls: HostCalls;
+  readonly calls: ShadowCalls;
   readonly ram: GuestRam;
   /** Devices have PASIDs: page tables are made so that any of them can have any. */
   readonly pasids: boolean;

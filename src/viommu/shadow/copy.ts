@@ -12,6 +12,12 @@ import type { GuestRam } from "../assigned.ts";
 import type { HostCalls } from "../host-calls.ts";
 import { type AddressRange, type Found, type GuestTable, within } from "./table.ts";
 
+/** What a copy asks of its host. */
+export type ShadowCalls = Pick<
+  HostCalls,
+  "allocateIoas" | "allocateHwpt" | "attach" | "destroy" | "detach" | "map" | "unmap"
+>;
+
 /** A leaf as it is mapped: the part of it that lies in RAM. */
 interface Area {
   readonly iova: number;
@@ -57,13 +63,13 @@ const PAGE = 4096;
 export class Copy {
   readonly ioas: number;
   readonly table: GuestTable;
-  readonly #calls: HostCalls;
+  readonly #calls: ShadowCalls;
   readonly #ram: GuestRam;
   readonly #budget: Budget;
   readonly #areas = new IntervalMap<Area>();
 
   /** Empty. */
-  constructor(table: GuestTable, calls: HostCalls, ram: GuestRam, budget: Budget) {
+  constructor(table: GuestTable, calls: ShadowCalls, ram: GuestRam, budget: Budget) {
     this.table = table;
     this.#calls = calls;
     this.#ram = ram;
