@@ -125,12 +125,11 @@ export class PageFaults {
 
   #respond(cookie: number, response: number): void {
     const success = response === PageResponse.success;
+    const { calls } = this.#options;
+    // A VMM that was killed has answered everything by that.
+    if (!calls.task.file(this.#fd)) return;
     try {
-      this.#options.calls.respond(
-        this.#fd,
-        cookie,
-        success ? IOMMUFD_PAGE_RESP_SUCCESS : IOMMUFD_PAGE_RESP_INVALID,
-      );
+      calls.respond(this.#fd, cookie, success ? IOMMUFD_PAGE_RESP_SUCCESS : IOMMUFD_PAGE_RESP_INVALID);
     } catch (error) {
       // The host answered it itself: the device has left the table meanwhile.
       if (!(error instanceof LinuxError && error.code === "EINVAL")) throw error;

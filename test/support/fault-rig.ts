@@ -15,6 +15,7 @@ import { pageRequestsOf } from "../../src/iommu/page-requests.ts";
 import { IommufdSubsystem } from "../../src/iommufd/file.ts";
 import { ats, pri } from "../../src/pci/capabilities.ts";
 import type { FunctionContext, FunctionShape } from "../../src/pci/pci-function.ts";
+import { Command, Header } from "../../src/pci/spec.ts";
 import { VfioSubsystem } from "../../src/vfio/subsystem.ts";
 import { ModelHost, TestEndpoint } from "./model-host.ts";
 
@@ -42,6 +43,12 @@ export class BusyFunction extends TestEndpoint {
 
   begin(iova: number, pasid: number): void {
     this.#try({ iova, pasid, life: this.#life });
+  }
+
+  /** Whether the function may make requests, whoever has it. */
+  master(on: boolean): void {
+    const { MEMORY_SPACE, BUS_MASTER } = Command;
+    this.configWrite(Header.COMMAND, 2, on ? MEMORY_SPACE | BUS_MASTER : MEMORY_SPACE);
   }
 
   /** Goes on with what was answered; false: there was nothing. */

@@ -138,6 +138,21 @@ export class FaultVmm {
     }
   }
 
+  /** Its open files that hold anything. */
+  get files(): readonly number[] {
+    const queues = [this.#fault?.fd, this.#events?.fd].filter((fd) => fd !== undefined);
+    return [...this.devices.map(({ fd }) => fd), this.calls.iommufd, ...queues];
+  }
+
+  /** Ids of what can be destroyed, those that others need last. */
+  get objects(): readonly number[] {
+    const own = [this.#events?.id, this.#viommu, this.#parent, this.#ioas, this.#fault?.id];
+    return [
+      ...this.tables.map(({ id }) => id),
+      ...own.filter((id): id is number => id !== undefined && id !== 0),
+    ];
+  }
+
   attach(device: number, table: Table, pasid?: number): void {
     outcome(() => this.calls.attach(this.devices[device]!.fd, table.id, pasid));
   }

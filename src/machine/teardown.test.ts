@@ -1,0 +1,192 @@
+/**
+ * Teardown in every order: files are closed, objects destroyed, functions detached and VMMs killed in every order there is,
+ * while guests' page tables, virtual IOMMUs and PASIDs are in use, accesses wait, and page requests have been read, not
+ * been read, or are still with the unit. Afterwards nothing is left, nobody waits, and functions are refused what they ask for.
+ */
+import { describe, expect, it } from "vitest";
+import { FaultHost, type Vendor } from "../../test/support/fault-rig.ts";
+import { Books, FaultVmm } from "../../test/support/fault-vmm.ts";
+import { GuestRig } from "../../test/support/guest-rig.ts";
+import { outcome, VfioClient } from "../../test/support/vfio-client.ts";
+import { NO_PASID } from "../hardware/unit.ts";
+import { ModelTask } from "../kernel/model-task.ts";
+
+const UNITS: readonly Vendor[] = ["vtd", "smmuv3"];
+const IOVA = 0x1_0000_0000;
+const PAGE = 4096;
+const VA = 0x7000_0000;
+/** Bytes of the small memory of a client of containers. */
+const SMALL = 16 * PAGE;
+const TIME = { timeout: 240_000 };
+
+/** Every order of some of them: all of them, all but one, … none. */
+const orders = <T>(items: readonly T[]): T[][] => [
+  [],
+  ...items.flatMap((item) => orders(items.filter((other) => other !== item)).map((rest) => [item, ...rest])),
+];
+const permutations = <T>(items: readonly T[]): T[][] =>
+  orders(items).filter((order) => order.length === items.length);
+
+/** Everything in use: see above. */
+const scene = (host: FaultHost): FaultVmm => {
+  const vmm = new FaultVmm(host, new Books());
+  const [paging, deaf] = vmm.tables as [FaultVmm["tables"][number], FaultVmm["tables"][number]];
+  const nested = vmm.tables.find(({ faults, mends }) => faults && !mends)!;
+  vmm.attach(0, nested);
+  vmm.attach(1, paging);
+  vmm.attach(1, deaf, 5);
+  vmm.attach(1, paging, 6);
+  if (host.vendor === "vtd") vmm.attach(0, nested, 5);
+  ask(host);
+  host.interrupt();
+  vmm.readFaults();
+  ask(host);
+  host.interrupt();
+  ask(host);
+  return vmm;
+};
+
+const ask = ({ functions }: FaultHost): void => {
+  for (const made of functions)
+    for (const pasid of [NO_PASID, 5, 6])
+      for (let page = 0; page < 3; page++) made.begin(IOVA + page * PAGE, pasid);
+};
+
+/** Nothing is left, nobody waits, and every access is refused. */
+const expectNothing = (host: FaultHost, where: string): void => {
+  while (host.interrupt() || host.functions.map((made) => made.proceed()).includes(true));
+  expect(
+    Object.entries(host.live()).filter(([, count]) => count !== 0),
+    where,
+  ).toEqual([]);
+  for (const made of host.functions) {
+    const { parked, resumed, failed, dropped } = made.waits;
+    expect(parked, where).toBe(resumed + failed + dropped);
+    // As if it were still a bus master: the unit must not let anything through.
+    made.master(true);
+    const before = { ...made.counts };
+    for (const pasid of [NO_PASID, 5, 6]) made.begin(IOVA, pasid);
+    expect(made.counts, where).toEqual({ ...before, faulted: before.faulted + 3 });
+    made.master(false);
+  }
+  host.interrupt();
+};
+
+describe.each(UNITS)("%s: whatever goes first", (vendor) => {
+  it("files are closed in every order, and the VMM is killed after any of them", TIME, () => {
+    const host = new FaultHost(vendor);
+    const count = scene(host);
+    const places = count.files.map((_, index) => index);
+    count.task.exit();
+    expectNothing(host, "nothing closed");
+    expect(places.length).toBe(vendor === "vtd" ? 4 : 5);
+    for (const order of orders(places)) {
+      const vmm = scene(host);
+      const { files } = vmm;
+      for (const index of order) {
+        vmm.task.close(files[index]!);
+        ask(host);
+      }
+      vmm.task.exit();
+      expectNothing(host, `closed ${order.join(", ")}, then killed`);
+    }
+    host.host.memory.close();
+  });
+
+  it("objects are destroyed and functions detached in every order, as far as each may go", TIME, () => {
+    const host = new FaultHost(vendor);
+    for (const order of permutations([0, 1, 2, 3, 4, 5])) {
+      const vmm = scene(host);
+      const { devices, files, objects } = vmm;
+      const half = objects.length >> 1;
+      const destroy = (ids: readonly number[]) => () => {
+        for (const id of ids) {
+          const code = outcome(() => vmm.calls.destroy(id));
+          expect([undefined, "EBUSY", "ENOENT"]).toContain(code);
+        }
+      };
+      const steps = [
+        () => vmm.detach(0),
+        () => vmm.task.close(devices[1]!.fd),
+        destroy(objects.slice(0, half)),
+        destroy(objects.slice(half)),
+        () => vmm.task.close(files[3]!),
+        () => void (files[4] === undefined ? vmm.detach(0, 5) : vmm.task.close(files[4])),
+      ];
+      for (const index of order) {
+        steps[index]!();
+        ask(host);
+      }
+      vmm.task.close(files[0]!);
+      for (let again = 0; again < objects.length; again++) destroy(objects)();
+      // The iommufd file alone is left, and has nothing in it.
+      expect(host.iommufd.live(), order.join()).toMatchObject({
+        files: 1,
+        objects: 0,
+        areas: 0,
+        pinnedPages: 0,
+      });
+      vmm.task.exit();
+      expectNothing(host, order.join());
+    }
+    host.host.memory.close();
+  });
+
+  it("container, group and device go in every order, the program is killed after any of them", TIME, () => {
+    const host = new FaultHost(vendor);
+    for (const order of orders([0, 1, 2, 3])) {
+      const task = new ModelTask(host.host.memory);
+      task.memory.map(VA, SMALL);
+      const client = new VfioClient(task, host.vfio);
+      const { container, group } = client.attach(0);
+      const { name } = host.functions[0]!;
+      const files = [container, group, client.device(group, name), client.device(group, name)];
+      client.map(container, { vaddr: VA, iova: IOVA, size: SMALL });
+      host.functions[0]!.master(true);
+      const { done } = host.functions[0]!.counts;
+      host.functions[0]!.begin(IOVA, NO_PASID);
+      expect(host.functions[0]!.counts.done).toBe(done + 1);
+      for (const index of order) {
+        task.close(files[index]!);
+        ask(host);
+      }
+      task.exit();
+      expectNothing(host, `closed ${order.join(", ")}, then killed`);
+    }
+    host.host.memory.close();
+  });
+});
+
+describe.each([
+  ["vtd", "nested"],
+  ["vtd-legacy", "shadow"],
+  ["smmuv3", "nested"],
+] as const)("%s, %s: a VMM", (preset, follow) => {
+  it("is killed at every moment while its guest brings in pages that a device asks for", TIME, () => {
+    const address = 0x5555_0000_0000;
+    for (let moment = 0; ; moment++) {
+      const rig = new GuestRig(preset, follow);
+      const { guest, work } = rig;
+      const [requester] = rig.vmm.devices;
+      let busy: boolean;
+      if (follow === "nested") {
+        const process = guest.start("process", requester!);
+        const pasid = guest.bind(requester!, process);
+        process.reserve(address, 4);
+        work.run();
+        rig.devices[0]!.fetch(address, 2 * PAGE, pasid);
+        busy = work.run(moment) === moment;
+      } else {
+        const domain = guest.driver.allocatePaging(requester!);
+        guest.driver.attach(requester!, domain);
+        domain.map(0x10_0000, guest.allocate(1), PAGE, 3);
+        rig.devices[0]!.fetch(0x10_0000, PAGE);
+        busy = work.run(moment) === moment;
+      }
+      rig.vmm.exit();
+      work.run(); // what the guest's processors had begun comes to nothing
+      expect(rig.close(), `killed after ${moment}`).toEqual({});
+      if (!busy) break;
+    }
+  });
+});
