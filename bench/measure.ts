@@ -50,6 +50,13 @@ export const threadNanoseconds = (): number => {
   return Number(time[0]) * 1e9 + Number(time[1]);
 };
 
+/** Nanoseconds of processor time that each of `count` things took. */
+export const elapsed = (action: () => void, count: number): number => {
+  const start = threadNanoseconds();
+  action();
+  return (threadNanoseconds() - start) / count;
+};
+
 /** The functions of a C file of `c/`: compiled as its baseline is to be, and loaded. Needs `cc`. */
 export class Baseline {
   readonly #library: ReturnType<typeof koffi.load>;

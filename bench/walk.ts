@@ -15,10 +15,10 @@ import {
   Baseline,
   type Comparison,
   compareApart,
+  elapsed,
   type Prepared,
   performed,
   type Side,
-  threadNanoseconds,
 } from "./measure.ts";
 import { accessesOf, atRandom, BASE, inCache, PAGE, TARGET, walkingSide } from "./pages.ts";
 import { type BenchRow, median } from "./row.ts";
@@ -72,9 +72,7 @@ const measureFormats = (memory: Banks): BenchRow => {
   for (const { side } of formats) performed(side, inCache.length, 0, 5 * operations);
   for (let round = 0; round < 3 * ROUNDS; round++)
     for (const { side, figures } of formats) {
-      const start = threadNanoseconds();
-      performed(side, inCache.length, 0, operations);
-      figures.push((threadNanoseconds() - start) / operations);
+      figures.push(elapsed(() => performed(side, inCache.length, 0, operations), operations));
     }
   const sorted = formats
     .map(({ name, figures }) => ({ name, ns: median(figures) }))
@@ -82,13 +80,6 @@ const measureFormats = (memory: Banks): BenchRow => {
   const [best, worst] = [sorted[0]!, sorted[sorted.length - 1]!];
   const name = `slowest format (${worst.name}), against the fastest (${best.name})`;
   return { name, ours: worst.ns, baseline: best.ns, unit: "ns", ratio: worst.ns / best.ns, target: 1.5 };
-};
-
-/** Nanoseconds of processor time each of `count` things took. */
-const elapsed = (action: () => void, count: number): number => {
-  const start = threadNanoseconds();
-  action();
-  return (threadNanoseconds() - start) / count;
 };
 
 /** 256 pages in one call against one page, in tables that have other content as well. */
