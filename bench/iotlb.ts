@@ -5,9 +5,9 @@
 import { silent } from "../src/base/events.ts";
 import { compileIotlb, type Iotlb } from "../src/hardware/iotlb.ts";
 import { Access, Transaction } from "../src/hardware/unit.ts";
-import { SparseMemory } from "../src/hardware/vectors/sparse-memory.ts";
 import { ContextEntry, Gcmd, Register, RootEntry } from "../src/hardware/vtd/spec.ts";
 import { VtdUnit } from "../src/hardware/vtd/unit.ts";
+import { SparseMemory } from "../src/memory/sparse-memory.ts";
 import { Baseline, type Comparison, compareApart, type Prepared, type Side } from "./measure.ts";
 import type { BenchRow } from "./row.ts";
 

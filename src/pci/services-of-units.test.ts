@@ -7,7 +7,6 @@ import { AtcCommand, Opcode, PriCommand, ResumeCommand } from "../hardware/smmuv
 import { SmmuRig, sync } from "../hardware/smmuv3/rig.suite.ts";
 import { Config, Cr0, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
 import { Access, type IommuUnit } from "../hardware/unit.ts";
-import type { SparseMemory } from "../hardware/vectors/sparse-memory.ts";
 import { wait } from "../hardware/vtd/rig.suite.ts";
 import { ScalableRig } from "../hardware/vtd/scalable-rig.suite.ts";
 import {
@@ -16,6 +15,7 @@ import {
   PasidIotlbInvalidate,
 } from "../hardware/vtd/scalable-spec.ts";
 import { DescriptorType, DeviceTlbInvalidate, Register } from "../hardware/vtd/spec.ts";
+import type { SparseMemory } from "../memory/sparse-memory.ts";
 import { extendedCapabilitiesOf } from "./capability-list.ts";
 import { TestCommand, TestFunction, TestRegister, TestStatus } from "./devices/test-function.ts";
 import { HostBridge } from "./dma.ts";

@@ -1,10 +1,10 @@
 /** An SMMUv3 on sparse memory with the little software its tests need: stream table, contexts, tables, queues. */
 import { Random } from "../../base/clock.ts";
+import { SparseMemory } from "../../memory/sparse-memory.ts";
 import { type Granule, levelShift, stage1Start } from "../../pagetable/vmsa.ts";
 import type { Declarations, Layout } from "../../uapi/layout.ts";
 import { answer, EventLog, request, type UnitUnderTest } from "../unit.suite.ts";
 import { Access, NO_PASID, type Transaction } from "../unit.ts";
-import { SparseMemory } from "../vectors/sparse-memory.ts";
 import {
   COMMAND_BYTES,
   EVENT_BYTES,

@@ -4,8 +4,9 @@
  * fault records and registers are not. Where several outcomes are legal, any that the vector shows for the same address
  * is; the records that follow from another choice are not judged.
  */
+
+import type { SparseMemory } from "../../memory/sparse-memory.ts";
 import { Access, type IommuUnit, NO_PASID, Transaction, TranslateStatus } from "../unit.ts";
-import type { SparseMemory } from "./sparse-memory.ts";
 import type { AccessUnderTest, Expectation, Segment, Step, Vector } from "./vector.ts";
 
 /** A unit made for a vector, and how its fault reporting compares. */

@@ -1,11 +1,11 @@
 /** SMMUv3 as a subject of vectors: a unit with the recorded identification registers; new event records and GERROR are compared. */
 import { silent } from "../../base/events.ts";
+import { SparseMemory } from "../../memory/sparse-memory.ts";
 import { capabilitiesOf } from "../smmuv3/capabilities.ts";
 import { EVENT_BYTES, EventClass, EventRecord } from "../smmuv3/queue-spec.ts";
 import { QUEUE_INDEX, QueueBase, Register } from "../smmuv3/spec.ts";
 import { SmmuV3Unit } from "../smmuv3/unit.ts";
 import type { Subject } from "./run.ts";
-import { SparseMemory } from "./sparse-memory.ts";
 import type { Vector } from "./vector.ts";
 
 /** The recorded machine's memory: 1 to 9 GiB. */

@@ -1,10 +1,10 @@
 /** VT-d as a subject of vectors: a unit with the recorded CAP and ECAP, and FSTS and FRCD compared. */
 import { silent } from "../../base/events.ts";
+import { SparseMemory } from "../../memory/sparse-memory.ts";
 import { FaultCode } from "../vtd/faults.ts";
 import { CapRegister, EcapRegister, FaultRecording, Fsts, LargePages, Register } from "../vtd/spec.ts";
 import { type VtdCapabilities, VtdUnit } from "../vtd/unit.ts";
 import type { Subject } from "./run.ts";
-import { SparseMemory } from "./sparse-memory.ts";
 import type { Expectation, Vector } from "./vector.ts";
 
 const GIGABYTE = 0x4000_0000;

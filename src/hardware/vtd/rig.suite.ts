@@ -1,9 +1,9 @@
 /** A VT-d unit on sparse memory with the little software its tests need: entries, tables, queue. */
 import { Random } from "../../base/clock.ts";
+import { SparseMemory } from "../../memory/sparse-memory.ts";
 import type { Declarations, Layout } from "../../uapi/layout.ts";
 import { EventLog, type UnitUnderTest } from "../unit.suite.ts";
 import { Access } from "../unit.ts";
-import { SparseMemory } from "../vectors/sparse-memory.ts";
 import {
   ContextCacheInvalidate,
   ContextEntry,

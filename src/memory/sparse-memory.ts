@@ -5,7 +5,7 @@
  *
  * Left out: windows that are read or written by table accesses.
  */
-import { FRAME_BYTES, type HostMemory, MemoryError, type MmioWindow } from "../../memory/host-memory.ts";
+import { FRAME_BYTES, type HostMemory, MemoryError, type MmioWindow } from "./host-memory.ts";
 
 export interface Range {
   readonly start: number;

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { MemoryError } from "../../memory/host-memory.ts";
+import { MemoryError } from "./host-memory.ts";
 import { SparseMemory } from "./sparse-memory.ts";
 
 const make = () => new SparseMemory([{ start: 0x1000, end: 0x1_0000 }]);
