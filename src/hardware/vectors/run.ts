@@ -17,8 +17,8 @@ export interface Subject {
   faultMismatches(expected: Expectation["fault"]): string[];
   /** Whether a memory word that is not the recorded one is so because the recorded model deviates there. */
   deviates?(found: bigint, recorded: bigint): boolean;
-  /** Where the recording was found to deviate in a way that its vector does not name: only outcomes are judged then. */
-  readonly unmarked?: readonly string[];
+  /** Rules by which the recording was found to deviate where its vector does not say so: only outcomes are judged then. */
+  readonly rules?: ReadonlySet<string>;
   /** Other records that `either` allows. */
   alsoLegal?(either: readonly string[], expected: Expectation["fault"]): Expectation["fault"][];
 }
@@ -29,6 +29,8 @@ export interface VectorReport {
   readonly name: string;
   /** How much was judged: all of it, the outcomes only, or nothing. */
   readonly judged: "all" | "outcomes" | "nothing";
+  /** The rules of the unit's subject that keep the rest from being judged; none: the vector's own `deviation` does. */
+  readonly rules: readonly string[];
   /** Empty: passed. */
   readonly failures: readonly string[];
 }
@@ -170,6 +172,7 @@ export const runVector = (vector: Vector, make: SubjectFactory): VectorReport =>
   for (const [index, step] of setup.entries()) run.step(step, `setup ${index}`);
   run.access(access, expect, either, "access");
   for (const [index, step] of after.entries()) run.step(step, `after ${index}`);
-  const found = judged === "all" && subject.unmarked?.length ? "outcomes" : judged;
-  return { name, judged: found, failures: judged === "nothing" ? [] : run.failures };
+  const rules = judged === "all" ? [...(subject.rules ?? [])] : [];
+  const failures = judged === "nothing" ? [] : run.failures;
+  return { name, judged: rules.length > 0 ? "outcomes" : judged, rules, failures };
 };

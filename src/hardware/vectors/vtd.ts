@@ -70,10 +70,15 @@ export const capabilitiesOf = (
   };
 };
 
-/**
- * The recorded model reports root and context entries of scalable mode with the codes of legacy mode, as it does the
- * second stage (which the recordings mark): by the code of the specification, the code that was recorded for it.
- */
+/** Where recordings deviate that do not say so. */
+const rules = {
+  /** The specification has codes of their own for these entries (§7.1.3, SRT and SCT). Of the second stage recordings say it. */
+  legacyCode: "a root or context entry of scalable mode is reported with a code of legacy mode (§7.1.3)",
+  /** A write sets D in any case (§3.6.2); the golden walks, made independently, say so too. */
+  undirtied: "a write does not set the dirty bit of a first-stage leaf that is accessed already (§3.6.2)",
+};
+
+/** `rules.legacyCode`: by the code of the specification, the code that was recorded for it. */
 const legacyCodes: { readonly [code: number]: number } = {
   [FaultCode.scalableRootAccess]: FaultCode.rootAccess,
   [FaultCode.scalableRootNotPresent]: FaultCode.rootNotPresent,
@@ -90,7 +95,6 @@ const asRecorded = (high: bigint): bigint => {
   return high ^ (BigInt(code ^ (legacyCodes[code] ?? code)) << 32n);
 };
 
-/** The recorded model sets the dirty bit of a first-stage leaf only when it sets the accessed bit as well (§3.6.2: always). */
 const DIRTY = 0x40n;
 const ACCESSED = 0x20n;
 
@@ -110,11 +114,11 @@ export const vtdSubject = ({ config, registers }: Vector): Subject => {
     if (found !== BigInt(value)) throw new Error(`${name} is ${show(found)}, recorded ${value}`);
   }
   const record = unit.capabilities.faultRecordOffset;
-  const unmarked: string[] = [];
+  const applied = new Set<string>();
   return {
     unit,
     memory,
-    unmarked,
+    rules: applied,
     faultMismatches(expected) {
       const { fsts = "0x0", frcd = ["0x0", "0x0"] } = (expected ?? {}) as { fsts?: string; frcd?: string[] };
       const mismatches: string[] = [];
@@ -124,8 +128,7 @@ export const vtdSubject = ({ config, registers }: Vector): Subject => {
       const set = (half: bigint) => half >> 63n === 1n;
       const [low, high] = [BigInt(frcd[0]!), BigInt(frcd[1]!)];
       const renamed = found[1] !== high && asRecorded(found[1]!) === high;
-      if (renamed)
-        unmarked.push("a root or context entry of scalable mode is reported with a code of legacy mode");
+      if (renamed) applied.add(rules.legacyCode);
       const sameHigh = found[1] === high || renamed;
       if (set(found[1]!) !== set(high) || (set(high) && (found[0] !== low || !sameHigh)))
         mismatches.push(
@@ -135,7 +138,7 @@ export const vtdSubject = ({ config, registers }: Vector): Subject => {
     },
     deviates(found, recorded) {
       const undirtied = (recorded & ACCESSED) !== 0n && found === (recorded | DIRTY);
-      if (undirtied) unmarked.push("the dirty bit of an accessed first-stage leaf is not set by a write");
+      if (undirtied) applied.add(rules.undirtied);
       return undirtied;
     },
     alsoLegal(either, expected): Expectation["fault"][] {
