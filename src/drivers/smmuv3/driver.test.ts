@@ -156,6 +156,44 @@ describe("the SMMUv3 driver", () => {
     domain.free();
   });
 
+  it("§7.2, §7.4 tells every guest on the unit that events were lost: the queue was full, or its memory did not answer", () => {
+    const { driver, request, scheduler, memory, unit } = open();
+    const parent = driver.allocatePaging(FIRST, { nestParent: true });
+    const lost = [0, 0];
+    const data = { type: 1, length: 0, read: () => new Uint8Array(), write: () => {} };
+    const guests = lost.map((_, index) => {
+      const viommu = driver.allocateViommu(FIRST, parent, data);
+      viommu.onEventsLost = () => {
+        lost[index]! += 1;
+      };
+      return viommu;
+    });
+    const domain = driver.allocatePaging(FIRST);
+    driver.attach(FIRST, domain);
+    const fault = (times: number): void => {
+      for (let i = 0; i < times; i++) request(FIRST, 0x5000, true);
+      scheduler.run();
+    };
+    fault(512);
+    expect(lost).toEqual([0, 0]);
+    fault(513);
+    expect(lost).toEqual([1, 1]);
+    const queue = Number(unit.mmioRead(Register.EVENTQ_BASE, 8)) & ~0xfff;
+    const store64 = memory.store64.bind(memory);
+    memory.store64 = (pa, lo, hi) => (pa < queue || pa >= queue + 4 * PAGE) && store64(pa, lo, hi);
+    fault(1);
+    memory.store64 = store64;
+    expect(lost).toEqual([2, 2]);
+    fault(1);
+    expect([lost, driver.overflows, driver.faultCount]).toEqual([[2, 2], 2, 512 + 512 + 1]);
+    guests[0]!.free();
+    fault(513);
+    expect(lost).toEqual([2, 3]);
+    driver.attach(FIRST, driver.blocked);
+    guests[1]!.free();
+    for (const each of [domain, parent]) each.free();
+  });
+
   it("goes on after a command that the unit refuses", () => {
     const { driver, unit, memory, access } = open();
     const domain = driver.allocatePaging(FIRST);
