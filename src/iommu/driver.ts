@@ -142,6 +142,8 @@ export interface DeviceCapabilities {
   readonly nesting: boolean;
   /** The device may ask for translations. Absent: it may not. */
   readonly ats?: boolean;
+  /** Accesses to pages that are not there can wait until somebody answers. Absent: they fail. */
+  readonly pageRequests?: boolean;
   /** What the PASID capability of the device allows. */
   readonly pasidExecute?: boolean;
   readonly pasidPrivileged?: boolean;
@@ -153,6 +155,9 @@ export interface HardwareInfo {
   readonly bytes: Uint8Array;
 }
 
+/** What an access wants: IOMMU_PGFAULT_PERM_*. */
+export const RequestPermission = { read: 1, write: 2, execute: 4, privileged: 8 } as const;
+
 /** A page that a device asks for. */
 export interface PageRequest {
   /** Absent: the request has none. */
@@ -162,8 +167,35 @@ export interface PageRequest {
   /** The last one of its group. */
   readonly last: boolean;
   readonly address: bigint;
-  /** IOMMU_PGFAULT_PERM_*: read 1, write 2, execute 4, privileged 8. */
+  /** `RequestPermission`. */
   readonly permissions: number;
+}
+
+/** Why an access failed for good: what the tables of its owner said, or that they could not be read. */
+export type FaultReason =
+  | "unknown"
+  /** The table of PASIDs could not be read; its entry is malformed; there is none for the PASID. */
+  | "pasid-fetch"
+  | "bad-pasid-entry"
+  | "pasid-invalid"
+  /** An entry of the table could not be read; it is not present or malformed. */
+  | "walk-abort"
+  | "entry"
+  | "permission"
+  /** The accessed flag could not be set. */
+  | "accessed-flag"
+  | "address-range";
+
+/** An access that failed and is not tried again. */
+export interface UnrecoverableFault {
+  /** Absent: the access had none. */
+  readonly pasid?: number;
+  readonly address: bigint;
+  /** As those of a page request. */
+  readonly permissions: number;
+  readonly reason: FaultReason;
+  /** Where the entry lies that could not be read, when the unit says so. */
+  readonly fetch?: bigint;
 }
 
 export interface PageResponse {
@@ -257,6 +289,8 @@ export interface IommuDriver {
   onPageRequest?: ((device: Requester, request: PageRequest) => void) | undefined;
   /** Set by the core: page requests were lost on the way; the groups they were of are the unit's to answer. */
   onPageRequestsLost?: (() => void) | undefined;
+  /** Set by the core: an access failed for good. */
+  onFault?: ((device: Requester, fault: UnrecoverableFault) => void) | undefined;
   /** Answers a group of page requests. */
   respond?(device: Requester, response: PageResponse): void;
 }

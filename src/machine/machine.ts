@@ -132,6 +132,7 @@ export class Machine {
       events: context.events,
       pasids: this.pasids,
       vsva2020,
+      memory: this.memory,
     });
     if (vsva2020) this.parameters = moduleParameters(this.pasids);
     this.memory.onAllocate = allocatePages;

@@ -3,7 +3,8 @@
  * `vendor/extensions.ts`; here are `snp-rmp`, `wq-chardev` and what `vsva2020` adds to the proposal of 2020.
  */
 import { io } from "./ioctl.ts";
-import { array, oneOf, s32, struct, u16, u32, u64 } from "./struct.ts";
+import { array, flags, oneOf, s32, struct, u16, u32, u64 } from "./struct.ts";
+import { VfioInfoCapHeader } from "./vfio/container.ts";
 
 export * from "./vendor/extensions.ts";
 
@@ -40,6 +41,11 @@ export const SOFTIOMMU_VFIO_REGION_TYPE_FAULT = 0x8001;
 export const SOFTIOMMU_VFIO_REGION_SUBTYPE_FAULT = 1;
 /** vsva2020, interrupt type: the fault ring's producer moved. */
 export const SOFTIOMMU_VFIO_IRQ_TYPE_FAULT = 0x8001;
+
+/** vsva2020, flag in VFIO_DEVICE_GET_IRQ_INFO: struct softiommu_vfio_irq_info with `cap_offset` follows. */
+export const SOFTIOMMU_VFIO_IRQ_INFO_CAPS = 1 << 4;
+/** vsva2020, capability id there: the interrupt's type. */
+export const SOFTIOMMU_VFIO_IRQ_INFO_CAP_TYPE = 3;
 
 /** Argument of SOFTIOMMU_SNP_PAGE_STATE; filled by the caller. */
 export const SoftiommuSnpPageState = struct("softiommu_snp_page_state", {
@@ -89,6 +95,24 @@ export const SoftiommuFaultRegionHeader = struct("softiommu_fault_region_header"
   /** Faults that found the ring full. */
   lost: u32,
   reserved: array(u32, 2),
+});
+
+/** struct vfio_irq_info with capabilities: where SOFTIOMMU_VFIO_IRQ_INFO_CAPS is set. */
+export const SoftiommuVfioIrqInfo = struct("softiommu_vfio_irq_info", {
+  argsz: u32,
+  flags: flags(u32, { CAPS: SOFTIOMMU_VFIO_IRQ_INFO_CAPS }),
+  index: u32,
+  count: u32,
+  /** From the start of the structure; 0: none, or no room for them. */
+  cap_offset: u32,
+});
+
+/** Capability SOFTIOMMU_VFIO_IRQ_INFO_CAP_TYPE, version 1. Filled by the kernel. */
+export const SoftiommuVfioIrqInfoCapType = struct("softiommu_vfio_irq_info_cap_type", {
+  header: VfioInfoCapHeader,
+  /** SOFTIOMMU_VFIO_IRQ_TYPE_FAULT; and 1. */
+  type: u32,
+  subtype: u32,
 });
 
 /** Argument of SOFTIOMMU_WQ_USE_PASID. */

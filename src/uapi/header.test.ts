@@ -88,6 +88,10 @@ const DIFFERENT: { readonly [name: string]: { readonly value: number | string; r
 /** What we export beyond the facts. */
 const OURS: { readonly [name: string]: string } = {
   SoftiommuFaultRegionHeader: "the facts describe the head of the fault region in words, under notes",
+  SoftiommuVfioIrqInfo: "the facts say that there is an interrupt of a type; this tells which index it is",
+  SoftiommuVfioIrqInfoCapType: "as above",
+  SOFTIOMMU_VFIO_IRQ_INFO_CAPS: "as above",
+  SOFTIOMMU_VFIO_IRQ_INFO_CAP_TYPE: "as above",
   CACHE_INVALIDATION_VALID: "a table made of constants; checked below against the facts' own table",
 };
 

@@ -5,6 +5,8 @@ import type { Pasids } from "../iommu/pasids.ts";
 import type { DeviceObject } from "../iommufd/device.ts";
 import type { KernelFile } from "../kernel/call.ts";
 import type { MsiController } from "../kernel/msi.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
+import type { FaultRegion } from "./fault-region.ts";
 
 /** Counts of what exists now; all zero when every client is gone. */
 export interface LiveObjects {
@@ -29,8 +31,17 @@ export interface VfioContext {
   readonly pasids: Pasids;
   /** The interface of 2020 is there: nesting containers, and what goes with them. */
   readonly vsva2020: boolean;
+  /** Where fault regions of devices lie; undefined: devices have none. */
+  readonly faultMemory: HostMemory | undefined;
   /** The IOMMU group behind a file, when it is a group's. */
   groupOf(file: KernelFile): Group | undefined;
   /** What can be reset under this name, and the iommufd's object of it while it is bound to one. */
-  device(name: string): { reset(): void; readonly bound: DeviceObject | undefined } | undefined;
+  device(name: string):
+    | {
+        reset(): void;
+        readonly bound: DeviceObject | undefined;
+        /** While a file of it is open. */
+        readonly faults: FaultRegion | undefined;
+      }
+    | undefined;
 }

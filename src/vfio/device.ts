@@ -1,6 +1,7 @@
 /**
  * The device file of a PCI function (linux/vfio.h, "IOCTLs for DEVICE file descriptors"): information, regions by
- * pread, pwrite and mmap, interrupts, resets, features. A mapped BAR has no memory behind it: each access is a trap.
+ * pread, pwrite and mmap, interrupts, resets, features. A mapped BAR has no memory behind it: each access is a trap. With
+ * the extension `vsva2020` there is a region more, and an interrupt, for faults (`fault-region.ts`).
  * How a file comes by its device is elsewhere: through its group (`group.ts`), or as a character device (`cdev.ts`).
  * Left out: ioeventfds, display planes.
  */
@@ -8,6 +9,15 @@ import type { IommufdContext } from "../iommufd/context.ts";
 import type { Call, KernelFile, MapSegment } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
+import {
+  SOFTIOMMU_VFIO_IRQ_INFO_CAP_TYPE,
+  SOFTIOMMU_VFIO_IRQ_INFO_CAPS,
+  SOFTIOMMU_VFIO_IRQ_TYPE_FAULT,
+  SOFTIOMMU_VFIO_REGION_SUBTYPE_FAULT,
+  SOFTIOMMU_VFIO_REGION_TYPE_FAULT,
+  SoftiommuVfioIrqInfo,
+  SoftiommuVfioIrqInfoCapType,
+} from "../uapi/extensions.ts";
 import { InfoChain } from "../uapi/info-chain.ts";
 import {
   VFIO_DEVICE_BIND_IOMMUFD,
@@ -23,22 +33,27 @@ import {
   VFIO_DEVICE_SET_IRQS,
   VFIO_PCI_CONFIG_REGION_INDEX,
   VFIO_PCI_ERR_IRQ_INDEX,
-  VFIO_PCI_NUM_IRQS,
   VFIO_PCI_NUM_REGIONS,
   VFIO_PCI_VGA_REGION_INDEX,
   VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
+  VFIO_REGION_INFO_CAP_TYPE,
   VFIO_REGION_INFO_FLAG_CAPS,
   VFIO_REGION_INFO_FLAG_MMAP,
+  VFIO_REGION_INFO_FLAG_READ,
+  VFIO_REGION_INFO_FLAG_WRITE,
   VfioDeviceInfo,
   VfioInfoCapHeader,
   VfioIrqInfo,
   VfioRegionInfo,
+  VfioRegionInfoCapType,
 } from "../uapi/vfio.ts";
 import { hex, readArgument } from "./argument.ts";
 import type { VfioContext } from "./context.ts";
+import { FAULT_REGION_BYTES } from "./fault-region.ts";
 import { deviceFeature } from "./feature.ts";
 import { hotReset, hotResetInfo } from "./hot-reset.ts";
 import { readIrqSet } from "./irq-set.ts";
+import { FAULT_IRQ_INDEX } from "./irqs.ts";
 import type { PciDevice } from "./pci-device.ts";
 import {
   barOf,
@@ -55,6 +70,19 @@ import {
 } from "./regions.ts";
 
 const MAP_SHARED = 1;
+
+/** The region after those of every PCI function, where there is one. */
+const FAULT_REGION_INDEX = VFIO_PCI_NUM_REGIONS;
+const FAULT_REGION_FLAGS =
+  VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE | VFIO_REGION_INFO_FLAG_MMAP;
+const FAULT_REGION_TYPE = {
+  type: SOFTIOMMU_VFIO_REGION_TYPE_FAULT,
+  subtype: SOFTIOMMU_VFIO_REGION_SUBTYPE_FAULT,
+};
+const FAULT_IRQ_TYPE = {
+  type: SOFTIOMMU_VFIO_IRQ_TYPE_FAULT,
+  subtype: SOFTIOMMU_VFIO_REGION_SUBTYPE_FAULT,
+};
 
 /** How the device is opened. */
 export interface DeviceOpening {
@@ -124,6 +152,7 @@ export class DeviceFile implements KernelFile {
     if (into.length === 0) return 0;
     const count = this.#reach(index, at, into.length);
     if (index === VFIO_PCI_CONFIG_REGION_INDEX) this.device.config.read(at, into);
+    else if (index === FAULT_REGION_INDEX) this.device.faults!.read(at, into.subarray(0, count));
     else {
       this.#checkDecoding(index);
       const { pci, irqs } = this.device;
@@ -141,6 +170,7 @@ export class DeviceFile implements KernelFile {
     if (data.length === 0) return 0;
     const count = this.#reach(index, at, data.length);
     if (index === VFIO_PCI_CONFIG_REGION_INDEX) this.device.config.write(at, data);
+    else if (index === FAULT_REGION_INDEX) this.device.faults!.write(at, data);
     else {
       this.#checkDecoding(index);
       const { pci, irqs } = this.device;
@@ -161,21 +191,19 @@ export class DeviceFile implements KernelFile {
     const { index, at } = this.#place(offset);
     if ((flags & MAP_SHARED) === 0) throw this.#error("EINVAL", "a region can only be mapped MAP_SHARED");
     const bar = isBar(index) ? barOf(this.device.pci, index) : undefined;
-    if (!bar || !canMap(bar))
+    const faults = index === FAULT_REGION_INDEX ? this.device.faults : undefined;
+    const bytes = bar && canMap(bar) ? mappedBytes(bar) : faults && FAULT_REGION_BYTES;
+    if (bytes === undefined)
       throw this.#error(
         "EINVAL",
         `region ${index} cannot be mapped; those whose GET_REGION_INFO flags have MMAP (${VFIO_REGION_INFO_FLAG_MMAP}) can`,
       );
-    if (
-      length <= 0 ||
-      at % FRAME_BYTES !== 0 ||
-      at + Math.ceil(length / FRAME_BYTES) * FRAME_BYTES > mappedBytes(bar)
-    )
+    if (length <= 0 || at % FRAME_BYTES !== 0 || at + Math.ceil(length / FRAME_BYTES) * FRAME_BYTES > bytes)
       throw this.#error(
         "EINVAL",
-        `${hex(at)} + ${hex(length)} is not a range of pages within region ${index}, which has ${hex(bar.size)} bytes`,
+        `${hex(at)} + ${hex(length)} is not a range of pages within region ${index}, which has ${hex(this.#sizeOf(index))} bytes`,
       );
-    return [{ kind: "trap", offset: 0, length }];
+    return faults?.segments(at, length) ?? [{ kind: "trap", offset: 0, length }];
   }
 
   /** EIO where nothing decodes, and while low power is allowed: the program gets SIGBUS. */
@@ -209,8 +237,8 @@ export class DeviceFile implements KernelFile {
     const { argsz } = readArgument(call, at, VfioDeviceInfo, VfioDeviceInfo.fieldEnd("num_irqs"));
     const info = {
       flags: VFIO_DEVICE_FLAGS_PCI | (this.device.resettable ? VFIO_DEVICE_FLAGS_RESET : 0),
-      num_regions: VFIO_PCI_NUM_REGIONS,
-      num_irqs: VFIO_PCI_NUM_IRQS,
+      num_regions: this.#regions,
+      num_irqs: this.device.irqs.indices,
     };
     call.memory.write(at, new InfoChain(VfioDeviceInfo.size).answer(VfioDeviceInfo, info, argsz));
     return 0;
@@ -218,22 +246,24 @@ export class DeviceFile implements KernelFile {
 
   #getRegionInfo(call: Call, at: bigint): number {
     const { argsz, index } = readArgument(call, at, VfioRegionInfo, VfioRegionInfo.size);
-    if (index >= VFIO_PCI_NUM_REGIONS || index === VFIO_PCI_VGA_REGION_INDEX)
+    if (index >= this.#regions || index === VFIO_PCI_VGA_REGION_INDEX)
       throw this.#error(
         "EINVAL",
         index === VFIO_PCI_VGA_REGION_INDEX
           ? "it has no VGA ranges"
-          : `region ${index}: it has regions 0 to ${VFIO_PCI_NUM_REGIONS - 1}`,
+          : `region ${index}: it has regions 0 to ${this.#regions - 1}`,
       );
     const { pci, irqs } = this.device;
-    const flags = regionFlags(pci, index);
+    const isFaults = index === FAULT_REGION_INDEX;
+    const flags = isFaults ? FAULT_REGION_FLAGS : regionFlags(pci, index);
     const chain = new InfoChain(VfioRegionInfo.size);
     const mappableTable = irqs.msixTable?.bar === index && (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
     if (mappableTable) chain.add(VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, VfioInfoCapHeader, {});
+    if (isFaults) chain.add(VFIO_REGION_INFO_CAP_TYPE, 1, VfioRegionInfoCapType, FAULT_REGION_TYPE);
     const info = {
-      flags: mappableTable ? flags | VFIO_REGION_INFO_FLAG_CAPS : flags,
+      flags: chain.capabilities.length > 0 ? flags | VFIO_REGION_INFO_FLAG_CAPS : flags,
       index,
-      size: BigInt(regionSize(pci, index)),
+      size: BigInt(this.#sizeOf(index)),
       offset: regionOffset(index),
     };
     call.memory.write(at, chain.answer(VfioRegionInfo, info, argsz));
@@ -243,11 +273,18 @@ export class DeviceFile implements KernelFile {
   #getIrqInfo(call: Call, at: bigint): number {
     const { argsz, index } = readArgument(call, at, VfioIrqInfo, VfioIrqInfo.size);
     const { irqs } = this.device;
-    if (index >= VFIO_PCI_NUM_IRQS || (index === VFIO_PCI_ERR_IRQ_INDEX && irqs.count(index) === 0))
+    if (index >= irqs.indices || (index === VFIO_PCI_ERR_IRQ_INDEX && irqs.count(index) === 0))
       throw this.#error(
         "EINVAL",
-        `interrupt index ${index}: it has 0 to ${VFIO_PCI_NUM_IRQS - 1}, and ERR (3) only on PCI Express`,
+        `interrupt index ${index}: it has 0 to ${irqs.indices - 1}, and ERR (3) only on PCI Express`,
       );
+    if (index === FAULT_IRQ_INDEX) {
+      const flags = irqs.flags(index) | SOFTIOMMU_VFIO_IRQ_INFO_CAPS;
+      const chain = new InfoChain(SoftiommuVfioIrqInfo.size);
+      chain.add(SOFTIOMMU_VFIO_IRQ_INFO_CAP_TYPE, 1, SoftiommuVfioIrqInfoCapType, FAULT_IRQ_TYPE);
+      call.memory.write(at, chain.answer(SoftiommuVfioIrqInfo, { flags, index, count: 1 }, argsz));
+      return 0;
+    }
     call.memory.write(
       at,
       VfioIrqInfo.bytes({ argsz, flags: irqs.flags(index), index, count: irqs.count(index) }),
@@ -262,17 +299,25 @@ export class DeviceFile implements KernelFile {
     return 0;
   }
 
+  get #regions(): number {
+    return VFIO_PCI_NUM_REGIONS + (this.device.faults ? 1 : 0);
+  }
+
+  #sizeOf(index: number): number {
+    return index === FAULT_REGION_INDEX ? FAULT_REGION_BYTES : regionSize(this.device.pci, index);
+  }
+
   /** The region and the place in it. EINVAL when there is none. */
   #place(offset: bigint): { readonly index: number; readonly at: number } {
     const index = regionIndex(offset);
-    if (offset < 0n || index >= VFIO_PCI_NUM_REGIONS)
-      throw this.#error("EINVAL", `offset ${hex(offset)} is in none of its ${VFIO_PCI_NUM_REGIONS} regions`);
+    if (offset < 0n || index >= this.#regions)
+      throw this.#error("EINVAL", `offset ${hex(offset)} is in none of its ${this.#regions} regions`);
     return { index, at: withinRegion(offset) };
   }
 
   /** How much of an access is within the region. EINVAL when nothing is; config space takes whole accesses only. */
   #reach(index: number, at: number, length: number): number {
-    const size = regionSize(this.device.pci, index);
+    const size = this.#sizeOf(index);
     const whole = index === VFIO_PCI_CONFIG_REGION_INDEX;
     if (at >= size || (whole && at + length > size))
       throw this.#error(

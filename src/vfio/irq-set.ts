@@ -7,7 +7,6 @@ import {
   VFIO_IRQ_SET_DATA_EVENTFD,
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_IRQ_SET_DATA_TYPE_MASK,
-  VFIO_PCI_NUM_IRQS,
   VfioIrqSet,
 } from "../uapi/vfio.ts";
 import { hex, readArgument } from "./argument.ts";
@@ -29,6 +28,8 @@ export interface IrqRequest {
 
 /** Says how many vectors an index has. */
 interface Counted {
+  /** Indices: 0 up to it. */
+  readonly indices: number;
   count(index: number): number;
 }
 
@@ -39,8 +40,7 @@ export const readIrqSet = (call: Call, at: bigint, irqs: Counted, object: string
   const minimum = VfioIrqSet.fieldEnd("count");
   const { argsz, flags, index, start, count } = readArgument(call, at, VfioIrqSet, minimum);
   const wrong = (reason: string) => new LinuxError("EINVAL", reason, object);
-  if (index >= VFIO_PCI_NUM_IRQS)
-    throw wrong(`interrupt index ${index}: it has 0 to ${VFIO_PCI_NUM_IRQS - 1}`);
+  if (index >= irqs.indices) throw wrong(`interrupt index ${index}: it has 0 to ${irqs.indices - 1}`);
   if (count >= MAX_U32 - start) throw wrong(`vectors ${start} + ${count} go beyond 32 bits`);
   if (flags & ~(VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK))
     throw wrong(`flags ${hex(flags)}: one DATA flag (1, 2, 4) and one ACTION flag (8, 16, 32) are known`);

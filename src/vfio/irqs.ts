@@ -1,6 +1,7 @@
 /**
  * The interrupts of a PCI function by VFIO's indices (linux/vfio.h, VFIO_DEVICE_GET_IRQ_INFO and SET_IRQS). One of
- * INTx, MSI and MSI-X is in use at a time; ERR and REQ only hold an eventfd each.
+ * INTx, MSI and MSI-X is in use at a time; ERR and REQ only hold an eventfd each, as does the index after them where a
+ * fault region is there (extension `vsva2020`).
  */
 import type { Call, EventFd } from "../kernel/call.ts";
 import { findCapability } from "../pci/capability-list.ts";
@@ -17,6 +18,7 @@ import {
   VFIO_PCI_INTX_IRQ_INDEX,
   VFIO_PCI_MSI_IRQ_INDEX,
   VFIO_PCI_MSIX_IRQ_INDEX,
+  VFIO_PCI_NUM_IRQS,
 } from "../uapi/vfio.ts";
 import type { VfioContext } from "./context.ts";
 import { holdEventfd } from "./held-eventfd.ts";
@@ -24,7 +26,10 @@ import { Intx } from "./intx.ts";
 import type { IrqRequest } from "./irq-set.ts";
 import { MessageVectors, type MsixTable } from "./message-vectors.ts";
 
-const NAMES = ["INTx", "MSI", "MSI-X", "ERR", "REQ"];
+/** Signalled when the fault region's `producer` moved. */
+export const FAULT_IRQ_INDEX = VFIO_PCI_NUM_IRQS;
+
+const NAMES = ["INTx", "MSI", "MSI-X", "ERR", "REQ", "the fault interrupt"];
 
 export class Interrupts {
   readonly #context: VfioContext;
@@ -32,12 +37,16 @@ export class Interrupts {
   readonly #intx: Intx;
   readonly #messages: MessageVectors;
   readonly #express: boolean;
-  /** Eventfds of ERR and REQ. */
+  /** How many there are. */
+  readonly indices: number;
+  /** Eventfds of ERR, REQ and faults. */
   readonly #single = new Map<number, EventFd>();
 
-  constructor(context: VfioContext, pci: PciFunction) {
+  /** `faults`: one more index tells of faults. */
+  constructor(context: VfioContext, pci: PciFunction, faults: boolean) {
     this.#context = context;
     this.#pci = pci;
+    this.indices = VFIO_PCI_NUM_IRQS + (faults ? 1 : 0);
     this.#intx = new Intx(context, pci);
     this.#messages = new MessageVectors(context, pci);
     this.#express = findCapability(pci, CapabilityId.EXPRESS) !== undefined;
@@ -48,6 +57,11 @@ export class Interrupts {
   }
   get msiActive(): boolean {
     return this.#messages.kind === VFIO_PCI_MSI_IRQ_INDEX;
+  }
+
+  /** What is signalled for an index of one vector, while there is something. */
+  single(index: number): EventFd | undefined {
+    return this.#single.get(index);
   }
 
   /** Vectors of an index; 0 when the function does not have it. */

@@ -22,7 +22,8 @@ import {
 } from "../pci/spec.ts";
 import { VirtualConfig } from "./config-space.ts";
 import type { VfioContext } from "./context.ts";
-import { Interrupts } from "./irqs.ts";
+import { FaultRegion } from "./fault-region.ts";
+import { FAULT_IRQ_INDEX, Interrupts } from "./irqs.ts";
 import { LowPower } from "./low-power.ts";
 
 interface SavedRegister {
@@ -36,6 +37,7 @@ interface Enabled {
   readonly config: VirtualConfig;
   readonly irqs: Interrupts;
   readonly lowPower: LowPower;
+  readonly faults: FaultRegion | undefined;
   readonly original: readonly SavedRegister[];
 }
 
@@ -80,9 +82,14 @@ export class PciDevice {
   get lowPower(): LowPower {
     return this.#enabled!.lowPower;
   }
+  /** Where its user is told of faults, while a file is open. */
+  get faults(): FaultRegion | undefined {
+    return this.#enabled?.faults;
+  }
 
   /** With an iommufd the first file binds it. Throws EBUSY while its group's DMA has another owner, ENOMEM. */
   open(iommufd?: IommufdContext): void {
+    const faults = this.#files === 0 && !iommufd ? this.#makeFaults() : undefined;
     if (this.#files === 0 && iommufd) this.#bound = bindDevice(iommufd, this.device);
     this.#files += 1;
     if (this.#files > 1) return;
@@ -97,7 +104,7 @@ export class PciDevice {
       2,
       (command | decode) & ~(Command.BUS_MASTER | Command.INTERRUPT_DISABLE),
     );
-    const irqs = new Interrupts(this.#context, this.pci);
+    const irqs = new Interrupts(this.#context, this.pci, faults !== undefined);
     const hooks = {
       reset: () => this.reset(),
       disableIntx: (disabled: boolean) => irqs.disableIntx(disabled),
@@ -105,13 +112,14 @@ export class PciDevice {
     };
     const pasid = this.#context.vsva2020 && !this.pci.isVirtual;
     const config = new VirtualConfig(this.pci, hooks, { pasid });
-    this.#enabled = { config, irqs, lowPower: new LowPower(this.#context), original };
+    this.#enabled = { config, irqs, lowPower: new LowPower(this.#context), faults, original };
   }
 
   close(): void {
     this.#files -= 1;
     if (this.#files > 0 || !this.#enabled) return;
-    const { irqs, lowPower, original } = this.#enabled;
+    const { irqs, lowPower, faults, original } = this.#enabled;
+    faults?.close();
     irqs.close();
     lowPower.exit();
     this.#enabled = undefined;
@@ -124,14 +132,30 @@ export class PciDevice {
     this.#bound = undefined;
   }
 
-  /** Function-level reset; what VFIO and its user have set in config space, and the interrupts, are set again. */
+  /**
+   * Function-level reset; what VFIO and its user have set in config space, and the interrupts, are set again. Page requests
+   * that wait are denied: the function will not know of them.
+   */
   reset(): void {
+    this.faults?.answer(() => true, "invalid");
     const saved = [...saveTranslations(this.pci), ...saveConfig(this.pci)];
     this.pci.reset();
     restoreConfig(this.pci, saved);
     this.#enabled?.irqs.restore();
     if (this.#context.events.on)
       this.#context.events.emit("device", { device: this.name, what: "reset by its user" });
+  }
+
+  /** Opened through its group on a machine with the interface of 2020 it has a fault region. Throws ENOMEM. */
+  #makeFaults(): FaultRegion | undefined {
+    const { faultMemory } = this.#context;
+    return (
+      faultMemory &&
+      new FaultRegion(faultMemory, this.name, () => {
+        const eventfd = this.#enabled?.irqs.single(FAULT_IRQ_INDEX);
+        return eventfd && (() => eventfd.signal());
+      })
+    );
   }
 }
 

@@ -4,6 +4,7 @@ import type { IommuCore } from "../iommu/core.ts";
 import { Pasids } from "../iommu/pasids.ts";
 import type { DeviceNode, KernelFile } from "../kernel/call.ts";
 import type { MsiController } from "../kernel/msi.ts";
+import type { HostMemory } from "../memory/host-memory.ts";
 import { Cdev } from "./cdev.ts";
 import { Container } from "./container.ts";
 import type { LiveObjects, VfioContext } from "./context.ts";
@@ -19,6 +20,8 @@ export interface VfioParts {
   readonly pasids?: Pasids;
   /** The extension `vsva2020`. */
   readonly vsva2020?: boolean;
+  /** Where fault regions of devices lie, which come with the extension. */
+  readonly memory?: HostMemory;
 }
 
 export class VfioSubsystem {
@@ -35,7 +38,7 @@ export class VfioSubsystem {
   readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
 
   /** Takes the devices that the core has at this moment. */
-  constructor({ core, msi, events = silent, pasids, vsva2020 = false }: VfioParts) {
+  constructor({ core, msi, events = silent, pasids, vsva2020 = false, memory }: VfioParts) {
     this.#context = {
       core,
       msi,
@@ -43,6 +46,7 @@ export class VfioSubsystem {
       live: { containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 },
       pasids: pasids ?? new Pasids({ bits: 0 }),
       vsva2020,
+      faultMemory: vsva2020 ? memory : undefined,
       groupOf: (file: KernelFile) => (file instanceof GroupFile ? file.group.group : undefined),
       device: (name) => this.#devices.get(name),
     };

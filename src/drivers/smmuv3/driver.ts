@@ -25,6 +25,7 @@ import type {
   PagingOptions,
   Requester,
   ReservedRegion,
+  UnrecoverableFault,
   UserData,
 } from "../../iommu/driver.ts";
 import { allocate } from "../../kernel/allocations.ts";
@@ -40,6 +41,7 @@ import type { RegisterFile } from "../register-file.ts";
 import { CommandQueue } from "./command-queue.ts";
 import { ContextTable, contextBits } from "./context-table.ts";
 import { DOORBELL_WINDOW, type DomainHost, doorbellAddress, SmmuDomain } from "./domain.ts";
+import { faultOf, inputAddress, permissionsOf } from "./event.ts";
 import { Invalidations } from "./invalidations.ts";
 import { atsOf, enablePasids, Master } from "./master.ts";
 import { type Guest, SmmuNestedDomain } from "./nested-domain.ts";
@@ -83,8 +85,6 @@ export interface ReportedFault {
 const REPORTS = 256;
 /** Type of hardware information: IOMMU_HW_INFO_TYPE_DEFAULT, which structures of a vendor do not define. */
 const WHATEVER_IT_IS = 0;
-/** Bits of `PageRequest.permissions`. */
-const Permissions = { read: 1, write: 2, execute: 4, privileged: 8 } as const;
 /** Data of the unit's messages: one of a block for each source. */
 const SOURCES = { eventq: 0, priq: 1, gerror: 2 } as const;
 const MESSAGES = 4;
@@ -102,6 +102,7 @@ export class SmmuDriver implements IommuDriver {
   readonly identity: FixedDomain = { kind: "identity", name: "identity" };
   readonly blocked: FixedDomain = { kind: "blocked", name: "blocked" };
   onPageRequest: ((device: Requester, request: PageRequest) => void) | undefined;
+  onFault: ((device: Requester, fault: UnrecoverableFault) => void) | undefined;
   /** The last faults that nobody else was told of, and how many there were in all. */
   readonly faults: ReportedFault[] = [];
   faultCount = 0;
@@ -208,6 +209,7 @@ export class SmmuDriver implements IommuDriver {
       pasidPrivileged: pasid.privileged,
       nesting: this.#nests,
       ats: ats !== undefined,
+      pageRequests: stalls,
     };
   }
 
@@ -223,7 +225,7 @@ export class SmmuDriver implements IommuDriver {
     master.contexts.free();
   }
 
-  hardwareInfo(_device: Requester, type: number): HardwareInfo | undefined {
+  hardwareInfo(_device: Requester | undefined, type: number): HardwareInfo | undefined {
     if (type !== WHATEVER_IT_IS && type !== IOMMU_HW_INFO_TYPE_ARM_SMMUV3) return undefined;
     const read = (register: number): number => this.#registers.read32(register);
     const { IDR0, IDR1, IDR2, IDR3, IDR4, IDR5, IIDR, AIDR } = Register;
@@ -585,20 +587,18 @@ export class SmmuDriver implements IommuDriver {
   }
 
   #stalled(master: Master | undefined, record: Uint32Array): void {
-    const { SID, SSV, SSID, STAG, RNW, IND, PNU, S2 } = EventRecord.fields;
+    const { SID, SSV, SSID, STAG, S2 } = EventRecord.fields;
     if (!master || !this.onPageRequest || S2.get(record)) {
       this.#report(record);
       this.#invalidations.resume(SID.get(record), STAG.get(record), false);
       return;
     }
-    const fetches = IND.get(record) ? Permissions.execute : Permissions.read;
     this.onPageRequest(master.requester, {
       ...(SSV.get(record) === 1 && { pasid: SSID.get(record) }),
       group: STAG.get(record),
       last: true,
       address: inputAddress(record),
-      permissions:
-        (RNW.get(record) ? fetches : Permissions.write) | (PNU.get(record) ? Permissions.privileged : 0),
+      permissions: permissionsOf(record),
     });
   }
 
@@ -614,6 +614,8 @@ export class SmmuDriver implements IommuDriver {
       code: TYPE.get(record),
       stage2: S2.get(record) === 1,
     });
+    const master = this.#bySid.get(SID.get(record));
+    if (master) this.onFault?.(master.requester, faultOf(record));
   }
 
   /** §8 Nobody wants page requests: a group is denied with its last one. */
@@ -624,11 +626,6 @@ export class SmmuDriver implements IommuDriver {
     this.#invalidations.deny(SID.get(record), pasid, PRGINDEX.get(record));
   }
 }
-
-const inputAddress = (record: Uint32Array): bigint => {
-  const { word } = EventRecord.fields.ADDRESS;
-  return (BigInt(record[word + 1]!) << 32n) | BigInt(record[word]!);
-};
 
 const isStage1 = (domain: Domain): domain is SmmuDomain => domain instanceof SmmuDomain && domain.stage === 1;
 

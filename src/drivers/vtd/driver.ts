@@ -9,20 +9,22 @@
 import type { EventSink } from "../../base/events.ts";
 import { Ids } from "../../base/ids.ts";
 import { Gcmd, Granularity, Register } from "../../hardware/vtd/spec.ts";
-import type {
-  DeviceCapabilities,
-  Domain,
-  FixedDomain,
-  HardwareInfo,
-  IommuDriver,
-  NestedOptions,
-  PageRequest,
-  PageResponse,
-  PagingDomain,
-  PagingOptions,
-  Requester,
-  ReservedRegion,
-  UserData,
+import {
+  type DeviceCapabilities,
+  type Domain,
+  type FixedDomain,
+  type HardwareInfo,
+  type IommuDriver,
+  type NestedOptions,
+  type PageRequest,
+  type PageResponse,
+  type PagingDomain,
+  type PagingOptions,
+  type Requester,
+  RequestPermission,
+  type ReservedRegion,
+  type UnrecoverableFault,
+  type UserData,
 } from "../../iommu/driver.ts";
 import { allocate } from "../../kernel/allocations.ts";
 import type { MsiController } from "../../kernel/msi.ts";
@@ -38,7 +40,7 @@ import type { RegisterFile } from "../register-file.ts";
 import { type Abilities, readAbilities } from "./abilities.ts";
 import { type Attachment, RID_PASID, VtdDevice } from "./device.ts";
 import { VtdDomain, type VtdDomainOptions } from "./domain.ts";
-import { Faults, type ReportedFault } from "./faults.ts";
+import { Faults, type ReportedFault, reasonOf } from "./faults.ts";
 import { Invalidations, type Range } from "./invalidations.ts";
 import { LegacyTables } from "./legacy-tables.ts";
 import { VtdNestedDomain } from "./nested-domain.ts";
@@ -91,6 +93,7 @@ export class VtdDriver implements IommuDriver, Unit {
   readonly blocked: FixedDomain = { kind: "blocked", name: "blocked" };
   onPageRequest: ((device: Requester, request: PageRequest) => void) | undefined;
   onPageRequestsLost: (() => void) | undefined;
+  onFault: ((device: Requester, fault: UnrecoverableFault) => void) | undefined;
   /** Page requests that came; groups that were answered for the core, and by the driver itself; times that some were lost. */
   readonly pageRequests = { taken: 0, answered: 0, refused: 0, overflows: 0 };
   readonly #registers: Registers;
@@ -126,7 +129,7 @@ export class VtdDriver implements IommuDriver, Unit {
     this.invalidations.context(Granularity.global, 0, 0);
     if (scalable) this.invalidations.pasidCacheAll();
     this.invalidations.iotlb(Granularity.global, 0);
-    this.#faults = new Faults(registers, this.abilities, msi);
+    this.#faults = new Faults(registers, this.abilities, msi, (fault) => this.#tellFault(fault));
     if (this.abilities.pageRequests) {
       const queue = this.#queue;
       const sink = {
@@ -161,13 +164,14 @@ export class VtdDriver implements IommuDriver, Unit {
   probe(requester: Requester): DeviceCapabilities {
     const device = this.#deviceOf(requester);
     const { snoopControl, dirtyTracking, nesting } = this.abilities;
-    const { pasidBits, pasidExecute, pasidPrivileged, ats } = device;
+    const { pasidBits, pasidExecute, pasidPrivileged, ats, pri } = device;
     return {
       cacheCoherent: snoopControl,
       dirtyTracking,
       pasidBits,
       nesting,
       ats,
+      pageRequests: pri,
       pasidExecute,
       pasidPrivileged,
     };
@@ -376,6 +380,17 @@ export class VtdDriver implements IommuDriver, Unit {
   #refuse(rid: number, { pasid, group }: PageRequest): void {
     this.pageRequests.refused += 1;
     this.invalidations.respond(rid, { group, code: "invalid", ...(pasid !== undefined && { pasid }) });
+  }
+
+  #tellFault({ rid, code, write, pasid, address }: ReportedFault): void {
+    const device = this.#devices.get(rid);
+    if (!device) return;
+    const fault = {
+      address,
+      permissions: write ? RequestPermission.write : RequestPermission.read,
+      reason: reasonOf(code),
+    };
+    this.onFault?.(device.requester, pasid === undefined ? fault : { ...fault, pasid });
   }
 
   #loseRequests(): void {

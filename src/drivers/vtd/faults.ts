@@ -1,5 +1,7 @@
 /** Faults of a unit as its driver learns of them: the fault event and the recording registers (revision 4.1, §7.2, §7.3). */
+import { FaultCode } from "../../hardware/vtd/faults.ts";
 import { FaultRecording, Fsts, FstsRegister, Register } from "../../hardware/vtd/spec.ts";
+import type { FaultReason } from "../../iommu/driver.ts";
 import type { Message, MsiController } from "../../kernel/msi.ts";
 import type { Abilities } from "./abilities.ts";
 import { enableEvent } from "./event-message.ts";
@@ -28,9 +30,17 @@ export class Faults {
   readonly #records: number;
   readonly #offset: number;
   readonly #message: Message;
+  readonly #told: (fault: ReportedFault) => void;
 
-  constructor(registers: Registers, { faultRecords, faultRecordOffset }: Abilities, msi: MsiController) {
+  /** `told` hears of each. */
+  constructor(
+    registers: Registers,
+    { faultRecords, faultRecordOffset }: Abilities,
+    msi: MsiController,
+    told: (fault: ReportedFault) => void,
+  ) {
     this.#registers = registers;
+    this.#told = told;
     this.#records = faultRecords;
     this.#offset = faultRecordOffset;
     this.#message = msi.allocate(() => this.#read());
@@ -61,12 +71,46 @@ export class Faults {
     const { FI, SID, FR, T1, PP, PV } = FaultRecording.fields;
     this.count += 1;
     if (this.reports.length === REPORTS) this.reports.shift();
-    this.reports.push({
+    const fault: ReportedFault = {
       rid: Number(SID.of(record)),
       ...(PP.of(record) === 1n && { pasid: Number(PV.of(record)) }),
       address: FI.of(record),
       write: T1.of(record) === 0n,
       code: Number(FR.of(record)),
-    });
+    };
+    this.reports.push(fault);
+    this.#told(fault);
   }
 }
+
+/** §7.1.3 What a code of scalable mode says to the owner of a first stage; the second stage and all above are the host's. */
+const REASONS: ReadonlyMap<number, FaultReason> = new Map([
+  [FaultCode.directoryAccess, "pasid-fetch"],
+  [FaultCode.pasidAccess, "pasid-fetch"],
+  [FaultCode.directoryReserved, "bad-pasid-entry"],
+  [FaultCode.pasidReserved, "bad-pasid-entry"],
+  [FaultCode.pasidInvalid, "bad-pasid-entry"],
+  [FaultCode.directoryNotPresent, "pasid-invalid"],
+  [FaultCode.pasidNotPresent, "pasid-invalid"],
+  [FaultCode.pasidBeyondDirectory, "pasid-invalid"],
+  [FaultCode.pasidDisabled, "pasid-invalid"],
+  [FaultCode.firstAccess, "walk-abort"],
+  [FaultCode.firstRootAccess, "walk-abort"],
+  [FaultCode.nestedTableWidth, "walk-abort"],
+  [FaultCode.nestedRootRead, "walk-abort"],
+  [FaultCode.nestedTableRead, "walk-abort"],
+  [FaultCode.nestedTableWrite, "accessed-flag"],
+  [FaultCode.firstNotPresent, "entry"],
+  [FaultCode.firstReserved, "entry"],
+  [FaultCode.executeDisabled, "permission"],
+  [FaultCode.supervisorDisabled, "permission"],
+  [FaultCode.userPage, "permission"],
+  [FaultCode.noExecute, "permission"],
+  [FaultCode.noWrite, "permission"],
+  [FaultCode.noRead, "permission"],
+  [FaultCode.notCanonical, "address-range"],
+  [FaultCode.unitWidth, "address-range"],
+  [FaultCode.secondWidth, "address-range"],
+]);
+
+export const reasonOf = (code: number): FaultReason => REASONS.get(code) ?? "unknown";

@@ -5,7 +5,7 @@
  */
 import { PageRequestDescriptor, PqaRegister, Prs } from "../../hardware/vtd/scalable-spec.ts";
 import { Register } from "../../hardware/vtd/spec.ts";
-import type { PageRequest } from "../../iommu/driver.ts";
+import { type PageRequest, RequestPermission } from "../../iommu/driver.ts";
 import type { Message, MsiController } from "../../kernel/msi.ts";
 import { FRAME_BYTES, type HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
@@ -15,9 +15,6 @@ import type { Registers } from "./registers.ts";
 
 /** Log2 of the queue's frames, unless other is asked for: room for 2047 requests. */
 const FRAMES_LG2 = 4;
-
-/** Bits of `PageRequest.permissions`. */
-const Permissions = { read: 1, write: 2, execute: 4, privileged: 8 } as const;
 
 export interface PageRequestSink {
   take(rid: number, request: PageRequest): void;
@@ -103,13 +100,13 @@ export class PageRequestQueue {
     }
     const { PP, RID, PASID, EXE, PRIV, RD, WR, LPIG, PRGI, ADDR } = PageRequestDescriptor.fields;
     const permissions =
-      (RD.get(words) && Permissions.read) |
-      (WR.get(words) && Permissions.write) |
-      (EXE.get(words) && Permissions.execute) |
-      (PRIV.get(words) && Permissions.privileged);
+      (RD.get(words) && RequestPermission.read) |
+      (WR.get(words) && RequestPermission.write) |
+      (EXE.get(words) && RequestPermission.execute) |
+      (PRIV.get(words) && RequestPermission.privileged);
     const last = LPIG.get(words) === 1;
     // §7.10 A stop marker wants nothing, and no answer.
-    if (last && (permissions & (Permissions.read | Permissions.write)) === 0) return;
+    if (last && (permissions & (RequestPermission.read | RequestPermission.write)) === 0) return;
     sink.take(RID.get(words), {
       ...(PP.get(words) === 1 && { pasid: PASID.get(words) }),
       group: PRGI.get(words),
