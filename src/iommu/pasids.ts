@@ -222,6 +222,10 @@ export class PasidSet {
   get available(): number {
     return Math.max(0, Math.min(this.#pasids.quota - this.#own.size, this.#pasids.leftFor(this.uid)));
   }
+  /** The task is of its address space. */
+  isOf({ memory }: Task): boolean {
+    return memory.id === this.#memory.id;
+  }
   has(pasid: number): boolean {
     return this.#own.has(pasid);
   }

@@ -7,7 +7,7 @@
  * Pages that a program may write are believed in nothing but `consumer`, and in that only where it can be.
  */
 import type { PageResponse } from "../iommu/driver.ts";
-import type { MapSegment, PageOwner } from "../kernel/call.ts";
+import type { MapSegment, PageOwner, Task } from "../kernel/call.ts";
 import { FRAME_BYTES, type HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { SoftiommuFaultRegionHeader as Header } from "../uapi/extensions.ts";
@@ -23,10 +23,16 @@ export const FAULT_REGION_BYTES = FRAMES * FRAME_BYTES;
 const MOST_WAITING = 4096;
 const U32 = 4;
 
+/** A guest's tables that a VMM has given functions. */
+export interface FaultOwner {
+  /** Its address space did. */
+  ownedBy(task: Task): boolean;
+}
+
 /** Page requests that want one answer. */
 export interface WaitingGroup {
-  /** Whose tables they are under. */
-  readonly under: object;
+  /** The tables they are under. */
+  readonly under: FaultOwner;
   /** The PASIDs by which it is known; none: the requests have no PASID. */
   readonly pasids: readonly number[];
   /** The group's number as the VMM was told it. */

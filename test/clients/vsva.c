@@ -6,7 +6,7 @@ int main(int argc, char **argv)
 {
     struct setup s = open_nesting(argc > 1 ? argv[1] : "0000:05:00.0");
     struct nesting_info info = nesting_info(s.container);
-    must(info.argsz == 64 && info.format == FORMAT_VTD && info.features == 7);
+    must(info.argsz == 64 && info.format == FORMAT_VTD && info.features == 15);
     must(info.addr_width == 48 && info.pasid_bits == 20);
     uint8_t *guest = map_guest(s.container);
     strcpy((char *)guest + DATA(0), "the first page");

@@ -9,10 +9,15 @@ import { PRESETS } from "../../src/machine/presets.ts";
 import { RequestPasid } from "../../src/pci/devices/requests.ts";
 import { TestCommand, TestRegister, TestStatus } from "../../src/pci/devices/test-function.ts";
 import { Header } from "../../src/pci/spec.ts";
-import { SoftiommuVfioInfoCapPasidQuota } from "../../src/uapi/extensions.ts";
+import {
+  SOFTIOMMU_NESTING_OP_PAGE_RESPONSE,
+  SoftiommuFaultRegionHeader,
+  SoftiommuVfioInfoCapPasidQuota,
+} from "../../src/uapi/extensions.ts";
 import { findCapabilities } from "../../src/uapi/info-chain.ts";
 import { VFIO_IOMMU_GET_INFO, VfioIommuType1Info } from "../../src/uapi/vfio.ts";
 import * as vsva from "../../src/uapi/vsva.ts";
+import { FAULT_IRQ_INDEX } from "../../src/vfio/irqs.ts";
 import { regionOffset } from "../../src/vfio/regions.ts";
 import { VfioClient } from "./vfio-client.ts";
 
@@ -28,6 +33,9 @@ export const VA = 0x5555_0000_0000;
 export const ROOT = 8 * PAGE;
 const ENTRY = 7n;
 const CONFIG = 7;
+/** The device's region of faults. */
+export const FAULT_REGION = regionOffset(9);
+const bar = (offset: number): bigint => regionOffset(0) + BigInt(offset);
 
 /** A machine made of the preset `vtd-vsva`, of which `edit` changes the text. */
 export class NestingRig {
@@ -59,6 +67,7 @@ export class NestingRig {
 }
 
 type BindWrite = Parameters<typeof vsva.IommuGpasidBindData.bytes>[0];
+type ResponseWrite = Parameters<typeof vsva.IommuPageResponse.bytes>[0];
 type InvalidateWrite = Parameters<typeof vsva.IommuCacheInvalidateInfo.bytes>[0];
 
 /** A container with one group, and its device. */
@@ -204,26 +213,83 @@ export class NestingClient extends VfioClient {
   }
 
   /** The byte that the device reads there, with the PASID or without; "fault" when it may not. */
-  read({ device }: Setup, address: number, pasid?: number): number | "fault" {
-    const bar = (offset: number): bigint => regionOffset(0) + BigInt(offset);
+  read(setup: Setup, address: number, pasid?: number): number | "fault" {
+    this.begin(setup, TestCommand.READ, address, pasid);
+    if (this.transfer(setup) !== TestStatus.DONE) return "fault";
+    const got = new Uint8Array(1);
+    this.task.pread(setup.device, bar(TestRegister.BUFFER), got);
+    return got[0]!;
+  }
+
+  /** The device accesses a byte there, and comes as far as it can. */
+  begin({ device }: Setup, command: number, address: number, pasid?: number): void {
     const set = (offset: number, value: number): void => {
       this.task.pwrite(device, bar(offset), new Uint8Array(new Uint32Array([value]).buffer));
     };
-    set(TestRegister.SOURCE, address % 2 ** 32);
-    set(TestRegister.SOURCE + 4, Math.floor(address / 2 ** 32));
-    set(TestRegister.DESTINATION, 0);
+    const outside = command === TestCommand.READ ? TestRegister.SOURCE : TestRegister.DESTINATION;
+    const inside = command === TestCommand.READ ? TestRegister.DESTINATION : TestRegister.SOURCE;
+    set(outside, address % 2 ** 32);
+    set(outside + 4, Math.floor(address / 2 ** 32));
+    set(inside, 0);
+    set(inside + 4, 0);
     set(TestRegister.LENGTH, 1);
     set(
       TestRegister.PASID,
       pasid === undefined ? 0 : Number(RequestPasid.make({ Value: pasid, Valid: true })),
     );
-    set(TestRegister.COMMAND, TestCommand.READ);
+    set(TestRegister.COMMAND, command);
+    this.rig.work.run();
+  }
+
+  /** How far its access has come: a `TestStatus`. */
+  transfer({ device }: Setup): number {
     this.rig.work.run();
     const status = new Uint8Array(4);
     this.task.pread(device, bar(TestRegister.STATUS), status);
-    if (status[0] !== TestStatus.DONE) return "fault";
-    const got = new Uint8Array(1);
-    this.task.pread(device, bar(TestRegister.BUFFER), got);
-    return got[0]!;
+    return status[0]!;
+  }
+
+  /** An eventfd that is signalled for the device's faults. */
+  listen({ device }: Setup): number {
+    const eventfd = this.task.eventfd();
+    this.trigger(device, FAULT_IRQ_INDEX, [eventfd]);
+    return eventfd;
+  }
+
+  faultHead({ device }: Setup) {
+    const bytes = new Uint8Array(SoftiommuFaultRegionHeader.size);
+    this.task.pread(device, FAULT_REGION, bytes);
+    return SoftiommuFaultRegionHeader.read(bytes);
+  }
+
+  /** The faults that are in the ring, by pread; they are taken by a write to `consumer`. */
+  takeFaults(setup: Setup) {
+    const { size, read } = vsva.IommuFault;
+    const { producer, consumer, entries } = this.faultHead(setup);
+    const found: ReturnType<typeof read>[] = [];
+    for (let at = consumer; at !== producer; at = (at + 1) >>> 0) {
+      const bytes = new Uint8Array(size);
+      const place = SoftiommuFaultRegionHeader.size + (at % entries) * size;
+      this.task.pread(setup.device, FAULT_REGION + BigInt(place), bytes);
+      found.push(vsva.IommuFault.read(bytes));
+    }
+    this.setConsumer(setup, producer);
+    return found;
+  }
+
+  setConsumer({ device }: Setup, consumer: number): void {
+    const at = FAULT_REGION + BigInt(SoftiommuFaultRegionHeader.offsets.consumer);
+    this.task.pwrite(device, at, new Uint8Array(new Uint32Array([consumer]).buffer));
+  }
+
+  /** PAGE_RESPONSE, with a PASID where one is given. */
+  respond(container: number, members: ResponseWrite): number {
+    const data = vsva.IommuPageResponse.bytes({
+      argsz: vsva.IommuPageResponse.size,
+      version: 1,
+      flags: members.pasid === undefined ? 0 : vsva.IOMMU_PAGE_RESP_PASID_VALID,
+      ...members,
+    });
+    return this.operate(container, SOFTIOMMU_NESTING_OP_PAGE_RESPONSE, data);
   }
 }

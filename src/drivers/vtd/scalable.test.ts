@@ -152,6 +152,7 @@ describe("what a unit lacks", () => {
       pasidBits: 8,
       nesting: true,
       ats: true,
+      pageRequests: true,
       pasidExecute: true,
       pasidPrivileged: true,
     });

@@ -2,8 +2,12 @@
 import type { Group } from "../../iommu/core.ts";
 import type { NestedDomain } from "../../iommu/driver.ts";
 import type { PasidSet, PasidUser } from "../../iommu/pasids.ts";
+import type { Task } from "../../kernel/call.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import type { VfioContext } from "../context.ts";
+import type { FaultOwner } from "../fault-region.ts";
 import type { ChangedRange, NestingFormat } from "./format.ts";
+import { GuestFaults } from "./guest-faults.ts";
 
 export interface Bound {
   readonly group: Group;
@@ -18,11 +22,14 @@ export interface Bound {
   readonly gone: (binding: Binding) => void;
 }
 
-export class Binding implements PasidUser {
+export class Binding implements PasidUser, FaultOwner {
   readonly #bound: Bound;
+  readonly #faults: GuestFaults;
 
-  constructor(bound: Bound) {
+  /** The devices have it by now. */
+  constructor(context: VfioContext, bound: Bound) {
     this.#bound = bound;
+    this.#faults = new GuestFaults(context, { ...bound, under: this });
   }
 
   get pasid(): number {
@@ -30,6 +37,10 @@ export class Binding implements PasidUser {
   }
   get set(): PasidSet {
     return this.#bound.set;
+  }
+
+  ownedBy(task: Task): boolean {
+    return this.set.isOf(task);
   }
 
   /** Whether the host or the guest calls it so. */
@@ -42,6 +53,7 @@ export class Binding implements PasidUser {
   unbind(): void {
     const { group, nested, set, pasid, gone } = this.#bound;
     group.detach(pasid);
+    this.#faults.close();
     nested.free();
     set.unuse(pasid, this);
     gone(this);

@@ -19,6 +19,14 @@ export interface ChangedRange {
   readonly leavesOnly: boolean;
 }
 
+/** What the unit and all devices of the container have. */
+export interface DevicesHave {
+  /** Bits of PASIDs that mean one address space on the whole machine; 0: there are none. */
+  readonly pasidBits: number;
+  /** Page requests can be passed on. */
+  readonly pageRequests: boolean;
+}
+
 export interface NestingFormat {
   /** IOMMU_PASID_FORMAT_*. */
   readonly number: number;
@@ -26,8 +34,8 @@ export interface NestingFormat {
   readonly hardwareType: number;
   /** Why guests' tables cannot be nested on a machine with these units; undefined: they can. */
   unfit(units: readonly NamedUnit[]): string | undefined;
-  /** The capability's information for a container on the unit; PASIDs have so many bits, 0: there are none. */
-  info(unit: HardwareInfo, pasidBits: number): NestingInfo;
+  /** The capability's information for a container on the unit. */
+  info(unit: HardwareInfo, devices: DevicesHave): NestingInfo;
   /** The driver's data for a table that is bound. Throws EINVAL for what cannot be, EOPNOTSUPP for what the unit has not. */
   tableOf(data: BindData, unit: HardwareInfo): UserData;
   /** The driver's data for a range that changed; undefined: everything. */

@@ -28,6 +28,7 @@ import {
   IommuFault,
 } from "../../uapi/vsva.ts";
 import type { VfioContext } from "../context.ts";
+import type { FaultOwner } from "../fault-region.ts";
 
 /** A response names no function: numbers of groups say which of the IOMMU group's functions they are of. */
 const NUMBER_BITS = 16;
@@ -52,7 +53,7 @@ export interface FaultScope {
   /** The guest's name of it; undefined: the host's. */
   readonly guestPasid: number | undefined;
   /** Whose tables they are: responses find their groups by it. */
-  readonly under: object;
+  readonly under: FaultOwner;
 }
 
 export class GuestFaults {

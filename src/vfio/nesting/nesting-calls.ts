@@ -6,6 +6,7 @@
 import type { Call } from "../../kernel/call.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import {
+  SOFTIOMMU_NESTING_OP_PAGE_RESPONSE,
   SOFTIOMMU_VFIO_INFO_CAP_PASID_QUOTA,
   SoftiommuVfioInfoCapPasidQuota,
 } from "../../uapi/extensions.ts";
@@ -32,6 +33,7 @@ import { bindTable, unbindTable } from "./bind-calls.ts";
 import { invalidateCaches } from "./invalidate-call.ts";
 import type { Nesting } from "./nesting.ts";
 import { type NestingOp, requireFeature } from "./operation.ts";
+import { respondToGroup } from "./respond-call.ts";
 
 /** One call on a nesting container; `undefined` when it knows no such request. */
 export const nestingCall = (
@@ -89,6 +91,7 @@ const OPERATIONS: ReadonlyMap<number, NestingOp> = new Map([
   [VFIO_IOMMU_NESTING_OP_BIND_PGTBL, bindTable],
   [VFIO_IOMMU_NESTING_OP_UNBIND_PGTBL, unbindTable],
   [VFIO_IOMMU_NESTING_OP_CACHE_INVLD, invalidateCaches],
+  [SOFTIOMMU_NESTING_OP_PAGE_RESPONSE, respondToGroup],
 ]);
 
 const operate = (nesting: Nesting, call: Call, at: bigint): number => {

@@ -12,6 +12,7 @@ import type { PasidSet } from "../../iommu/pasids.ts";
 import type { Task } from "../../kernel/call.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { VfioContext } from "../context.ts";
+import type { FaultRegion } from "../fault-region.ts";
 import { Type1 } from "../type1.ts";
 import { Binding } from "./binding.ts";
 import type { BindData, NestingFormat, NestingInfo } from "./format.ts";
@@ -78,7 +79,7 @@ export class Nesting {
   /** What the capability says, once a group is attached. */
   get info(): NestingInfo {
     const { format, info } = this.#attached;
-    return format.info(info, this.pasidBits);
+    return format.info(info, { pasidBits: this.pasidBits, pageRequests: this.#asksForPages });
   }
   /** Bits of the PASIDs that can be bound; 0: the unit has none. */
   get pasidBits(): number {
@@ -88,6 +89,17 @@ export class Nesting {
   /** What its unit takes: the format's own requests are made from it. */
   get format(): NestingFormat {
     return this.#attached.format;
+  }
+
+  /** Where its devices' faults are told. */
+  get faultRegions(): readonly FaultRegion[] {
+    const devices = this.#group?.devices ?? [];
+    return devices.flatMap(({ name }) => this.#context.device(name)?.faults ?? []);
+  }
+
+  /** Page requests of every device can be passed on. */
+  get #asksForPages(): boolean {
+    return (this.#group?.devices ?? []).every(({ capabilities }) => capabilities.pageRequests);
   }
 
   get #attached(): KnownUnit {
@@ -173,6 +185,12 @@ export class Nesting {
     return own;
   }
 
+  /** Throws what `ownerOf` throws, unless a table that is bound is called so. */
+  requireKnown(task: Task, pasid: number): void {
+    if ([...this.bindings].some((binding) => binding.isCalled(BigInt(pasid)))) return;
+    this.ownerOf(task, BigInt(pasid));
+  }
+
   bindingOf(pasid: number): Binding | undefined {
     return this.#bindings.get(pasid);
   }
@@ -196,7 +214,10 @@ export class Nesting {
     const { driver, function: requester } = group.devices[0]!;
     const table = format.tableOf(data, info);
     const parent = this.type1.domainOf(group)!;
-    const nested = driver.allocateNested!(requester, parent, table, { pasid: true });
+    const nested = driver.allocateNested!(requester, parent, table, {
+      pasid: true,
+      faults: this.#asksForPages,
+    });
     try {
       group.attach(nested, pasid);
     } catch (error) {
@@ -204,7 +225,7 @@ export class Nesting {
       throw error;
     }
     const gone = (binding: Binding) => this.#bindings.delete(binding.pasid);
-    const binding = new Binding({ group, nested, set, pasid, guestPasid, gone });
+    const binding = new Binding(this.#context, { group, nested, set, pasid, guestPasid, gone });
     this.#bindings.set(pasid, binding);
     set.use(pasid, binding);
   }

@@ -36,7 +36,7 @@ export const readData = <F extends Members>(
 /** EINVAL for another version than 1, and for padding that is not 0. */
 export const requireForm = (
   { nesting }: Operation,
-  { version, padding }: { readonly version: number; readonly padding: readonly number[] },
+  { version, padding = [] }: { readonly version: number; readonly padding?: readonly number[] },
 ): void => {
   if (version !== 1)
     throw new LinuxError("EINVAL", `version ${version} of the data; 1 is known`, nesting.name);

@@ -44,15 +44,19 @@ export const respondToGroup = (operation: Operation): void => {
   const found = nesting.faultRegions.flatMap((region) =>
     region.waiting.filter(asked).map((group) => ({ region, group })),
   );
-  const own = found.find(({ group }) => nesting.owns(call.task, group.under));
+  const own = found.find(({ group }) => group.under.ownedBy(call.task));
   if (own) {
     own.region.answer((group) => group === own.group, code);
     return;
   }
   const what = `group ${grpid} ${pasid === undefined ? "without PASID" : `of PASID ${pasid}`}`;
   if (found.length > 0)
-    throw new LinuxError("EACCES", `${what} is of another address space, not of ${call.task.name}`, nesting.name);
-  if (pasid !== undefined) nesting.checkOwner(call.task, pasid);
+    throw new LinuxError(
+      "EACCES",
+      `${what} is of another address space, not of ${call.task.name}`,
+      nesting.name,
+    );
+  if (pasid !== undefined) nesting.requireKnown(call.task, pasid);
   throw new LinuxError(
     "ENOENT",
     `no page request of ${what} waits for an answer: it was answered, or denied with its table or device`,

@@ -6,6 +6,7 @@
 import { CapRegister, EcapRegister } from "../../hardware/vtd/spec.ts";
 import type { HardwareInfo } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import { IOMMU_NESTING_FEAT_PAGE_RESP } from "../../uapi/extensions.ts";
 import type { BitField } from "../../uapi/layout.ts";
 import {
   IOMMU_HW_INFO_TYPE_INTEL_VTD,
@@ -112,20 +113,20 @@ const checkTable = ({ addr_width: width, gpgd }: BindData, cap: bigint): void =>
     throw new LinuxError("EINVAL", `gpgd ${hex(gpgd)}: a table begins at a multiple of 0x1000`);
 };
 
+const FEATURES =
+  IOMMU_NESTING_FEAT_SYSWIDE_PASID | IOMMU_NESTING_FEAT_BIND_PGTBL | IOMMU_NESTING_FEAT_CACHE_INVLD;
+
 export const vtdFormat: NestingFormat = {
   number: IOMMU_PASID_FORMAT_INTEL_VTD,
   hardwareType: IOMMU_HW_INFO_TYPE_INTEL_VTD,
   unfit,
 
-  info(unit, pasidBits) {
+  info(unit, { pasidBits, pageRequests }) {
     const { cap, ecap } = registersOf(unit);
     return {
       argsz: IommuNestingInfo.size,
       format: IOMMU_PASID_FORMAT_INTEL_VTD,
-      features:
-        pasidBits === 0
-          ? 0
-          : IOMMU_NESTING_FEAT_SYSWIDE_PASID | IOMMU_NESTING_FEAT_BIND_PGTBL | IOMMU_NESTING_FEAT_CACHE_INVLD,
+      features: pasidBits === 0 ? 0 : FEATURES | (pageRequests ? IOMMU_NESTING_FEAT_PAGE_RESP : 0),
       addr_width: has(FL5LP, cap) ? 57 : 48,
       pasid_bits: pasidBits,
       vendor: { vtd: { cap_reg: masked(CAP_FIELDS, cap), ecap_reg: masked(ECAP_FIELDS, ecap) } },
