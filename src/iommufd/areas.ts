@@ -86,19 +86,18 @@ export class AreaMap {
       : undefined;
   }
 
-  /** Areas that touch the range, in order. */
-  within({ start, last }: AddressRange): Area[] {
+  /** Areas that touch the range, in order; only those that are asked for are looked up. The map may be searched meanwhile. */
+  *within({ start, last }: AddressRange): Iterable<Area> {
     const map = this.#map;
-    const found: Area[] = [];
     const [endPage, endOffset] = [pageOf(last), offsetOf(last)];
     let more = map.overlaps(pageOf(start), offsetOf(start), endPage, endOffset);
     while (more) {
       const { startPage, startOffset } = map;
       if (startPage > endPage || (startPage === endPage && startOffset > endOffset)) break;
-      found.push(map.value);
+      yield map.value;
+      map.seek(startPage, startOffset);
       more = map.next();
     }
-    return found;
   }
 
   /** Every area from `iova` on with the part of it that is meant. Throws ENOENT at a hole. */

@@ -1,12 +1,13 @@
 /** The content of an IOAS against a list of areas that is searched from end to end. */
 import fc from "fast-check";
-import { afterAll, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it, vi } from "vitest";
 import { ModelHost } from "../../test/support/model-host.ts";
+import { IntervalMap } from "../base/interval-map.ts";
 import { type PagingDomain, Protection } from "../iommu/driver.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { type AccessPin, createAccess } from "./access.ts";
-import { PAGE_BYTES } from "./address.ts";
+import { MAX_ADDRESS, PAGE_BYTES } from "./address.ts";
 import { IommufdContext } from "./context.ts";
 import { IommufdSubsystem } from "./file.ts";
 import { Ioas } from "./ioas.ts";
@@ -485,6 +486,45 @@ describe("a domain with several apertures", () => {
     pagetable.detachDomain(two);
     expect(pagetable.space.usable).toEqual([{ start: 0x2000n, last: 0x2_7fffn }]);
     pagetable.detachDomain(other);
+  });
+});
+
+describe("unmapping everything", () => {
+  const host = new ModelHost();
+  const iommufd = new IommufdSubsystem(host);
+  afterAll(() => host.memory.close());
+  const AREAS = 5000;
+
+  it("looks at what goes and at what stops it, not at the areas behind, however often it is tried", () => {
+    const context = new IommufdContext(iommufd.system, "iommufd");
+    const task = new ModelTask(host.memory);
+    task.memory.map(USER, PAGE_BYTES);
+    const ioas = context.add(new Ioas(context));
+    const { pagetable } = ioas;
+    const pages = new Pages(new UserSource(task.memory, BigInt(USER), PAGE_BYTES), true, context.payer(task));
+    const at = (area: number) => BigInt(area * 2 * PAGE_BYTES);
+    for (let area = 1; area <= AREAS; area++)
+      pagetable.map([{ pages, start: 0n, length: BigInt(PAGE_BYTES) }], BOTH, at(area));
+    const access = createAccess(context, { pins: true, unmap: () => {} });
+    access.attach(ioas.id);
+    const pin = access.pin(at(3), BigInt(PAGE_BYTES), true);
+    const seeks = vi.spyOn(IntervalMap.prototype, "seek");
+    const nexts = vi.spyOn(IntervalMap.prototype, "next");
+    const everything = () => pagetable.unmap(0n, MAX_ADDRESS);
+    expect(everything()).toEqual({ bytes: BigInt(2 * PAGE_BYTES), done: false });
+    for (let again = 0; again < 20; again++) expect(everything()).toEqual({ bytes: 0n, done: false });
+    expect(seeks.mock.calls.length + nexts.mock.calls.length).toBeLessThan(200);
+    vi.restoreAllMocks();
+    // Given up, the area is as any other; then all of it goes.
+    expect(() => access.pin(at(3), BigInt(PAGE_BYTES), true)).toThrow("is being unmapped");
+    pagetable.keep(0n, MAX_ADDRESS);
+    access.pin(at(3), BigInt(PAGE_BYTES), true).release();
+    pin.release();
+    expect(everything()).toEqual({ bytes: BigInt((AREAS - 2) * PAGE_BYTES), done: true });
+    expect(pagetable.areas.size).toBe(0);
+    access.destroy();
+    context.release();
+    task.exit();
   });
 });
 

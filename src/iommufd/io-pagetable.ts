@@ -53,6 +53,8 @@ export class IoPagetable implements PageMapper {
   readonly #domains: Domains;
   readonly #placer: Placer;
   readonly #holders = new Set<PinHolder>();
+  /** Areas that unmaps wait for. */
+  readonly #leaving = new Set<Area>();
   #alignment = 1n;
 
   constructor(context: IommufdContext, name: () => string) {
@@ -146,21 +148,21 @@ export class IoPagetable implements PageMapper {
    * needed) comes as `error`: areas before are gone then.
    */
   unmap(start: bigint, last: bigint): Unmapped {
-    const areas = this.#areas.within({ start, last });
-    const first = areas[0];
-    if (!first) {
-      if (start === 0n && last === MAX_ADDRESS) return { bytes: 0n, done: true };
-      return { bytes: 0n, done: true, error: this.#nothingIn({ start, last }) };
-    }
-    let count = 0;
+    const going: Area[] = [];
+    let stopped: Area | undefined;
     let error: LinuxError | undefined;
-    for (const area of areas) {
+    for (const area of this.#areas.within({ start, last })) {
       error = this.#unmappable(area, { start, last });
-      if (error || !this.#quiesce(area)) break;
-      count += 1;
+      if (error || !this.#quiesce(area)) {
+        stopped = area;
+        break;
+      }
+      going.push(area);
     }
-    const bytes = this.#take(areas.slice(0, count));
-    return error ? { bytes, done: true, error } : { bytes, done: count === areas.length };
+    if (!stopped && going.length === 0 && !(start === 0n && last === MAX_ADDRESS))
+      return { bytes: 0n, done: true, error: this.#nothingIn({ start, last }) };
+    const bytes = this.#take(going);
+    return error ? { bytes, done: true, error } : { bytes, done: !stopped };
   }
 
   /** Adjacent areas go. */
@@ -218,6 +220,7 @@ export class IoPagetable implements PageMapper {
     const low = { ...area, length: iova - area.iova };
     const high = { ...area, iova, start: area.start + low.length, length: area.length - low.length };
     if (this.#domains.any && lastPage(low) === firstPage(high)) area.pages.hold(lastPage(low), lastPage(low));
+    if (this.#leaving.delete(area)) for (const part of [low, high]) this.#leaving.add(part);
     this.#areas.remove([area]);
     this.#areas.add(low);
     this.#areas.add(high);
@@ -227,7 +230,11 @@ export class IoPagetable implements PageMapper {
 
   /** The unmap that was waited for is given up: the areas may be used again. */
   keep(start: bigint, last: bigint): void {
-    for (const area of this.#areas.within({ start, last })) area.leaving = false;
+    for (const area of this.#leaving)
+      if (area.iova <= last && lastOf(area) >= start) {
+        area.leaving = false;
+        this.#leaving.delete(area);
+      }
   }
 
   /** Everything goes; no domain and no access is left. */
@@ -375,6 +382,7 @@ export class IoPagetable implements PageMapper {
   #quiesce(area: Area): boolean {
     if (area.accesses === 0) return true;
     area.leaving = true;
+    this.#leaving.add(area);
     for (const holder of this.#holders) holder.unmap(area.iova, area.length);
     return area.accesses === 0;
   }
@@ -395,6 +403,7 @@ export class IoPagetable implements PageMapper {
 
   /** It is not in the map any more, and domains do not map it. */
   #drop(area: Area): void {
+    this.#leaving.delete(area);
     area.pages.drop(this);
     const { live, events } = this.#context.system;
     live.areas -= 1;
