@@ -11,7 +11,8 @@ import { WorkQueue } from "../base/scheduler.ts";
 import { FaultInjection } from "../kernel/fault-injection.ts";
 import { type LiveCounts, Machine } from "../machine/machine.ts";
 import type { MachineDescription } from "../machine/schema.ts";
-import { ROUTED, writeTree } from "../machine/sysfs.ts";
+import { ROUTED } from "../machine/sysfs.ts";
+import { ShownTree } from "../machine/tree.ts";
 import { ClientFiles } from "./client-files.ts";
 import { handlers as adoptHandlers, ProcessMemory } from "./process-memory.ts";
 import { AttachServer } from "./server.ts";
@@ -41,9 +42,11 @@ export class Host {
       existsSync(`/proc/${pid}/task/${tid}`),
     );
     this.folder = mkdtempSync(join(runsFolder(), "softiommu-"));
+    const shadowRoot = join(this.folder, "tree");
+    const tree = new ShownTree(shadowRoot, () => this.#show(tree));
     this.server = new AttachServer({
       nodes: () => this.machine.nodes(),
-      attribute: (path, task) => faults.node(path, task) ?? this.machine.parameters.get(path),
+      attribute: (path, task) => faults.node(path, task) ?? tree.attribute(path),
       allocations: this.machine.allocations,
       events,
       clock,
@@ -57,8 +60,7 @@ export class Host {
       ...(onBug && { onBug }),
     });
     try {
-      const shadowRoot = join(this.folder, "tree");
-      writeTree(this.machine.tree(), shadowRoot);
+      tree.show(this.machine.tree());
       this.server.addTree({ shadowRoot, routed: ROUTED });
       this.server.start();
     } catch (error) {
@@ -74,6 +76,12 @@ export class Host {
   /** What exists because of clients; all zero when they are gone. */
   live(): LiveCounts {
     return { ...this.machine.live(), ...this.server.live };
+  }
+
+  /** Files and nodes as they are now. */
+  #show(tree: ShownTree): void {
+    tree.show(this.machine.tree());
+    this.server.refreshNodes();
   }
 
   stop(): void {

@@ -60,6 +60,10 @@ describe("docs/machine-files.md", () => {
     },
   );
 
+  it("has the settings of mediated devices", () => {
+    expect(rowsUnder("### `mdevs`")).toEqual(rowsOf(inner(machine.entries!["mdevs"]!).item!));
+  });
+
   it("has the settings of reserved memory and of BARs", () => {
     const reserved = inner(units[0]!.entries!["reserved-memory"]!).item!;
     expect(rowsUnder("#### `reserved-memory`")).toEqual(rowsOf(reserved));

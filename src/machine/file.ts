@@ -149,6 +149,40 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
         text: `no unit is named ${device.unit}; there is ${[...units].join(", ")}`,
       });
   });
+  return [...complaints, ...checkMdevs(machine)];
+};
+
+/** Mediated devices have a parent with work queues; its group is its driver's alone. */
+const checkMdevs = ({ devices, mdevs, extensions }: MachineDescription): Complaint[] => {
+  const complaints: Complaint[] = [];
+  const parents = devices.filter(({ model }) => model === "queues");
+  devices.forEach(({ model, group }, index) => {
+    const shared = group !== undefined && devices.filter((other) => other.group === group).length > 1;
+    if (model === "queues" && shared)
+      complaints.push({
+        path: ["devices", index, "group"],
+        text: "a function with work queues belongs to a driver of the host, and so does its group; it cannot be shared",
+      });
+  });
+  const taken = new Set<string>();
+  mdevs.forEach(({ uuid, parent, type }, index) => {
+    if (taken.has(uuid))
+      complaints.push({
+        path: ["mdevs", index, "uuid"],
+        text: `there is another mediated device ${uuid}`,
+      });
+    taken.add(uuid);
+    if (!parents.some(({ at }) => at === parent))
+      complaints.push({
+        path: ["mdevs", index, "parent"],
+        text: `there is no device of model queues at ${parent}`,
+      });
+    if (type === "queue" && !extensions.includes("vsva2020"))
+      complaints.push({
+        path: ["mdevs", index, "type"],
+        text: "a mediated device that is IOMMU-backed needs extensions: [vsva2020]; one of type software does not",
+      });
+  });
   return complaints;
 };
 

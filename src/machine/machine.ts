@@ -7,8 +7,10 @@ import type { Clock } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import { MockDriver } from "../drivers/mock/driver.ts";
+import { SoftwareDriver } from "../drivers/software/driver.ts";
 import { Access, NO_PASID, Transaction } from "../hardware/unit.ts";
-import { type Group, IommuCore } from "../iommu/core.ts";
+import { AuxiliaryDriver } from "../iommu/auxiliary.ts";
+import { type Device, type Group, IommuCore } from "../iommu/core.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
 import { Pasids } from "../iommu/pasids.ts";
 import { IommufdSubsystem } from "../iommufd/file.ts";
@@ -22,16 +24,21 @@ import type { ExplainStep } from "../pagetable/step.ts";
 import { parseAddress } from "../pci/address.ts";
 import { BareFunction } from "../pci/devices/bare.ts";
 import { Nvme } from "../pci/devices/nvme/nvme.ts";
+import { QueueFunction } from "../pci/devices/queue-function.ts";
+import type { RequestAbilities } from "../pci/devices/requests.ts";
 import { TestFunction } from "../pci/devices/test-function.ts";
 import { HostBridge } from "../pci/dma.ts";
 import type { Endpoint, FunctionContext } from "../pci/pci-function.ts";
 import { placement } from "../pci/placement.ts";
+import { Mdevs } from "../vfio/mdev/mdevs.ts";
+import { QueueParent } from "../vfio/mdev/queue-parent.ts";
 import { VfioSubsystem } from "../vfio/subsystem.ts";
 import type { Break } from "./breaks.ts";
 import { testCommand } from "./mock/test-command.ts";
-import { moduleParameters } from "./parameters.ts";
-import type { DeviceDescription, MachineDescription } from "./schema.ts";
-import { sysfsTree, type TreeEntry } from "./sysfs.ts";
+import { pasidQuota } from "./parameters.ts";
+import type { DeviceDescription, MachineDescription, TestDescription } from "./schema.ts";
+import { sysfsTree } from "./sysfs.ts";
+import type { TreeEntry } from "./tree.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
 
 export interface MachineContext {
@@ -73,13 +80,14 @@ export class Machine {
   readonly pasids: Pasids;
   readonly iommufd: IommufdSubsystem;
   readonly vfio: VfioSubsystem;
-  /** Module parameters that act when they are written, by path. */
-  readonly parameters: ReadonlyMap<string, DeviceNode> = new Map();
+  readonly mdevs: Mdevs;
   readonly #context: MachineContext;
   /** Whose devices the test command makes. */
   readonly #mock: MockDriver | undefined;
+  readonly #software: SoftwareDriver;
   readonly #units = new Map<string, UnitAssembly>();
   readonly #functions: Endpoint[] = [];
+  readonly #domainsAtRest: number;
   readonly #framesAtRest: number;
   readonly #interruptsAtRest: number;
 
@@ -126,6 +134,7 @@ export class Machine {
       ...(this.#mock && { extra: [testCommand(this.#mock, events)] }),
     });
     const vsva2020 = description.extensions.includes("vsva2020");
+    const parents = this.#parents();
     this.vfio = new VfioSubsystem({
       core: this.core,
       msi: this.msi,
@@ -134,8 +143,16 @@ export class Machine {
       vsva2020,
       memory: this.memory,
     });
-    if (vsva2020) this.parameters = moduleParameters(this.pasids);
+    this.#software = new SoftwareDriver(this.memory, events);
+    const { core, vfio, msi, memory, pasids } = this;
+    this.mdevs = new Mdevs({
+      ...{ core, vfio, msi, memory, pasids, software: this.#software, parents, ...context },
+      backed: vsva2020,
+    });
+    for (const { uuid, parent, type } of description.mdevs)
+      this.mdevs.create(parents.find(({ name }) => name === parent)!, type, uuid);
     this.memory.onAllocate = allocatePages;
+    this.#domainsAtRest = this.#domains;
     this.#framesAtRest = this.memory.allocated;
     this.#interruptsAtRest = this.msi.allocated;
   }
@@ -154,27 +171,24 @@ export class Machine {
 
   /** The files programs look at. */
   tree(): TreeEntry[] {
-    return sysfsTree({
+    const own = sysfsTree({
       core: this.core,
       units: [...this.#units.values()].map(({ sysfs }) => sysfs),
       groupNodes: this.vfio.groupNodes,
       deviceNodes: this.vfio.deviceNodes,
       attributes: debugFiles(this.allocations),
-      parameters: [...this.parameters.keys()],
+      mdevs: this.mdevs,
     });
+    return this.description.extensions.includes("vsva2020") ? [...own, pasidQuota(this.pasids)] : own;
   }
 
   live(): LiveCounts {
-    let domains = this.#mock?.domains ?? 0;
     let parked = 0;
-    for (const { driver, bridge } of this.#units.values()) {
-      domains += driver.domains;
-      parked += bridge.parked;
-    }
+    for (const { bridge } of this.#units.values()) parked += bridge.parked;
     return {
       ...this.vfio.live(),
       ...this.iommufd.live(),
-      domains,
+      domains: this.#domains - this.#domainsAtRest,
       parked,
       pasids: this.pasids.ofUsers,
       interrupts: this.msi.allocated - this.#interruptsAtRest,
@@ -183,23 +197,32 @@ export class Machine {
     };
   }
 
+  get #domains(): number {
+    let domains = (this.#mock?.domains ?? 0) + this.#software.domains;
+    for (const { driver } of this.#units.values()) domains += driver.domains;
+    return domains;
+  }
+
   /** One access of a device, or of a PASID of it, told step by step, without any effect. Undefined when there is no such device. */
   explain(device: string, iova: bigint, write: boolean, pasid = NO_PASID): Iterable<ExplainStep> | undefined {
     const found = this.core.devices.get(device);
-    const assembly = found && this.#units.get(found.driver.name);
-    if (!found || !assembly) return undefined;
+    const unit = found && (this.#units.get(found.driver.name)?.unit ?? this.#software.unitOf(found.function));
+    if (!found || !unit) return undefined;
+    const { driver, function: requester } = found;
+    const own = driver instanceof AuxiliaryDriver ? driver.defaultOf(requester) : NO_PASID;
     const transaction = new Transaction();
-    transaction.rid = found.function.rid;
-    transaction.pasid = pasid;
+    transaction.rid = requester.rid;
+    transaction.pasid = pasid === NO_PASID ? own : pasid;
     transaction.lo = Number(iova & 0xffff_ffffn);
     transaction.hi = Number((iova >> 32n) & 0xffff_ffffn);
     transaction.access = write ? Access.write : Access.read;
-    return assembly.unit.explain(transaction);
+    return unit.explain(transaction);
   }
 
   /** Power off: functions give back their files, drivers their tables. Files of clients must have been closed. */
   close(): void {
     for (const device of this.#functions) device.close();
+    for (const parent of this.mdevs.parents) parent.close();
     for (const { driver } of this.#units.values()) driver.close();
     this.msi.close();
     this.memory.close();
@@ -214,6 +237,13 @@ export class Machine {
 
   #unitOf(device: DeviceDescription): string {
     return device.unit ?? this.description.units[0]!.name;
+  }
+
+  /** Functions with work queues belong to their driver, not to VFIO. */
+  #parents(): QueueParent[] {
+    return [...this.core.devices.values()]
+      .filter(({ function: { model } }) => model === "queues")
+      .map((device: Device) => new QueueParent(device, this.msi));
   }
 
   #plug(devices: readonly DeviceDescription[]): void {
@@ -257,6 +287,14 @@ const placeBars = (bars: readonly { readonly kind: "mem32" | "mem64"; readonly s
   });
 };
 
+const abilitiesOf = (device: TestDescription): RequestAbilities => ({
+  pasidBits: device["pasid-bits"],
+  execute: device["execute-requests"],
+  privileged: device["privileged-requests"],
+  deviceTlb: device["device-tlb"],
+  pageRequests: device["page-requests"],
+});
+
 const makeFunction = (device: DeviceDescription, context: FunctionContext): Endpoint => {
   switch (device.model) {
     case "nvme": {
@@ -270,13 +308,9 @@ const makeFunction = (device: DeviceDescription, context: FunctionContext): Endp
       });
     }
     case "test":
-      return new TestFunction(context, [], {
-        pasidBits: device["pasid-bits"],
-        execute: device["execute-requests"],
-        privileged: device["privileged-requests"],
-        deviceTlb: device["device-tlb"],
-        pageRequests: device["page-requests"],
-      });
+      return new TestFunction(context, [], abilitiesOf(device));
+    case "queues":
+      return new QueueFunction(context, device.queues, abilitiesOf(device));
     case "bare":
       return new BareFunction(context, placeBars(device.bars));
   }

@@ -40,7 +40,8 @@ const vtd = vtdHost(
 `,
 );
 const vtdVsva = `# An Intel host with the interface for virtual SVA that was proposed in 2020, which Linux does not have: containers of
-# the nesting type on one VT-d unit in scalable mode, and two DMA test functions whose requests carry PASIDs.
+# the nesting type on one VT-d unit in scalable mode, two DMA test functions whose requests carry PASIDs, and a function
+# with work queues, two of which are mediated devices.
 name: vtd-vsva
 extensions: [vsva2020]
 pasids:
@@ -63,6 +64,16 @@ devices:
     at: 0000:05:00.0
   - model: test
     at: 0000:06:00.0
+  - model: queues               # belongs to a driver of the host, which makes mediated devices of its queues
+    at: 0000:07:00.0
+    queues: 4
+mdevs:                          # others come and go in /sys/bus/pci/devices/0000:07:00.0/mdev_supported_types
+  - uuid: 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001
+    parent: 0000:07:00.0
+    type: queue                 # a work queue of its own, on an auxiliary domain
+  - uuid: 83b8f4f2-509f-382f-3c1e-e6bfe0fa1002
+    parent: 0000:07:00.0
+    type: queue
 `;
 
 const vtdLegacy = vtdHost("vtd-legacy", "in legacy mode", "");

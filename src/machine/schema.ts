@@ -120,15 +120,23 @@ const nvme = v.strictObject({
   serial: v.optional(v.pipe(v.string(), v.maxLength(20, "at most 20 characters"))),
 });
 
-const test = v.strictObject({
-  model: v.literal("test"),
-  ...common,
+/** What the requests of a function can be. */
+const requests = {
   "pasid-bits": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(20)), 20),
   "execute-requests": v.optional(v.boolean(), true),
   "privileged-requests": v.optional(v.boolean(), true),
   "device-tlb": v.optional(v.boolean(), true),
   /** How many it can have asked for at a time; without `device-tlb` it asks for none. */
   "page-requests": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(512)), 32),
+};
+
+const test = v.strictObject({ model: v.literal("test"), ...common, ...requests });
+
+const queues = v.strictObject({
+  model: v.literal("queues"),
+  ...common,
+  queues: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(64)), 4),
+  ...requests,
 });
 
 const bare = v.strictObject({
@@ -143,8 +151,12 @@ const bare = v.strictObject({
   ),
 });
 
-export const DEVICE_MODELS = ["nvme", "test", "bare"] as const;
-export const deviceSchema = v.variant("model", [nvme, test, bare], `one of ${DEVICE_MODELS.join(", ")}`);
+export const DEVICE_MODELS = ["nvme", "test", "queues", "bare"] as const;
+export const deviceSchema = v.variant(
+  "model",
+  [nvme, test, queues, bare],
+  `one of ${DEVICE_MODELS.join(", ")}`,
+);
 
 /** What Linux lacks and a machine can have all the same. */
 export const EXTENSIONS = ["vsva2020"] as const;
@@ -161,6 +173,17 @@ const pasids = v.strictObject({
   "host-reserve": v.optional(count, 1024),
 });
 
+const mdev = v.strictObject({
+  uuid: v.pipe(
+    v.string('a UUID, such as "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"'),
+    v.toLowerCase(),
+    v.uuid('a UUID, such as "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"'),
+  ),
+  /** A function with work queues. */
+  parent: slot,
+  type: v.optional(oneOf(["queue", "software"]), "queue"),
+});
+
 export const machineSchema = v.strictObject({
   name: v.pipe(v.string(), v.minLength(1, "a name")),
   /** Seed of everything that is random. */
@@ -168,6 +191,8 @@ export const machineSchema = v.strictObject({
   memory: v.optional(v.strictObject({ ram: v.optional(ram, 2 ** 30) }), {}),
   units: v.array(unitSchema),
   devices: v.array(deviceSchema),
+  /** Mediated devices that are there from the start. */
+  mdevs: v.optional(v.array(mdev), []),
   /** /dev/iommu answers the test command too, which makes devices behind a mock IOMMU. */
   mock: v.optional(v.boolean(), false),
   extensions: v.optional(v.array(oneOf(EXTENSIONS)), []),
@@ -179,4 +204,5 @@ export const machineSchema = v.strictObject({
 export type MachineDescription = v.InferOutput<typeof machineSchema>;
 export type UnitDescription = MachineDescription["units"][number];
 export type DeviceDescription = MachineDescription["devices"][number];
+export type TestDescription = Extract<DeviceDescription, { readonly model: "test" | "queues" }>;
 export type DeviceModel = DeviceDescription["model"];

@@ -1,31 +1,25 @@
 /**
  * The files of a machine that programs look at before they open a device: the PCI, IOMMU and module parts of sysfs and
- * the nodes in /dev/vfio. A list of entries, and its writer into a folder that stands in for the real paths.
- * Left out: attributes that act when written (`driver_override`, `bind`, `sriov_numvfs`).
+ * the nodes in /dev/vfio, as a list of entries (`tree.ts`).
+ * Left out: attributes of PCI functions that act when written (`driver_override`, `bind`, `sriov_numvfs`).
  */
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
-import { dirname, posix } from "node:path";
+import { posix } from "node:path";
 import type { Device, Group, IommuCore } from "../iommu/core.ts";
 import type { DeviceNode } from "../kernel/call.ts";
 import type { PciFunction } from "../pci/function.ts";
-
-export type TreeEntry =
-  | { readonly path: string; readonly kind: "folder" }
-  | {
-      readonly path: string;
-      readonly kind: "file";
-      readonly content: string | Uint8Array;
-      readonly mode?: number;
-    }
-  | { readonly path: string; readonly kind: "link"; readonly target: string };
+import type { Mdevs } from "../vfio/mdev/mdevs.ts";
+import { mdevEntries, QUEUES_DRIVER } from "./mdev-sysfs.ts";
+import { file, folder, homeOf, link, type TreeEntry } from "./tree.ts";
 
 /** What the library asks about instead of the file of that name of any task: whether it is there, and its mode. */
 const TASK_ATTRIBUTES = ["/proc/fail-nth", "/proc/make-it-fail"] as const;
 
 /** Paths that are wholly the machine's: what is not in the tree does not exist. */
 export const ROUTED = [
+  "/sys/bus/mdev",
   "/sys/bus/pci",
   "/sys/class/iommu",
+  "/sys/class/mdev_bus",
   "/sys/class/vfio",
   "/sys/class/vfio-dev",
   "/sys/devices/pci*",
@@ -56,19 +50,12 @@ export interface SysfsSource {
   readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
   /** Paths of files that are served, not written: they are shown empty. */
   readonly attributes: readonly string[];
-  /** Of module parameters that act when they are written; everybody may read them. */
-  readonly parameters: readonly string[];
+  readonly mdevs: Mdevs;
 }
 
 const DRIVER = "vfio-pci";
 const hex = (value: number, digits: number): string => `0x${value.toString(16).padStart(digits, "0")}`;
 
-const folder = (path: string): TreeEntry => ({ path, kind: "folder" });
-const file = (path: string, content: string | Uint8Array): TreeEntry => ({
-  path,
-  kind: "file",
-  content: typeof content === "string" ? `${content}\n` : content,
-});
 /** A file whose content is asked for when it is opened. */
 const served = (path: string, mode: number): TreeEntry => ({
   path,
@@ -76,29 +63,12 @@ const served = (path: string, mode: number): TreeEntry => ({
   content: new Uint8Array(),
   mode,
 });
-/** A relative link, as sysfs has them. */
-const link = (path: string, target: string): TreeEntry => ({
-  path,
-  kind: "link",
-  target: posix.relative(dirname(path), target),
-});
-
-const folderOf = (device: PciFunction): string => {
-  const { segment, bus } = device.address;
-  const root = `${segment.toString(16).padStart(4, "0")}:${bus.toString(16).padStart(2, "0")}`;
-  return `/sys/devices/pci${root}/${device.name}`;
-};
 
 /** Every entry of the machine, folders before what is in them. */
-export const sysfsTree = ({
-  core,
-  units,
-  groupNodes,
-  deviceNodes,
-  attributes,
-  parameters,
-}: SysfsSource): TreeEntry[] => {
+export const sysfsTree = (source: SysfsSource): TreeEntry[] => {
+  const { core, units, groupNodes, deviceNodes, attributes, mdevs } = source;
   const devices = [...core.devices.values()];
+  const functions = devices.filter(({ function: { mediated } }) => !mediated);
   const groups = [...core.groups.values()];
   return [
     ...modules(),
@@ -111,14 +81,19 @@ export const sysfsTree = ({
     folder("/sys/module/iommufd"),
     folder("/dev/vfio"),
     ...attributes.map((path) => served(path, 0o600)),
-    ...parameters.map((path) => served(path, 0o644)),
     ...TASK_ATTRIBUTES.map((path) => served(path, 0o644)),
-    ...units.flatMap((unit) => unitEntries(unit, devices)),
-    ...devices.flatMap(deviceEntries),
+    ...units.flatMap((unit) => unitEntries(unit, functions)),
+    ...functions.flatMap((device) =>
+      deviceEntries(device, deviceNodes.has(device.name) ? DRIVER : QUEUES_DRIVER),
+    ),
+    ...mdevEntries(mdevs),
     ...[...groupNodes.values()].flatMap((node) =>
       nodeEntries(node, `/sys/devices/virtual/vfio/${posix.basename(node.path)}`, "/sys/class/vfio"),
     ),
-    ...devices.flatMap((device) => cdevEntries(device, deviceNodes.get(device.name)!)),
+    ...devices.flatMap((device) => {
+      const node = deviceNodes.get(device.name);
+      return node ? cdevEntries(device, node) : [];
+    }),
     ...groups.flatMap(groupEntries),
   ];
 };
@@ -150,13 +125,14 @@ const unitEntries = (
         ]),
     ...devices
       .filter(({ driver }) => driver.name === name)
-      .map((device) => link(`${home}/devices/${device.name}`, folderOf(device.function))),
+      .map((device) => link(`${home}/devices/${device.name}`, homeOf(device.function))),
     link(`/sys/class/iommu/${name}`, home),
   ];
 };
 
-const deviceEntries = ({ function: device, driver, group }: Device): TreeEntry[] => {
-  const home = folderOf(device);
+/** `bound`: the driver that has it. */
+const deviceEntries = ({ function: device, driver, group }: Device, bound: string): TreeEntry[] => {
+  const home = homeOf(device);
   const config = (offset: number, width: 1 | 2 | 4): number => device.configRead(offset, width);
   const classCode = config(0x08, 4) >>> 8;
   const vendor = config(0x00, 2);
@@ -180,12 +156,12 @@ const deviceEntries = ({ function: device, driver, group }: Device): TreeEntry[]
     file(`${home}/numa_node`, "-1"),
     file(`${home}/local_cpulist`, "0"),
     file(`${home}/enable`, "0"),
-    file(`${home}/driver_override`, DRIVER),
+    file(`${home}/driver_override`, bound === DRIVER ? DRIVER : "(null)"),
     file(`${home}/modalias`, modalias),
     file(
       `${home}/uevent`,
       [
-        `DRIVER=${DRIVER}`,
+        `DRIVER=${bound}`,
         `PCI_CLASS=${upper(classCode, 5)}`,
         `PCI_ID=${upper(vendor, 4)}:${upper(model, 4)}`,
         `PCI_SUBSYS_ID=${upper(subsystemVendor, 4)}:${upper(subsystem, 4)}`,
@@ -195,12 +171,12 @@ const deviceEntries = ({ function: device, driver, group }: Device): TreeEntry[]
     ),
     file(`${home}/config`, configBytes(device)),
     file(`${home}/resource`, resources(device)),
-    link(`${home}/driver`, `/sys/bus/pci/drivers/${DRIVER}`),
+    link(`${home}/driver`, `/sys/bus/pci/drivers/${bound}`),
     link(`${home}/subsystem`, "/sys/bus/pci"),
     link(`${home}/iommu`, `/sys/devices/virtual/iommu/${driver.name}`),
     link(`${home}/iommu_group`, `/sys/kernel/iommu_groups/${group.id}`),
     link(`/sys/bus/pci/devices/${device.name}`, home),
-    link(`/sys/bus/pci/drivers/${DRIVER}/${device.name}`, home),
+    link(`/sys/bus/pci/drivers/${bound}/${device.name}`, home),
   ];
 };
 
@@ -218,8 +194,8 @@ const nodeEntries = ({ path, major, minor }: DeviceNode, home: string, ofClass: 
 
 /** VFIO's character device: programs list `vfio-dev/` of the device, and find the node's numbers in `dev`. */
 const cdevEntries = ({ function: device }: Device, node: DeviceNode): TreeEntry[] => {
-  const home = `${folderOf(device)}/vfio-dev/${posix.basename(node.path)}`;
-  return [...nodeEntries(node, home, "/sys/class/vfio-dev"), link(`${home}/device`, folderOf(device))];
+  const home = `${homeOf(device)}/vfio-dev/${posix.basename(node.path)}`;
+  return [...nodeEntries(node, home, "/sys/class/vfio-dev"), link(`${home}/device`, homeOf(device))];
 };
 
 const groupEntries = (group: Group): TreeEntry[] => {
@@ -231,7 +207,7 @@ const groupEntries = (group: Group): TreeEntry[] => {
     folder(`${home}/devices`),
     file(`${home}/type`, "DMA"),
     file(`${home}/reserved_regions`, ranges.join("\n")),
-    ...group.devices.map((device) => link(`${home}/devices/${device.name}`, folderOf(device.function))),
+    ...group.devices.map((device) => link(`${home}/devices/${device.name}`, homeOf(device.function))),
   ];
 };
 
@@ -257,13 +233,3 @@ const resources = (device: PciFunction): string =>
       (bar.kind === "mem64" ? ResourceFlag.memory64 : 0);
     return `${hex(bar.base, 16)} ${hex(bar.base + bar.size - 1, 16)} ${hex(flags, 16)}`;
   }).join("\n");
-
-/** Writes the tree below `root`, so that `/sys/x` is at `ROOT/sys/x`. */
-export const writeTree = (entries: readonly TreeEntry[], root: string): void => {
-  for (const entry of entries) {
-    const path = `${root}${entry.path}`;
-    mkdirSync(entry.kind === "folder" ? path : dirname(path), { recursive: true });
-    if (entry.kind === "file") writeFileSync(path, entry.content, { mode: entry.mode ?? 0o644 });
-    else if (entry.kind === "link") symlinkSync(entry.target, path);
-  }
-};

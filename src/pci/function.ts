@@ -36,6 +36,8 @@ export interface PciFunction {
   readonly bars: readonly Bar[];
   /** A virtual function (SR-IOV), which shares its PASID capability with its physical one (PCIe §7.8.9). */
   readonly isVirtual?: boolean;
+  /** Made by software upon a part of a function: it is on no bus itself. */
+  readonly mediated?: boolean;
   /** Bytes of config space: 256 or 4096. */
   readonly configSize: number;
   /** The physical config space: what the bus sees. Width 1, 2 or 4; naturally aligned. */

@@ -81,6 +81,8 @@ export interface FunctionShape {
 /** Where a function is plugged in, and what it may use. */
 export interface FunctionContext {
   readonly address: PciAddress;
+  /** Instead of the address. */
+  readonly name?: string;
   /** The bridge of the unit the function is behind. */
   readonly bridge: HostBridge;
   /** Host physical address firmware gives to a BAR: a multiple of its size. */
@@ -124,7 +126,7 @@ export abstract class Endpoint implements PciFunction {
   constructor(shape: FunctionShape, context: FunctionContext) {
     const { address, bridge, scheduler, clock, events = silent } = context;
     this.address = address;
-    this.name = formatAddress(address);
+    this.name = context.name ?? formatAddress(address);
     this.rid = requesterId(address);
     this.model = shape.model;
     this.scheduler = scheduler;

@@ -129,8 +129,10 @@ export class DeviceFile implements KernelFile {
       case VFIO_DEVICE_RESET:
         return this.#reset();
       case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO:
+        this.#requireBus();
         return hotResetInfo(this.#context, this.device, this.#prover, call, argument);
       case VFIO_DEVICE_PCI_HOT_RESET:
+        this.#requireBus();
         return hotReset(this.#context, this.device, this.#prover, call, argument);
       case VFIO_DEVICE_FEATURE:
         return deviceFeature(this.device, call, argument);
@@ -290,6 +292,12 @@ export class DeviceFile implements KernelFile {
       VfioIrqInfo.bytes({ argsz, flags: irqs.flags(index), index, count: irqs.count(index) }),
     );
     return 0;
+  }
+
+  /** A mediated device is on no bus that could be reset. */
+  #requireBus(): void {
+    if (this.device.pci.mediated)
+      throw this.#error("ENOTTY", "a mediated device is on no bus; VFIO_DEVICE_RESET resets it");
   }
 
   #reset(): number {

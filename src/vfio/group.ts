@@ -25,6 +25,7 @@ import { hex, openFile, readArgument } from "./argument.ts";
 import { Container } from "./container.ts";
 import type { VfioContext } from "./context.ts";
 import { DeviceFile } from "./device.ts";
+import { Nesting } from "./nesting/nesting.ts";
 import type { PciDevice } from "./pci-device.ts";
 
 /** Longest device name that is looked for, with its end. */
@@ -87,6 +88,19 @@ export class VfioGroup {
     this.#held = false;
     this.#leaveIommufd();
     this.#settle();
+  }
+
+  /** Throws EBUSY while it, or a device of it, is open; the users of its devices are asked to give them back. */
+  requireIdle(): void {
+    if (!this.#opened && this.#cdevs === 0) return;
+    for (const device of this.#devices.values()) device.askBack();
+    throw new LinuxError("EBUSY", "its group or its device is open; it must be closed first", this.name);
+  }
+
+  /** The host's PASID that the user of its devices calls so; undefined: there is none. */
+  hostPasid(pasid: number): number | undefined {
+    const iommu = this.#container?.iommu;
+    return iommu instanceof Nesting ? iommu.hostPasid(pasid) : pasid;
   }
 
   /** A device of it is bound as a character device until `releaseCdev`. Throws EBUSY while the group is open. */

@@ -23,7 +23,7 @@ import type { PciDevice } from "./pci-device.ts";
 const onSameBus = (context: VfioContext, device: PciDevice): Device[] => {
   const { segment, bus } = device.pci.address;
   return [...context.core.devices.values()].filter(
-    ({ function: { address } }) => address.segment === segment && address.bus === bus,
+    ({ function: { address, mediated } }) => !mediated && address.segment === segment && address.bus === bus,
   );
 };
 

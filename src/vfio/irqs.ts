@@ -19,6 +19,7 @@ import {
   VFIO_PCI_MSI_IRQ_INDEX,
   VFIO_PCI_MSIX_IRQ_INDEX,
   VFIO_PCI_NUM_IRQS,
+  VFIO_PCI_REQ_IRQ_INDEX,
 } from "../uapi/vfio.ts";
 import type { VfioContext } from "./context.ts";
 import { holdEventfd } from "./held-eventfd.ts";
@@ -112,6 +113,11 @@ export class Interrupts {
   /** The user set or cleared the interrupt disable bit in the command register it sees. */
   disableIntx(disabled: boolean): void {
     this.#intx.disable(disabled);
+  }
+
+  /** The user should give the device back. */
+  request(): void {
+    this.#single.get(VFIO_PCI_REQ_IRQ_INDEX)?.signal();
   }
 
   /** The function was reset: what is in use is programmed again. */

@@ -132,6 +132,11 @@ export class PciDevice {
     this.#bound = undefined;
   }
 
+  /** The user is asked to close it, if it wants to be asked (interrupt index REQ). */
+  askBack(): void {
+    this.#enabled?.irqs.request();
+  }
+
   /**
    * Function-level reset; what VFIO and its user have set in config space, and the interrupts, are set again. Page requests
    * that wait are denied: the function will not know of them.

@@ -1,6 +1,7 @@
 /** VFIO as a whole: the device nodes programs open, and what is alive behind them. */
 import { type EventSink, silent } from "../base/events.ts";
-import type { IommuCore } from "../iommu/core.ts";
+import { Ids } from "../base/ids.ts";
+import type { Group, IommuCore } from "../iommu/core.ts";
 import { Pasids } from "../iommu/pasids.ts";
 import type { DeviceNode, KernelFile } from "../kernel/call.ts";
 import type { MsiController } from "../kernel/msi.ts";
@@ -27,17 +28,16 @@ export interface VfioParts {
 export class VfioSubsystem {
   readonly #context: VfioContext;
   readonly #devices = new Map<string, PciDevice>();
-  readonly #groups: readonly VfioGroup[];
+  /** By number. */
+  readonly #groups = new Map<number, VfioGroup>();
+  readonly #groupNodes = new Map<number, DeviceNode>();
+  readonly #deviceNodes = new Map<string, DeviceNode>();
+  readonly #indices = new Ids();
+  readonly #container: DeviceNode;
   /** Containers that were ever opened. */
   #containers = 0;
-  /** /dev/vfio/vfio and a node for each group, and for each device. */
-  readonly nodes: readonly DeviceNode[];
-  /** The nodes of groups, by the group's number. */
-  readonly groupNodes: ReadonlyMap<number, DeviceNode>;
-  /** The nodes of devices, by the device's name. */
-  readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
 
-  /** Takes the devices that the core has at this moment. */
+  /** Takes the devices that the core has at this moment, without those of groups that somebody owns: a driver of the host. */
   constructor({ core, msi, events = silent, pasids, vsva2020 = false, memory }: VfioParts) {
     this.#context = {
       core,
@@ -50,25 +50,62 @@ export class VfioSubsystem {
       groupOf: (file: KernelFile) => (file instanceof GroupFile ? file.group.group : undefined),
       device: (name) => this.#devices.get(name),
     };
-    this.#groups = [...core.groups.values()].map((group) => {
-      const own = new Map(group.devices.map((device) => [device.name, new PciDevice(this.#context, device)]));
-      for (const [name, device] of own) this.#devices.set(name, device);
-      return new VfioGroup(this.#context, group, own);
-    });
-    const cdevs = this.#groups.flatMap((group) =>
-      [...group.devices.values()].map((device) => new Cdev(this.#context, group, device)),
+    this.#container = containerNode(() => new Container(this.#context, ++this.#containers));
+    for (const group of core.groups.values()) if (!group.owned) this.admit(group);
+  }
+
+  /** /dev/vfio/vfio and a node for each group, and for each device. */
+  get nodes(): readonly DeviceNode[] {
+    return [this.#container, ...this.#groupNodes.values(), ...this.#deviceNodes.values()];
+  }
+  /** The nodes of groups, by the group's number. */
+  get groupNodes(): ReadonlyMap<number, DeviceNode> {
+    return this.#groupNodes;
+  }
+  /** The nodes of devices, by the device's name. */
+  get deviceNodes(): ReadonlyMap<string, DeviceNode> {
+    return this.#deviceNodes;
+  }
+
+  /** A group with its devices is VFIO's from now on. */
+  admit(group: Group): void {
+    const own = new Map(group.devices.map((device) => [device.name, new PciDevice(this.#context, device)]));
+    const admitted = new VfioGroup(this.#context, group, own);
+    this.#groups.set(group.id, admitted);
+    this.#groupNodes.set(
+      group.id,
+      groupNode(group.id, () => admitted.open()),
     );
-    this.deviceNodes = new Map(
-      cdevs.map((cdev, index) => [cdev.device.name, deviceNode(index, () => cdev.open())]),
-    );
-    this.groupNodes = new Map(
-      this.#groups.map((group) => [group.group.id, groupNode(group.group.id, () => group.open())]),
-    );
-    this.nodes = [
-      containerNode(() => new Container(this.#context, ++this.#containers)),
-      ...this.groupNodes.values(),
-      ...this.deviceNodes.values(),
-    ];
+    for (const [name, device] of own) {
+      const cdev = new Cdev(this.#context, admitted, device);
+      this.#devices.set(name, device);
+      this.#deviceNodes.set(
+        name,
+        deviceNode(this.#indices.take(), () => cdev.open()),
+      );
+    }
+  }
+
+  /**
+   * The group with its devices is VFIO's no more. Throws EBUSY while it is in use; whoever uses its devices has then been
+   * asked to give them back (interrupt index REQ).
+   */
+  expel(group: Group): void {
+    const known = this.#groups.get(group.id);
+    if (!known) return;
+    known.requireIdle();
+    for (const { name } of group.devices) {
+      this.#indices.give(this.#deviceNodes.get(name)!.minor);
+      this.#deviceNodes.delete(name);
+      this.#devices.delete(name);
+    }
+    this.#groupNodes.delete(group.id);
+    this.#groups.delete(group.id);
+  }
+
+  /** The host's PASID that the user of the group's devices calls so; undefined: there is none. */
+  hostPasid(group: Group, pasid: number): number | undefined {
+    return this.#groups.get(group.id)?.hostPasid(pasid);
   }
 
   /** The node of a path, "/dev/vfio/3". */

@@ -37,6 +37,9 @@ const CONFIG = 7;
 export const FAULT_REGION = regionOffset(9);
 const bar = (offset: number): bigint => regionOffset(0) + BigInt(offset);
 
+/** The preset without its mediated devices, which need the extension and PASIDs. */
+export const withoutMdevs = (text: string): string => text.slice(0, text.indexOf("\nmdevs:") + 1);
+
 /** A machine made of the preset `vtd-vsva`, of which `edit` changes the text. */
 export class NestingRig {
   readonly work = new WorkQueue();

@@ -31,7 +31,9 @@ static long routed_open(int dirfd, const char *path, const char *shadow, int fla
 {
     char attribute[PATH_MAX];
     const char *known = task_attribute(dirfd, path, attribute) ? attribute : known_path(shadow);
-    if ((known == attribute || is_served(known)) && !(flags & (O_PATH | O_DIRECTORY))) {
+    /* Attributes of sysfs may act when they are written; the daemon knows which. */
+    bool writes = (flags & O_ACCMODE) != O_RDONLY && strncmp(known, "/sys/", 5) == 0;
+    if ((known == attribute || is_served(known) || writes) && !(flags & (O_PATH | O_DIRECTORY))) {
         long fd = open_node(known, flags);
         if (fd != OPEN_PASS)
             return fd;

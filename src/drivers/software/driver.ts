@@ -50,8 +50,13 @@ export class SoftwareDriver implements IommuDriver {
     this.#units.set(device, unit);
   }
 
+  /** What stands before the device, when it is one of the driver's. */
+  unitOf(device: Requester): SoftwareUnit | undefined {
+    return this.#units.get(device);
+  }
+
   probe(device: Requester): DeviceCapabilities {
-    this.#unitOf(device);
+    this.#admitted(device);
     return { cacheCoherent: true, dirtyTracking: false, pasidBits: 0, nesting: false };
   }
 
@@ -82,7 +87,7 @@ export class SoftwareDriver implements IommuDriver {
   }
 
   attach(device: Requester, domain: Domain, pasid?: number): void {
-    const unit = this.#unitOf(device);
+    const unit = this.#admitted(device);
     if (pasid !== undefined)
       throw new LinuxError("EINVAL", `PASID ${pasid}: a device made by software has none`, device.name);
     const next = domain instanceof SoftwareDomain ? domain : fixed(domain);
@@ -94,7 +99,7 @@ export class SoftwareDriver implements IommuDriver {
     unit.domain = next;
   }
 
-  #unitOf(device: Requester): SoftwareUnit {
+  #admitted(device: Requester): SoftwareUnit {
     const unit = this.#units.get(device);
     if (unit) return unit;
     throw new LinuxError("ENODEV", "it is no device made by software", device.name);

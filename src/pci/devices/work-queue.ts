@@ -49,6 +49,8 @@ export const QueueError = {
   FULL: 1,
   /** A PASID that the user has not: in the queue's register, or in a descriptor. */
   PASID: 2,
+  /** A descriptor came while the user does not let its device make requests (bus mastering). */
+  MASTER: 3,
 } as const;
 
 /** Offsets in a descriptor. What is not named must be zero. */

@@ -35,6 +35,9 @@ export class Binding implements PasidUser, FaultOwner {
   get pasid(): number {
     return this.#bound.pasid;
   }
+  get guestPasid(): number | undefined {
+    return this.#bound.guestPasid;
+  }
   get set(): PasidSet {
     return this.#bound.set;
   }

@@ -11,6 +11,7 @@ import {
   PAGE,
   type Setup,
   VA,
+  withoutMdevs,
 } from "../../../test/support/nesting-client.ts";
 import { outcome } from "../../../test/support/vfio-client.ts";
 import { TestCommand, TestStatus } from "../../pci/devices/test-function.ts";
@@ -113,7 +114,7 @@ describe("the fault region", () => {
     end();
     begin();
     client.task.exit();
-    const plain = new NestingRig((text) => text.replace("extensions: [vsva2020]", ""));
+    const plain = new NestingRig((text) => withoutMdevs(text).replace("extensions: [vsva2020]", ""));
     const other = plain.client();
     const setup = other.setUp(FIRST, 3);
     expect(outcome(() => other.region(setup.device, 9))).toBe("EINVAL");

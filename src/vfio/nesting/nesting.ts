@@ -108,7 +108,7 @@ export class Nesting {
   }
 
   /**
-   * Gives the group the second stage. Throws EINVAL for a second group, ENOENT where the unit's format of tables is not
+   * Gives the group the second stage. Throws EINVAL for a second group and for devices made by software, ENOENT where the unit's format of tables is not
    * known, EOPNOTSUPP where nesting is off or the unit has no second stage, and what attaching to a domain throws.
    */
   attach(group: Group): void {
@@ -119,6 +119,12 @@ export class Nesting {
         this.name,
       );
     const { driver } = group.devices[0]!;
+    if (driver.software)
+      throw new LinuxError(
+        "EINVAL",
+        `${group.devices[0]!.name} is not IOMMU-backed: no unit would walk a guest's tables for it`,
+        this.name,
+      );
     const unit = unitOf(driver);
     if (!unit)
       throw new LinuxError(
@@ -189,6 +195,12 @@ export class Nesting {
   requireKnown(task: Task, pasid: number): void {
     if ([...this.bindings].some((binding) => binding.isCalled(BigInt(pasid)))) return;
     this.ownerOf(task, BigInt(pasid));
+  }
+
+  /** The PASID that has a table and that the guest, or else the host, calls so; undefined: none. */
+  hostPasid(pasid: number): number | undefined {
+    for (const { guestPasid, pasid: host } of this.#bindings.values()) if (guestPasid === pasid) return host;
+    return this.#bindings.get(pasid)?.pasid;
   }
 
   bindingOf(pasid: number): Binding | undefined {

@@ -1,0 +1,109 @@
+/**
+ * The host's driver of a function with work queues: it keeps the function, whose group's DMA it owns, hands its queues to
+ * mediated devices, and takes their interrupts. The function itself has no use of its own for memory; where its unit
+ * translates interrupt messages it has a domain for these.
+ */
+import { AuxiliaryDriver } from "../../iommu/auxiliary.ts";
+import type { Device } from "../../iommu/core.ts";
+import type { PagingDomain } from "../../iommu/driver.ts";
+import type { MsiController } from "../../kernel/msi.ts";
+import { findCapability } from "../../pci/capability-list.ts";
+import { QUEUE_IDENTITY, QueueFunctionRegister } from "../../pci/devices/queue-function.ts";
+import { QueueRegister } from "../../pci/devices/work-queue.ts";
+import {
+  CapabilityId,
+  Command,
+  Header,
+  MsixCapability,
+  MsixControl,
+  MsixEntry,
+  MsixLocation,
+} from "../../pci/spec.ts";
+import { LinuxError } from "../../uapi/errno.ts";
+import { HostQueue } from "./host-queue.ts";
+
+export class QueueParent {
+  readonly device: Device;
+  /** What gives its parts domains of their own. */
+  readonly parts: AuxiliaryDriver;
+  readonly queues: number;
+  readonly #free: HostQueue[];
+  readonly #domain: PagingDomain | undefined;
+
+  /** Throws ENODEV for another function, EBUSY when somebody has its DMA. */
+  constructor(device: Device, msi: MsiController) {
+    const { function: pci, driver, group } = device;
+    group.claim(this);
+    this.device = device;
+    this.parts = new AuxiliaryDriver(device);
+    const command = pci.configRead(Header.COMMAND, 2);
+    pci.configWrite(Header.COMMAND, 2, command | Command.MEMORY_SPACE | Command.BUS_MASTER);
+    if (this.#read(QueueFunctionRegister.IDENTITY) !== QUEUE_IDENTITY)
+      throw new LinuxError("ENODEV", "it is no function with work queues", device.name);
+    this.queues = this.#read(QueueFunctionRegister.QUEUES);
+    this.#free = Array.from({ length: this.queues }, (_, index) => new HostQueue(pci, index));
+    if (driver.doorbell) {
+      this.#domain = driver.allocatePaging(pci, { pasid: true });
+      group.attach(this.#domain);
+    }
+    this.#free.forEach((queue, index) => {
+      queue.set(QueueRegister.VECTOR, index);
+      const { address, data } = msi.allocate(() => queue.onInterrupt(), { source: pci.rid });
+      this.#program(index, driver.doorbell?.(pci, address) ?? address, data);
+    });
+    this.#enableMessages();
+  }
+
+  get name(): string {
+    return this.device.name;
+  }
+
+  /** Queues that nobody has. */
+  get available(): number {
+    return this.#free.length;
+  }
+
+  /** A queue, until it is given back; undefined: somebody has each of them. */
+  take(): HostQueue | undefined {
+    return this.#free.shift();
+  }
+
+  giveBack(queue: HostQueue): void {
+    queue.disable();
+    queue.onInterrupt = () => {};
+    this.#free.push(queue);
+  }
+
+  /** Power off. */
+  close(): void {
+    this.device.group.release(this);
+    this.#domain?.free();
+  }
+
+  #read(register: number): number {
+    const bytes = new Uint8Array(4);
+    this.device.function.barRead(0, register, bytes);
+    return new DataView(bytes.buffer).getUint32(0, true);
+  }
+
+  /** Writes the entry of a vector, unmasked. */
+  #program(vector: number, address: bigint, data: number): void {
+    const pci = this.device.function;
+    const location = [pci.configRead(this.#msix + MsixCapability.TABLE, 4)];
+    const entry = new DataView(new ArrayBuffer(MsixEntry.BYTES));
+    entry.setBigUint64(MsixEntry.ADDRESS, address, true);
+    entry.setUint32(MsixEntry.DATA, data, true);
+    const at = MsixLocation.fields.Offset.get(location) + vector * MsixEntry.BYTES;
+    pci.barWrite(MsixLocation.fields.BIR.get(location), at, new Uint8Array(entry.buffer));
+  }
+
+  #enableMessages(): void {
+    const pci = this.device.function;
+    const at = this.#msix + MsixCapability.MESSAGE_CONTROL;
+    pci.configWrite(at, 2, pci.configRead(at, 2) | MsixControl.fields.Enable.mask);
+  }
+
+  get #msix(): number {
+    return findCapability(this.device.function, CapabilityId.MSIX)!;
+  }
+}
