@@ -2,7 +2,7 @@
  * Why an SMMUv3 refuses a transaction (IHI 0070, §7.3): the event numbers with their words, what a record says besides,
  * and which of them a context or stream may keep from being recorded, or stall.
  */
-import { WalkFault } from "../../pagetable/format.ts";
+import { faultCodes } from "../walk-faults.ts";
 import { EventClass, EventCode } from "./queue-spec.ts";
 
 /** Refused, and no event says so: an aborting stream, GBPA, a record that R forbids is told by its own code. */
@@ -37,23 +37,16 @@ export const describeFault = (code: number): string => {
 export const isTranslationFault = (code: number): boolean =>
   code >= EventCode.F_TRANSLATION && code <= EventCode.F_PERMISSION;
 
+const walkFaults = faultCodes(EventCode.F_PERMISSION, {
+  notPresent: EventCode.F_TRANSLATION,
+  reserved: EventCode.F_TRANSLATION,
+  inputWidth: EventCode.F_TRANSLATION,
+  outputWidth: EventCode.F_ADDR_SIZE,
+  accessFlag: EventCode.F_ACCESS,
+  tableUnreadable: EventCode.F_WALK_EABT,
+});
 /** What a walk that ended in a fault is. Arm has nothing reserved that faults: what is no valid entry translates nothing. */
-export const walkFaultCode = (fault: number): number => {
-  switch (fault) {
-    case WalkFault.notPresent:
-    case WalkFault.reserved:
-    case WalkFault.inputWidth:
-      return EventCode.F_TRANSLATION;
-    case WalkFault.outputWidth:
-      return EventCode.F_ADDR_SIZE;
-    case WalkFault.accessFlag:
-      return EventCode.F_ACCESS;
-    case WalkFault.tableUnreadable:
-      return EventCode.F_WALK_EABT;
-    default:
-      return EventCode.F_PERMISSION;
-  }
-};
+export const walkFaultCode = (fault: number): number => walkFaults[fault]!;
 
 /** A fault as far as a record tells it. One is kept and used again. */
 export class Fault {

@@ -6,6 +6,7 @@
 import { WalkFault } from "../../pagetable/format.ts";
 import { Fetch } from "../../pagetable/nested.ts";
 import { Access } from "../unit.ts";
+import { faultCodes } from "../walk-faults.ts";
 import { Ttm } from "./spec.ts";
 
 /** Codes that translation gives, by what they say. */
@@ -235,61 +236,37 @@ export const describeFault = (code: number): string => {
 export const modeFault = (mode: number): number =>
   mode === Ttm.abort ? FaultCode.tableModeAborts : mode === Ttm.reserved ? FaultCode.tableModeInvalid : 0;
 
+/** Legacy mode; 0: it depends on the access. */
+const secondStageFaults = faultCodes(0, {
+  read: FaultCode.read,
+  write: FaultCode.write,
+  reserved: FaultCode.tableReserved,
+  outputWidth: FaultCode.tableReserved,
+  inputWidth: FaultCode.addressWidth,
+  tableUnreadable: FaultCode.tableAccess,
+});
 /** What a legacy-mode second-stage walk that ended so is reported as. */
-export const secondStageFault = (fault: number, access: number): number => {
-  switch (fault) {
-    case WalkFault.read:
-      return FaultCode.read;
-    case WalkFault.write:
-      return FaultCode.write;
-    case WalkFault.reserved:
-    case WalkFault.outputWidth:
-      return FaultCode.tableReserved;
-    case WalkFault.inputWidth:
-      return FaultCode.addressWidth;
-    case WalkFault.tableUnreadable:
-      return FaultCode.tableAccess;
-    default:
-      return (access & (Access.write | Access.atomic)) !== 0 ? FaultCode.write : FaultCode.read;
-  }
-};
+export const secondStageFault = (fault: number, access: number): number =>
+  secondStageFaults[fault] ||
+  ((access & (Access.write | Access.atomic)) !== 0 ? FaultCode.write : FaultCode.read);
 
 /** The group of the codes that scalable-mode translation gives when a table of the second stage ended it. */
-const secondStageCode = (fault: number, top: boolean): number => {
-  switch (fault) {
-    case WalkFault.tableUnreadable:
-      return top ? FaultCode.secondRootAccess : FaultCode.secondAccess;
-    case WalkFault.reserved:
-    case WalkFault.outputWidth:
-      return FaultCode.secondReserved;
-    case WalkFault.inputWidth:
-      return FaultCode.secondWidth;
-    default:
-      return FaultCode.secondPermission;
-  }
-};
-
-/** What a first-stage walk that ended so, at the root table or below, is reported as. */
-const firstStageCode = (fault: number, top: boolean): number => {
-  switch (fault) {
-    case WalkFault.tableUnreadable:
-      return top ? FaultCode.firstRootAccess : FaultCode.firstAccess;
-    case WalkFault.notPresent:
-      return FaultCode.firstNotPresent;
-    case WalkFault.inputWidth:
-      return FaultCode.notCanonical;
-    case WalkFault.user:
-      return FaultCode.userPage;
-    case WalkFault.execute:
-      return FaultCode.noExecute;
-    case WalkFault.write:
-      return FaultCode.noWrite;
-    case WalkFault.read:
-      return FaultCode.noRead;
-    default:
-      return FaultCode.firstReserved;
-  }
-};
+const secondStageCodes = faultCodes(FaultCode.secondPermission, {
+  tableUnreadable: FaultCode.secondAccess,
+  reserved: FaultCode.secondReserved,
+  outputWidth: FaultCode.secondReserved,
+  inputWidth: FaultCode.secondWidth,
+});
+/** What a first-stage walk that ended so is reported as. */
+const firstStageCodes = faultCodes(FaultCode.firstReserved, {
+  tableUnreadable: FaultCode.firstAccess,
+  notPresent: FaultCode.firstNotPresent,
+  inputWidth: FaultCode.notCanonical,
+  user: FaultCode.userPage,
+  execute: FaultCode.noExecute,
+  write: FaultCode.noWrite,
+  read: FaultCode.noRead,
+});
 
 /** Where a scalable-mode walk ended: see `NestedResult`; `top` and `guestTop` say that the level is that of the root. */
 export interface WalkEnd {
@@ -302,8 +279,9 @@ export interface WalkEnd {
 
 /** §7.1.3 What a scalable-mode walk that ended so is reported as. */
 export const scalableFault = ({ fault, stage, fetch, top, guestTop }: WalkEnd): number => {
-  if (stage === 1) return firstStageCode(fault, top);
-  const code = secondStageCode(fault, top);
+  const unread = fault === WalkFault.tableUnreadable && top;
+  if (stage === 1) return unread ? FaultCode.firstRootAccess : firstStageCodes[fault]!;
+  const code = unread ? FaultCode.secondRootAccess : secondStageCodes[fault]!;
   if (fetch === Fetch.page) return code;
   // On the way to a first-stage entry the faults of the second stage's mapping have codes of their own.
   if (code === FaultCode.secondWidth) return FaultCode.nestedTableWidth;
