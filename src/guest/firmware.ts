@@ -19,6 +19,8 @@ export interface GuestIommu {
   readonly model: "vtd" | "smmuv3";
   /** It may remember that nothing was there: what it has no register to say so. */
   readonly remembersAbsent?: boolean;
+  /** Messages of functions must pass through every table at their own addresses, which are reserved (RMR). */
+  readonly messagesPass?: boolean;
   mmioRead(offset: number, width: 4 | 8): bigint;
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
 }
@@ -68,6 +70,7 @@ export const driverFor = (platform: GuestPlatform): GuestDriver => {
           covers: () => true,
           canStall: () => true,
           remembersAbsent: iommu.remembersAbsent ?? false,
+          messagesPass: iommu.messagesPass ?? false,
         },
       });
   }

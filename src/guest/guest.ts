@@ -11,6 +11,10 @@ import { type PageRequestGroup, PageRequests } from "../iommu/page-requests.ts";
 import { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import type { Walker } from "../pagetable/walker.ts";
+import { findCapability } from "../pci/capability-list.ts";
+import type { PciFunction } from "../pci/function.ts";
+import { CapabilityId, MsixCapability, MsixControl, MsixEntry, MsixLocation } from "../pci/spec.ts";
+import { LinuxError } from "../uapi/errno.ts";
 import { IOMMU_PGFAULT_PERM_WRITE } from "../uapi/iommufd.ts";
 import { driverFor, type GuestDriver, type GuestIommu, processorWalkers } from "./firmware.ts";
 import { GuestProcess } from "./process.ts";
@@ -28,6 +32,10 @@ export interface GuestOptions {
   readonly scheduler: Scheduler;
   readonly events: EventSink;
 }
+
+/** A function as a guest's drivers reach it. */
+export type GuestFunction = Requester &
+  Pick<PciFunction, "configSize" | "configRead" | "configWrite" | "barRead" | "barWrite">;
 
 /** Requests in a row for pages that were there already: what the device sees is not what the guest's tables say. */
 const MOST_IN_VAIN = 16;
@@ -72,6 +80,25 @@ export class Guest {
     const bytes = new Uint8Array(length);
     this.memory.readBytes(pa, bytes);
     return Buffer.from(bytes).toString();
+  }
+
+  // Interrupts
+
+  /** The handler is called for the vector of the device from now on (MSI-X). Throws ENODEV when it has none. */
+  listen(device: GuestFunction, vector: number, handler: () => void): void {
+    const at = findCapability(device, CapabilityId.MSIX);
+    if (at === undefined) throw new LinuxError("ENODEV", "it has no MSI-X", device.name);
+    const message = this.#msi.allocate(handler, { source: device.rid });
+    const address = this.driver.doorbell?.(device, message.address) ?? message.address;
+    const place = [device.configRead(at + MsixCapability.TABLE, 4)];
+    const { BIR, Offset } = MsixLocation.fields;
+    const entry = new DataView(new ArrayBuffer(MsixEntry.BYTES));
+    entry.setBigUint64(MsixEntry.ADDRESS, address, true);
+    entry.setUint32(MsixEntry.DATA, message.data, true);
+    const offset = Offset.get(place) + vector * MsixEntry.BYTES;
+    device.barWrite(BIR.get(place), offset, new Uint8Array(entry.buffer));
+    const control = device.configRead(at + MsixCapability.MESSAGE_CONTROL, 2);
+    device.configWrite(at + MsixCapability.MESSAGE_CONTROL, 2, control | MsixControl.fields.Enable.mask);
   }
 
   // Processes

@@ -3,6 +3,7 @@
  * by copies of the guest's tables on any host.
  */
 import { capabilitiesOf, type SmmuCapabilities } from "../hardware/smmuv3/capabilities.ts";
+import { NO_PASID } from "../hardware/unit.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { ArmRegisters } from "../viommu/host-calls.ts";
 import { PageFaults } from "../viommu/page-faults.ts";
@@ -27,7 +28,10 @@ export const nestedSmmu = (parts: VirtualUnitParts): VirtualUnit => {
   if (devices.some(({ info }) => JSON.stringify(info.smmu) !== alike))
     throw new LinuxError("EOPNOTSUPP", "the host's units in front of the guest's devices are not alike");
   const capabilities = nestable(smmu);
-  const iommu = new SmmuFrontEnd({ name, memory, events, interrupt, capabilities });
+  const iommu = new SmmuFrontEnd({
+    ...{ name, memory, events, interrupt, capabilities },
+    messagesPass: true,
+  });
   const stalling =
     capabilities.stalls === "terminate" ? undefined : new PageFaults({ calls, iommu, devices, scheduler });
   const entryOf = (sid: number): bigint => iommu.entryOf(sid);
@@ -56,16 +60,23 @@ export const shadowedSmmu = (parts: VirtualUnitParts): VirtualUnit => {
       msi: true,
     },
   });
+  const contexts = new GuestContexts(memory, iommu.capabilities);
   const stalling = room.faults ? new PageFaults({ calls, iommu, devices, scheduler }) : undefined;
   const backEnd = new ShadowBackEnd({
     ...{ calls, ram, devices, unit: iommu.capabilities },
-    contexts: new GuestContexts(memory, iommu.capabilities),
+    contexts,
     entryOf: (sid) => iommu.entryOf(sid),
     pasids: room.pasidBits > 0,
     faults: stalling?.id,
   });
   iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd) : backEnd);
-  return { iommu, backEnd };
+  const messageTarget = (rid: number, address: number): number => {
+    const translation = contexts.translationOf(iommu.entryOf(rid), NO_PASID);
+    if (translation.kind !== "table") return translation.kind === "identity" ? address : -1;
+    const found = translation.table.find(address);
+    return found.page && found.writable ? found.target + address - found.start : -1;
+  };
+  return { iommu, backEnd, messageTarget };
 };
 
 const GRANULES = [12, 14, 16] as const;

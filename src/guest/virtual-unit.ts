@@ -29,4 +29,9 @@ export interface VirtualUnit {
   readonly iommu: GuestIommu;
   /** What the host holds because of the guest's tables: mappings, or HWPTs. */
   readonly backEnd: { readonly held: number };
+  /**
+   * Where in guest memory a message of a device goes that is written to this address, or -1; left out: just there. The
+   * guest's unit translates messages like any access.
+   */
+  messageTarget?(rid: number, address: number): number;
 }

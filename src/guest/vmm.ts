@@ -1,7 +1,8 @@
 /**
  * A modelled VMM: a process that gives a guest its memory, devices of the host and a virtual IOMMU of the model that the
- * host has: a VT-d unit or an SMMUv3. It reaches the host through system calls with encoded arguments alone (`viommu/host-calls.ts`), the guest through memory, registers and
- * interrupts. Left out: virtual CPUs (a guest's code runs when it is called), devices' interrupts.
+ * host has, or of another: a VT-d unit or an SMMUv3. It reaches the host through system calls with encoded arguments alone (`viommu/host-calls.ts`), the guest through memory, registers and
+ * interrupts, those of devices and of the unit. What goes wrong in a guest that handles one is that guest's panic: it runs no
+ * more, and nobody else notices. Left out: virtual CPUs (a guest's code runs when it is called).
  */
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
@@ -67,9 +68,22 @@ export class Vmm {
   /** The guest's IOMMU: registers. */
   readonly iommu: GuestIommu;
   readonly backEnd: VirtualUnit["backEnd"];
+  /** What the guest's processors run later. */
+  readonly processors: Scheduler;
+  /** Why the guest runs no more. */
+  panic: string | undefined;
+  readonly #unit: VirtualUnit;
+  readonly #name: string;
+  readonly #events: EventSink;
 
   constructor(options: VmmOptions) {
-    const { host, name, ramBytes, devices, follow, record, broken = new Set() } = options;
+    const { host, name, ramBytes, devices, follow, record, scheduler, broken = new Set() } = options;
+    this.#name = name;
+    this.#events = options.events;
+    this.processors = {
+      defer: (work) => scheduler.defer(() => this.#run(work)),
+      deferPastPrograms: (work) => scheduler.deferPastPrograms(() => this.#run(work)),
+    };
     this.task = new ModelTask(host.memory, { name });
     this.ram = { va: RAM_VA, bytes: ramBytes };
     this.task.memory.map(RAM_VA, ramBytes, { contiguous: true });
@@ -80,25 +94,52 @@ export class Vmm {
         ? new MistakenCalls(broken, this.task, iommufd, record)
         : new HostCalls(this.task, iommufd, record);
     this.devices = devices.map(
-      ({ path, rid }) => new PassedDevice(this.calls, open(this.task, host, path), rid),
+      ({ path, rid }) =>
+        new PassedDevice({
+          ...{ calls: this.calls, fd: open(this.task, host, path), rid, scheduler },
+          send: (address, data) => this.#message(rid, Number(address), data),
+        }),
     );
     const parts = {
       ...options,
       ...{ name: `${name}'s vIOMMU`, calls: this.calls, ram: this.ram, memory: this.memory },
       devices: this.devices,
       broken,
-      interrupt: (address: bigint, data: number) => {
-        this.memory.writeBytes(Number(address), new Uint8Array(Uint32Array.of(data).buffer));
-      },
+      interrupt: (address: bigint, data: number) => this.#interrupt(Number(address), data),
     };
     const unit = follow === "shadow" ? shadowed(parts, options.shows ?? "vtd-legacy") : nested(parts);
     this.iommu = unit.iommu;
     this.backEnd = unit.backEnd;
+    this.#unit = unit;
   }
 
   /** The VMM dies; what it had on the host goes with it. */
   exit(): void {
     this.task.exit();
+  }
+
+  /** A device, which the guest calls so, has sent a message. */
+  #message(rid: number, address: number, data: number): void {
+    const target = this.#unit.messageTarget?.(rid, address) ?? address;
+    if (target >= 0) this.#interrupt(target, data, rid);
+  }
+
+  /** A message arrives in the guest. */
+  #interrupt(pa: number, data: number, from?: number): void {
+    const bytes = new Uint8Array(Uint32Array.of(data).buffer);
+    this.#run(() => this.memory.writeBytes(pa, bytes, from));
+  }
+
+  /** The guest runs. */
+  #run(work: () => void): void {
+    if (this.panic !== undefined) return;
+    try {
+      work();
+    } catch (error) {
+      this.panic = error instanceof Error ? error.message : String(error);
+      if (this.#events.on)
+        this.#events.emit("device", { device: this.#name, what: "the guest panicked", reason: this.panic });
+    }
   }
 }
 

@@ -34,6 +34,8 @@ export class CountingEventFd {
   count = 0;
   /** Handles the kernel side holds. */
   held = 0;
+  /** It was counted up: a reader that waits would wake. */
+  onCount: () => void = () => {};
 
   /** What a blocking read would return; takes it. */
   take(): number {
@@ -433,7 +435,9 @@ class ModelCall implements Call {
     object.held += 1;
     return {
       signal: () => {
-        if (open) object.count += 1;
+        if (!open) return;
+        object.count += 1;
+        object.onCount();
       },
       close: () => {
         if (open) object.held -= 1;

@@ -9,6 +9,9 @@ import {
   Status,
 } from "./spec.ts";
 
+/** A config space. */
+export type Configured = Pick<PciFunction, "configSize" | "configRead">;
+
 export interface ListedCapability {
   readonly id: number;
   readonly at: number;
@@ -29,7 +32,7 @@ const walk = (
   return found;
 };
 
-export const capabilitiesOf = (pci: PciFunction): ListedCapability[] => {
+export const capabilitiesOf = (pci: Configured): ListedCapability[] => {
   if (!(pci.configRead(Header.STATUS, 2) & Status.CAPABILITIES_LIST)) return [];
   return walk(pci.configRead(Header.CAPABILITIES_POINTER, 1) & ~3, CONFIG_BYTES / 4, (at) => {
     const next = pci.configRead(at + 1, 1) & ~3;
@@ -37,7 +40,7 @@ export const capabilitiesOf = (pci: PciFunction): ListedCapability[] => {
   });
 };
 
-export const extendedCapabilitiesOf = (pci: PciFunction): ListedCapability[] => {
+export const extendedCapabilitiesOf = (pci: Configured): ListedCapability[] => {
   if (pci.configSize <= CONFIG_BYTES || pci.configRead(FIRST_EXTENDED_CAPABILITY, 4) === 0) return [];
   return walk(FIRST_EXTENDED_CAPABILITY, pci.configSize / 4, (at) => {
     const header = [pci.configRead(at, 4)];
@@ -50,5 +53,5 @@ export const extendedCapabilitiesOf = (pci: PciFunction): ListedCapability[] => 
 };
 
 /** Offset of the capability, or undefined. */
-export const findCapability = (pci: PciFunction, id: number): number | undefined =>
+export const findCapability = (pci: Configured, id: number): number | undefined =>
   capabilitiesOf(pci).find((capability) => capability.id === id)?.at;

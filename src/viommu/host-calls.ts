@@ -160,6 +160,22 @@ export class HostCalls {
     return layout.read(bytes).offset;
   }
 
+  /** Interrupts of the device go to eventfds from now on, one for each vector; without any: to nobody. */
+  setInterrupts(device: number, index: number, eventfds: readonly number[]): void {
+    const layout = vfio.VfioIrqSet;
+    const data = [...new Uint8Array(Int32Array.from(eventfds).buffer)];
+    const kind = eventfds.length > 0 ? vfio.VFIO_IRQ_SET_DATA_EVENTFD : vfio.VFIO_IRQ_SET_DATA_NONE;
+    const bytes = layout.bytes({
+      argsz: layout.fieldEnd("count") + data.length,
+      flags: kind | vfio.VFIO_IRQ_SET_ACTION_TRIGGER,
+      index,
+      start: 0,
+      count: eventfds.length,
+      data,
+    });
+    this.#device(device, vfio.VFIO_DEVICE_SET_IRQS, bytes);
+  }
+
   /** What the host's IOMMU in front of a device is, and what the device may do. */
   hardwareInfo(device: number): DeviceInfo {
     const layout = iommufd.IommuHwInfo;

@@ -4,13 +4,28 @@ import type { ModelTask } from "../kernel/model-task.ts";
 
 /** `read` is called once after the file became ready, unless it was closed or the VMM died meanwhile. */
 export const whenReady = (task: ModelTask, fd: number, scheduler: Scheduler, read: () => void): void => {
+  task.kernelFile(fd).onReady = once(scheduler, () => {
+    if (task.file(fd)) read();
+  });
+};
+
+/** The same of an eventfd, whose count is taken before. */
+export const whenCounted = (task: ModelTask, fd: number, scheduler: Scheduler, read: () => void): void => {
+  const counter = task.counter(fd);
+  counter.onCount = once(scheduler, () => {
+    if (counter.take() > 0) read();
+  });
+};
+
+/** However often it is told to before the work is done. */
+const once = (scheduler: Scheduler, work: () => void) => {
   let scheduled = false;
-  task.kernelFile(fd).onReady = () => {
+  return (): void => {
     if (scheduled) return;
     scheduled = true;
     scheduler.defer(() => {
       scheduled = false;
-      if (task.file(fd)) read();
+      work();
     });
   };
 };

@@ -42,25 +42,16 @@ export class GuestStage {
     this.device = new TestDevice(this.requester);
   }
 
-  /** Boots when first asked. */
+  /** Boots when first asked; its driver of the device is told by interrupts then. */
   get guest(): Guest {
-    this.#guest ??= new Guest({
-      name: "guest",
-      memory: this.vmm.memory,
-      iommu: this.vmm.iommu,
-      devices: this.vmm.devices,
-      addressWidth: ADDRESS_WIDTH,
-      scheduler: this.stage.work,
-      events: this.stage.events,
-    });
+    this.#guest ??= this.#boot();
     return this.#guest;
   }
 
   /** The device reads text at an address; what it says when it could not. */
   fetch(address: number, length: number, pasid?: number): string {
     this.device.fetch(address, length, pasid);
-    this.stage.settle();
-    const { result } = this.device;
+    const result = this.#ended();
     const bytes = result === "done" ? this.device.read(length) : new Uint8Array();
     this.stage.transfers.push({ direction: "read", address, pasid, result, bytes });
     return result === "done" ? Buffer.from(bytes).toString() : result;
@@ -71,8 +62,7 @@ export class GuestStage {
     const bytes = Buffer.from(text);
     this.device.write(bytes);
     this.device.store(address, bytes.length, pasid);
-    this.stage.settle();
-    const { result } = this.device;
+    const result = this.#ended();
     this.stage.transfers.push({ direction: "write", address, pasid, result, bytes });
     return result;
   }
@@ -84,5 +74,26 @@ export class GuestStage {
       const blob = data ? ` data ${Buffer.from(data).toString("hex")}` : "";
       return `${name} ${argument}${blob}${error ? ` → ${error}` : ""}`;
     });
+  }
+
+  #boot(): Guest {
+    const guest = new Guest({
+      name: "guest",
+      memory: this.vmm.memory,
+      iommu: this.vmm.iommu,
+      devices: this.vmm.devices,
+      addressWidth: ADDRESS_WIDTH,
+      scheduler: this.vmm.processors,
+      events: this.stage.events,
+    });
+    this.device.listen(guest, this.requester);
+    return guest;
+  }
+
+  /** How the request ended: as the driver was told, or as it finds when nothing tells it. */
+  #ended(): string {
+    this.stage.settle();
+    const { result } = this.device;
+    return result === "busy" ? this.device.poll() : result;
   }
 }

@@ -78,11 +78,16 @@ const mapping = (scene: GuestStage, teller: Teller): Kernel => {
   asked = stage.calls.length;
   domain.map(IOVA, buffer, PAGE, RW);
   teller.say(`The guest's page at ${hex(buffer)} is at ${hex(IOVA)} for the device from now on.`);
+  const told = scene.device.interrupts;
   teller.claim("the device reads the guest's bytes", scene.fetch(IOVA, TEXT.length) === TEXT);
   teller.claim(
     "what it writes, the guest sees",
     scene.store(IOVA + 2048, "from the device") === "done" &&
       guest.read(buffer + 2048, 15) === "from the device",
+  );
+  teller.claim(
+    "the guest's driver was told of the end of each by an interrupt of the device",
+    scene.device.interrupts === told + 2,
   );
   const added = new Set(stage.calls.slice(asked).map(({ name }) => name));
   added.delete("IOMMU_HWPT_INVALIDATE"); // the guest's unit may remember that nothing was there

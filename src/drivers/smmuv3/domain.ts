@@ -94,6 +94,7 @@ export class SmmuDomain implements PagingDomain {
   readonly #doorbells = new Set<number>();
   /** Context descriptors that were made of it, by whether faults wait. */
   readonly #descriptors = new Map<boolean, Uint32Array>();
+  #passes = false;
   #freed = false;
 
   /** Throws ENOMEM. */
@@ -192,7 +193,7 @@ export class SmmuDomain implements PagingDomain {
     const { start } = DOORBELL_WINDOW;
     const after = start + DOORBELL_WINDOW.length;
     let unmapped = 0;
-    if (this.#doorbells.size === 0 || end <= start || iova >= after) unmapped = this.#unmap(iova, length);
+    if (!this.#hasWindow || end <= start || iova >= after) unmapped = this.#unmap(iova, length);
     else {
       if (iova < start) unmapped += this.#unmap(iova, start - iova);
       if (end > after) unmapped += this.#unmap(after, end - after);
@@ -217,6 +218,14 @@ export class SmmuDomain implements PagingDomain {
     this.#doorbells.add(page);
   }
 
+  /** Messages pass at the addresses of the window: what lies beneath this table leads them on. Throws ENOMEM, EEXIST. */
+  passMessages(): void {
+    if (this.#passes) return;
+    const { start, length } = DOORBELL_WINDOW;
+    this.#mapper.map(start, start, length, Protection.read | Protection.write | Protection.mmio);
+    this.#passes = true;
+  }
+
   free(): void {
     if (this.#freed) return;
     if (this.users > 0)
@@ -224,6 +233,11 @@ export class SmmuDomain implements PagingDomain {
     this.#freed = true;
     this.#host.forget(this);
     this.#mapper.destroy();
+  }
+
+  /** Something in the window is to stay. */
+  get #hasWindow(): boolean {
+    return this.#passes || this.#doorbells.size > 0;
   }
 
   /** Encoding of the size of addresses in the table. */

@@ -58,6 +58,8 @@ export interface SmmuFirmware {
   canStall(device: Requester): boolean;
   /** The unit may remember that nothing was there, and must be told of what is added too: no register says so. */
   readonly remembersAbsent?: boolean;
+  /** Messages of functions must pass at the addresses of the doorbell window (a reserved range of kind RMR). */
+  readonly messagesPass?: boolean;
 }
 
 export interface SmmuDriverOptions {
@@ -243,6 +245,7 @@ export class SmmuDriver implements IommuDriver {
 
   doorbell(device: Requester, address: bigint): bigint {
     const master = this.#masterOf(device);
+    if (this.#firmware.messagesPass) return address; // whoever programs the function knows where it is to write
     const page = Number(address) - (Number(address) % FRAME_BYTES);
     const domain = translating(master.domain);
     domain?.mapDoorbell(page);
@@ -399,6 +402,7 @@ export class SmmuDriver implements IommuDriver {
     if (before === domain) return;
     const owner = this.#check(master, domain);
     for (const page of master.doorbells) translating(domain)?.mapDoorbell(page);
+    if (this.#firmware.messagesPass) translating(domain)?.passMessages();
     count(domain, 1);
     master.domain = domain;
     master.owner = owner;

@@ -40,6 +40,7 @@ export interface FrontEndOptions {
   readonly capabilities: SmmuCapabilities;
   /** See the front end. */
   readonly remembersAbsent?: boolean;
+  readonly messagesPass?: boolean;
 }
 
 const ABORT = Ste.make({ V: true, CONFIG: Config.abort });
@@ -54,6 +55,8 @@ export class SmmuFrontEnd implements Downstream {
   readonly name: string;
   /** The guest must tell about entries that it adds, too: firmware says so, as no register can. */
   readonly remembersAbsent: boolean;
+  /** Messages of functions pass through the guest's tables to the host's doorbells: firmware says that, too. */
+  readonly messagesPass: boolean;
   /** Takes the guest's answers to pages that were asked for. */
   onPageResponse: PageResponder = () => {};
   readonly #unit: SmmuV3Unit;
@@ -71,6 +74,7 @@ export class SmmuFrontEnd implements Downstream {
   constructor(options: FrontEndOptions) {
     this.name = options.name;
     this.remembersAbsent = options.remembersAbsent ?? false;
+    this.messagesPass = options.messagesPass ?? false;
     this.#memory = options.memory;
     this.#events = options.events;
     const capabilities = { ...options.capabilities, stage1: true, stage2: false, hyp: false, pri: false };
