@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -41,6 +42,7 @@ enum { BUFFER = 0x10000 };
 enum { READ = 1, WRITE = 2 };
 enum { DONE = 2, FAULT = 3, REFUSED = 4 };
 #define TAG_VALID 0x80000000U
+#define VECTORS 4 /* of its MSI-X; it signals number 0 */
 
 /* The addresses of one process of the guest, or (PASID 0: requests have none) of its kernel. */
 struct space {
@@ -49,9 +51,12 @@ struct space {
     uint32_t pasid, asid;
     uint32_t hwpt;       /* on the host; 0: none */
     int reserved;        /* pages from VA on may be asked for */
+    int messages;        /* interrupt messages pass through it: their pages stay */
 };
 
 static int iommufd, device, faults;
+static int interrupts[VECTORS]; /* eventfds */
+static unsigned told;           /* transfers whose end an interrupt told */
 static uint32_t device_id, ioas, fault_queue;
 static int answered, refused; /* groups of page faults */
 static uint8_t *guest;
@@ -245,7 +250,10 @@ static void map_page(struct space *space, uint64_t address, uint64_t page)
 /* With the last page of a page table its tables go too. */
 static void unmap(struct space *space, uint64_t address, uint64_t pages)
 {
-    *entry(space->root, 4, address) = 0;
+    uint64_t *slot = entry(space->root, 4, address);
+    if (space->messages)
+        slot = entry(*slot & 0xfffffffff000UL, 3, address);
+    *slot = 0;
     unmapped(space, address, pages);
 }
 
@@ -301,6 +309,31 @@ static void set(uint32_t offset, uint32_t value)
         fail("device register");
 }
 
+/* The device's interrupts go to eventfds. */
+static void listen_to_device(void)
+{
+    struct {
+        struct vfio_irq_set set;
+        int32_t eventfds[VECTORS];
+    } irqs = {.set = {
+        .argsz = sizeof(irqs),
+        .flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+        .index = VFIO_PCI_MSIX_IRQ_INDEX,
+        .count = VECTORS,
+    }};
+    for (int i = 0; i < VECTORS; i++)
+        irqs.eventfds[i] = interrupts[i] = eventfd(0, EFD_NONBLOCK);
+    if (ioctl(device, VFIO_DEVICE_SET_IRQS, &irqs) < 0)
+        fail("VFIO_DEVICE_SET_IRQS");
+}
+
+/* Whether an interrupt has told of the end of the last transfer; a message can be refused like any access. */
+static int is_told(void)
+{
+    uint64_t count;
+    return read(interrupts[0], &count, sizeof(count)) == sizeof(count);
+}
+
 static int run(uint32_t command, uint64_t address, uint32_t length, uint32_t pasid)
 {
     uint32_t outside = command == READ ? SOURCE : DESTINATION;
@@ -312,6 +345,7 @@ static int run(uint32_t command, uint64_t address, uint32_t length, uint32_t pas
     set(outside + 4, (uint32_t)(address >> 32));
     set(LENGTH, length);
     set(TAG, pasid ? pasid | TAG_VALID : 0);
+    (void)is_told();
     set(COMMAND, command);
     for (int i = 0; i < PATIENCE && status != DONE && status != FAULT && status != REFUSED; i++) {
         struct pollfd ready = {.fd = faults, .events = POLLIN};
@@ -320,6 +354,8 @@ static int run(uint32_t command, uint64_t address, uint32_t length, uint32_t pas
         if (pread(device, &status, 4, (off_t)(bar + STATUS)) != 4)
             fail("device register");
     }
+    if (status == DONE)
+        told += (unsigned)is_told();
     return status == DONE;
 }
 
@@ -372,6 +408,7 @@ static uint64_t map_buffer(void)
     memcpy(guest + 0x100000, text, strlen(text));
     check(reads(0x100000, text, 0), "until the guest says otherwise, its addresses are the device's");
     boot();
+    listen_to_device();
     check(!fetch(0x100000, 4, 0), "the guest has an IOMMU driver, and the device reaches nothing");
     kernel.root = allocate_page();
     give(&kernel);
@@ -381,6 +418,7 @@ static uint64_t map_buffer(void)
     check(reads(IOVA, text, 0), "the device reads what the guest has mapped for it");
     check(writes(IOVA + 2048, "from the device", 0), "it writes there");
     check(holds(guest + buffer + 2048, "from the device"), "and the bytes are in guest memory");
+    check(told == 2, "and an interrupt has told of the end of each transfer");
     return buffer;
 }
 

@@ -24,6 +24,9 @@ static void take_event(void);
 /* Context descriptors (5.4): 48 bits, cacheable, valid, 44 bits out, AArch64; faults stall and are told. */
 #define CD_VALID (0x3510UL | 1UL << 30 | 1UL << 31 | 4UL << 32 | 1UL << 41 | 0xfUL << 44)
 #define CD_WRITE_BACK 0xffUL
+/* Where the host's interrupt messages are for functions. */
+#define MESSAGES 0x8000000UL
+#define MESSAGE_BYTES 0x100000UL
 #define DESCRIPTORS 64 /* in a table of the second level */
 /* Tables of stage 1: a table; a page for data, of this ASID only, accessed. */
 #define TABLE_BITS 3UL
@@ -134,6 +137,10 @@ static void give(struct space *space)
     space->hwpt = 1;
     if (space->pasid)
         return;
+    /* Interrupt messages go through the tables too, at their own addresses. */
+    for (uint64_t at = MESSAGES; at < MESSAGES + MESSAGE_BYTES; at += PAGE)
+        *page_slot(space, at) = page_entry(at);
+    space->messages = 1;
     follow(STE_STAGE1(contexts), STE_ATTRIBUTES | STE_ATS);
     struct smmuv3_invalidate both[] = {
         {{ATC_INV | OF_STREAM, EVERYTHING}},
