@@ -37,13 +37,14 @@ import {
   IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
   IommuHwInfoArmSmmuv3,
 } from "../../uapi/vendor/smmuv3.ts";
+import { FunctionServices } from "../function-services.ts";
 import type { RegisterFile } from "../register-file.ts";
 import { CommandQueue } from "./command-queue.ts";
 import { ContextTable, contextBits } from "./context-table.ts";
 import { DOORBELL_WINDOW, type DomainHost, doorbellAddress, SmmuDomain } from "./domain.ts";
 import { faultOf, inputAddress, permissionsOf } from "./event.ts";
 import { Invalidations } from "./invalidations.ts";
-import { atsOf, enablePasids, Master } from "./master.ts";
+import { Master } from "./master.ts";
 import { type Guest, SmmuNestedDomain } from "./nested-domain.ts";
 import { RecordQueue } from "./record-queue.ts";
 import { Registers } from "./registers.ts";
@@ -195,10 +196,11 @@ export class SmmuDriver implements IommuDriver {
       throw new LinuxError("ENODEV", `${this.name} is not in front of this device`, device.name);
     this.#streams.open(device.rid);
     const { unit } = this;
-    const pasid = enablePasids(device, contextBits(unit.substreamIdBits, unit.twoLevelContexts));
+    const services = new FunctionServices(device);
+    const pasid = services.enablePasids(contextBits(unit.substreamIdBits, unit.twoLevelContexts));
     const stalls = unit.stalls === "force" || (unit.stalls === "both" && this.#firmware.canStall(device));
     const contexts = new ContextTable(this.#memory, device.name, pasid.bits, unit.twoLevelContexts);
-    const ats = unit.ats ? atsOf(device) : undefined;
+    const ats = unit.ats ? services.ats : undefined;
     const master = new Master(device, { pasid, stalls, contexts, ats, blocked: this.blocked });
     this.#masters.set(device, master);
     this.#bySid.set(master.sid, master);
