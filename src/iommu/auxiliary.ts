@@ -21,9 +21,11 @@ import type {
   PagingOptions,
   Requester,
   ReservedRegion,
+  UnrecoverableFault,
   UserData,
 } from "./driver.ts";
 import { type PageRequestGroup, pageRequestsOf } from "./page-requests.ts";
+import { unrecoverableFaultsOf } from "./unrecoverable-faults.ts";
 
 /** A PASID that a part has. */
 interface Use {
@@ -38,6 +40,7 @@ export class AuxiliaryDriver implements IommuDriver {
   readonly blocked: FixedDomain;
   onPageRequest: ((device: Requester, request: PageRequest) => void) | undefined;
   onPageRequestsLost: (() => void) | undefined;
+  onFault: ((device: Requester, fault: UnrecoverableFault) => void) | undefined;
   readonly #parent: Device;
   readonly #driver: IommuDriver;
   readonly #defaults = new Map<Requester, number>();
@@ -143,22 +146,35 @@ export class AuxiliaryDriver implements IommuDriver {
 
   #give(use: Use, pasid: number, domain: Domain): void {
     const requests = pageRequestsOf(this.#driver);
+    const faults = unrecoverableFaultsOf(this.#driver);
     const requester = this.#parent.function;
+    const { part } = use;
     this.#driver.attach(requester, domain, pasid);
     use.domain = domain.kind === "blocked" ? undefined : domain;
-    if (use.domain) requests.handle(requester, pasid, (group) => this.#pass(use.part, pasid, group));
-    else requests.unhandle(requester, pasid);
+    if (use.domain) {
+      requests.handle(requester, pasid, (group) => this.#pass(part, pasid, group));
+      faults.handle(requester, pasid, ({ pasid: _, ...fault }) =>
+        this.onFault?.(part, this.#isDefault(part, pasid) ? fault : { ...fault, pasid }),
+      );
+    } else {
+      requests.unhandle(requester, pasid);
+      faults.unhandle(requester, pasid);
+    }
   }
 
-  /** A group for the function is one for the part; the default PASID is none to its user. */
+  /** A part's default PASID is none to its user. */
+  #isDefault(part: Requester, pasid: number): boolean {
+    return this.#defaults.get(part) === pasid;
+  }
+
+  /** A group for the function is one for the part. */
   #pass(part: Requester, pasid: number, { requests, respond }: PageRequestGroup): void {
     const listener = this.onPageRequest;
     if (!listener) {
       respond("invalid");
       return;
     }
-    const isDefault = pasid === this.#defaults.get(part);
     for (const { pasid: _, ...request } of requests)
-      listener(part, isDefault ? request : { ...request, pasid });
+      listener(part, this.#isDefault(part, pasid) ? request : { ...request, pasid });
   }
 }

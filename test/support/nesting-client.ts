@@ -107,6 +107,13 @@ export class NestingClient extends VfioClient {
     this.task.memory.write(BigInt(GUEST + address), data);
   }
 
+  /** Reads guest memory. */
+  peek(address: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    this.task.memory.read(BigInt(GUEST + address), bytes);
+    return bytes;
+  }
+
   /** The guest's table at `root` maps its VA to this page, or not. */
   writeTable(page: number | undefined, root = ROOT): void {
     for (let level = 4; level >= 1; level--) {

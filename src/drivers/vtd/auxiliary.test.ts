@@ -137,6 +137,23 @@ describe("parts of a function", () => {
     expect(driver.reserved()).toEqual(rig.driver.reserved(rig.device));
   });
 
+  it("are told of their own accesses that failed for good, by their own PASIDs", () => {
+    driver.attach(PARTS[0], mapped(0x10_0000));
+    driver.attach(PARTS[1], mapped(0x20_0000));
+    driver.attach(PARTS[1], mapped(0x30_0000), 7);
+    const seen: unknown[] = [];
+    driver.onFault = (part, { pasid, address }) => seen.push([part.name, pasid, address]);
+    for (const pasid of [101, 100, 7, 8]) rig.access(rig.device, 0x9000, false, pasid);
+    expect(seen).toEqual([
+      ["part two", undefined, 0x9000n],
+      ["part one", undefined, 0x9000n],
+      ["part two", 7, 0x9000n],
+    ]);
+    driver.attach(PARTS[0], driver.blocked);
+    rig.access(rig.device, 0x9000, false, 100);
+    expect(seen).toHaveLength(3);
+  });
+
   it("are asked for pages, and answer, by their own PASIDs", () => {
     const faulting = driver.allocatePaging(PARTS[0], { faults: true, pasid: true });
     domains.push(faulting);
