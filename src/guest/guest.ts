@@ -6,7 +6,7 @@
 import type { EventSink } from "../base/events.ts";
 import { Ids } from "../base/ids.ts";
 import type { Scheduler } from "../base/scheduler.ts";
-import type { Requester } from "../iommu/driver.ts";
+import type { DeviceCapabilities, Requester } from "../iommu/driver.ts";
 import { type PageRequestGroup, PageRequests } from "../iommu/page-requests.ts";
 import { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
@@ -48,8 +48,8 @@ export class Guest {
   readonly #walker: Walker;
   readonly #msi: MsiController;
   readonly #requests: PageRequests;
-  /** Whether a device asks for translations, and so for pages. */
-  readonly #asks = new Map<Requester, boolean>();
+  /** What devices can do: whether they ask for translations, and so for pages, and bits of their PASIDs. */
+  readonly #abilities = new Map<Requester, DeviceCapabilities>();
   #inVain = 0;
   readonly #pasids = new Ids(1, 2 ** 20);
   /** PASID of each process that has one. */
@@ -62,7 +62,7 @@ export class Guest {
     this.#msi = new MsiController(memory);
     this.#walker = processorWalkers[iommu.model];
     this.driver = driverFor({ ...options, msi: this.#msi });
-    for (const device of devices) this.#asks.set(device, this.driver.probe(device).ats ?? false);
+    for (const device of devices) this.#abilities.set(device, this.driver.probe(device));
     this.#requests = new PageRequests(this.driver);
   }
 
@@ -103,9 +103,14 @@ export class Guest {
 
   // Processes
 
+  /** Bits of PASIDs that the device can have; 0: none. */
+  pasidBitsOf(device: Requester): number {
+    return this.#abilities.get(device)?.pasidBits ?? 0;
+  }
+
   /** A process whose addresses the device can be given. */
   start(name: string, device: Requester): GuestProcess {
-    const faults = this.#asks.get(device) ?? false;
+    const faults = this.#abilities.get(device)?.ats ?? false;
     const table = this.driver.allocatePaging(device, { pasid: true, faults });
     return new GuestProcess({ name, memory: this.memory, table, walker: this.#walker }, (process) =>
       this.#forget(process),

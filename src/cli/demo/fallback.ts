@@ -1,7 +1,10 @@
 /**
- * The story of a guest on a host that does not nest: the guest has a VT-d unit and its own tables, and the VMM copies what
- * they say into mappings whenever the guest invalidates.
+ * The story of guests on a host that does not nest, or that has another IOMMU than they: each guest has a unit and tables of
+ * its own, and the VMM copies what they say into mappings whenever the guest invalidates. The VMM does not ask what its
+ * host has.
  */
+import type { GuestDomain } from "../../guest/firmware.ts";
+import type { ShownUnit } from "../../guest/vmm.ts";
 import { Protection } from "../../iommu/driver.ts";
 import { reached, walk } from "../../trace/walk.ts";
 import { brief } from "./brief.ts";
@@ -11,31 +14,63 @@ import type { Teller } from "./story.ts";
 
 const PAGE = 4096;
 const IOVA = 0x1_0000_0000;
+/** Of processes. */
+const VA = 0x5555_0000_0000;
 const RW = Protection.read | Protection.write;
 const TEXT = "bytes of a guest";
 const hex = (value: number): string => `0x${value.toString(16)}`;
 
+const GUESTS: { readonly [Unit in ShownUnit]: string } = {
+  "vtd-legacy": "an Intel VT-d unit in legacy mode",
+  vtd: "an Intel VT-d unit in scalable mode",
+  smmuv3: "an Arm SMMUv3",
+};
+
 export const fallback = (stage: Stage, teller: Teller): void => {
-  const { machine, device, calls } = stage;
-  teller.scene("A VMM takes a device for its guest");
-  const scene = new GuestStage(stage, "shadow");
-  teller.show(scene.asked(0));
-  const { vmm } = scene;
-  vmm.memory.writeBytes(0x10_0000, Buffer.from(TEXT));
+  for (const [unit, what] of Object.entries(GUESTS) as [ShownUnit, string][]) {
+    const scene = taking(stage, teller, unit, what);
+    booting(scene, teller);
+    const { domain, buffer } = mapping(scene, teller);
+    straying(scene, teller, domain);
+    unmapping(scene, teller, domain, buffer);
+    sharing(scene, teller);
+    ending(scene, teller);
+  }
+};
+
+const taking = (stage: Stage, teller: Teller, unit: ShownUnit, what: string): GuestStage => {
+  teller.scene(`A VMM takes a device for a guest with ${what}`);
+  const asked = stage.calls.length;
+  const scene = new GuestStage(stage, "shadow", unit);
+  teller.say("It tries what its host can do for the device, and then maps the guest's memory for it.");
+  teller.show(scene.asked(asked));
+  scene.vmm.memory.writeBytes(0x10_0000, Buffer.from(TEXT));
   teller.claim(
     "until the guest says otherwise, its addresses are the device's",
     scene.fetch(0x10_0000, TEXT.length) === TEXT,
   );
+  return scene;
+};
 
+const booting = (scene: GuestStage, teller: Teller): void => {
   teller.scene("The guest boots, with the IOMMU driver that hosts use");
-  let asked = calls.length;
-  const { guest, requester } = scene;
-  teller.say("It finds a unit by its registers, writes a root table and turns translation on.");
+  const asked = scene.stage.calls.length;
+  const { domains } = scene.guest.driver;
+  teller.say("It finds a unit by its registers, writes its tables and turns translation on.");
   teller.show(scene.asked(asked));
-  teller.claim("the device reaches nothing now", scene.fetch(0x10_0000, 4) === "fault");
+  teller.claim("the device reaches nothing now", domains === 0 && scene.fetch(0x10_0000, 4) === "fault");
+};
 
+interface Mapped {
+  readonly domain: GuestDomain;
+  readonly buffer: number;
+}
+
+const mapping = (scene: GuestStage, teller: Teller): Mapped => {
+  const { guest, requester, vmm, stage, device } = scene;
+  const { machine } = stage;
   teller.scene("The guest maps a buffer for the device");
-  asked = calls.length;
+  const asked = stage.calls.length;
   const domain = guest.driver.allocatePaging(requester);
   guest.driver.attach(requester, domain);
   const buffer = guest.allocate(1);
@@ -45,13 +80,18 @@ export const fallback = (stage: Stage, teller: Teller): void => {
     `Its page at ${hex(buffer)} is to be at ${hex(IOVA)}: an entry in its table, and an invalidation.`,
   );
   teller.show(scene.asked(asked));
+  const told = device.interrupts;
   teller.claim("the device reads the guest's bytes", scene.fetch(IOVA, TEXT.length) === TEXT);
   teller.claim(
     "what it writes, the guest sees",
     scene.store(IOVA + 2048, "from the device") === "done" &&
       guest.read(buffer + 2048, 15) === "from the device",
   );
-  const walked = walk(machine, { device, iova: BigInt(IOVA), write: true });
+  teller.claim(
+    "the guest's driver was told of the end of each by an interrupt of the device",
+    device.interrupts === told + 2,
+  );
+  const walked = walk(machine, { device: stage.device, iova: BigInt(IOVA), write: true });
   teller.say("The host's unit walks the copy that the VMM made:");
   teller.show(brief(walked));
   const found = walked.steps.at(-1)?.outcome;
@@ -59,16 +99,24 @@ export const fallback = (stage: Stage, teller: Teller): void => {
     "it ends at the host's page behind the guest's",
     found?.ok === true && Number(found.pa) === vmm.task.memory.physical(vmm.ram.va + buffer),
   );
+  return { domain, buffer };
+};
 
+const straying = (scene: GuestStage, teller: Teller, domain: GuestDomain): void => {
+  const { stage, vmm } = scene;
   teller.scene("The guest names memory that is not its own");
   const beyond = IOVA + 16 * PAGE;
   domain.map(beyond, vmm.ram.bytes, PAGE, RW);
   teller.claim("the device does not reach it", scene.store(beyond, "stray") === "fault");
   teller.show(stage.explained.slice(-1));
   domain.unmap(beyond, PAGE);
+};
 
+const unmapping = (scene: GuestStage, teller: Teller, domain: GuestDomain, buffer: number): void => {
+  const { guest, stage } = scene;
+  const { machine, device } = stage;
   teller.scene("The guest takes the buffer away");
-  asked = calls.length;
+  const asked = stage.calls.length;
   domain.unmap(IOVA, PAGE);
   teller.show(scene.asked(asked));
   guest.write(buffer, "out of reach");
@@ -80,10 +128,41 @@ export const fallback = (stage: Stage, teller: Teller): void => {
     "nothing of it is in the host's tables",
     !reached(walk(machine, { device, iova: BigInt(IOVA), write: true })),
   );
+};
 
+/** Where the guest's unit and the host's both have PASIDs. */
+const sharing = (scene: GuestStage, teller: Teller): void => {
+  const { guest, requester, stage } = scene;
+  teller.scene("A process of the guest shares its addresses with the device");
+  if (!scene.hasPasids) {
+    teller.say("It would need PASIDs, which the guest's unit or the host's does not have.");
+    return;
+  }
+  const asked = stage.calls.length;
+  const process = guest.start("alpha", requester);
+  const pasid = guest.bind(requester, process);
+  process.reserve(VA, 4);
+  process.write(VA, "memory of alpha");
+  teller.say(`It has PASID ${pasid}, which is one of the device on the host too, with a copy of its own.`);
+  teller.show(scene.asked(asked));
+  const found = scene.fetch(VA, 15, pasid);
+  teller.claim("the device reads its memory at its own address", found === "memory of alpha", found);
+  const page = process.physical(VA);
+  process.release(VA, 4);
+  guest.write(page, "somebody else's");
+  const late = scene.store(VA, "a stray write", pasid);
+  teller.claim("and cannot write to pages that it no longer has", late === "fault", late);
+  const kept = guest.read(page, 15);
+  teller.claim("who gets such a page next finds it as it left it", kept === "somebody else's", `"${kept}"`);
+  guest.unbind(requester, process);
+  process.exit();
+  teller.claim("when it has ended the PASID reaches nothing", scene.fetch(VA, 4, pasid) === "fault");
+};
+
+const ending = ({ vmm, stage }: GuestStage, teller: Teller): void => {
   teller.scene("The VMM dies");
   vmm.exit();
-  const left = Object.entries(machine.live()).filter(([, count]) => count !== 0);
+  const left = Object.entries(stage.machine.live()).filter(([, count]) => count !== 0);
   teller.claim(
     "nothing is left on the host",
     left.length === 0,

@@ -4,7 +4,7 @@ import { isVmmBreak } from "../../guest/breaks.ts";
 import { Guest } from "../../guest/guest.ts";
 import type { PassedDevice } from "../../guest/passed-device.ts";
 import { TestDevice } from "../../guest/test-device.ts";
-import { Vmm, type VmmOptions } from "../../guest/vmm.ts";
+import { type ShownUnit, Vmm, type VmmOptions } from "../../guest/vmm.ts";
 import { printArgument } from "../../uapi/requests.ts";
 import type { Stage } from "./stage.ts";
 
@@ -23,7 +23,7 @@ export class GuestStage {
   #guest: Guest | undefined;
 
   /** The VMM takes the device; the guest has not booted. */
-  constructor(stage: Stage, follow: VmmOptions["follow"]) {
+  constructor(stage: Stage, follow: VmmOptions["follow"], shows?: ShownUnit) {
     const { machine, events, broken, calls, work } = stage;
     this.stage = stage;
     this.vmm = new Vmm({
@@ -33,6 +33,7 @@ export class GuestStage {
       devices: [{ path: machine.vfio.deviceNodes.get(stage.device)!.path, rid: GUEST_RID }],
       events,
       follow,
+      ...(shows && { shows }),
       addressWidth: ADDRESS_WIDTH,
       scheduler: work,
       record: (call) => calls.push(call),
@@ -46,6 +47,11 @@ export class GuestStage {
   get guest(): Guest {
     this.#guest ??= this.#boot();
     return this.#guest;
+  }
+
+  /** The guest finds PASIDs: of its unit, and of the device. */
+  get hasPasids(): boolean {
+    return this.guest.pasidBitsOf(this.requester) > 0;
   }
 
   /** The device reads text at an address; what it says when it could not. */

@@ -27,6 +27,8 @@ const TOLD: readonly (readonly [story: string, preset: string])[] = [
   ["nested", "vtd"],
   ["nested", "smmuv3"],
   ["fallback", "vtd"],
+  ["fallback", "vtd-legacy"],
+  ["fallback", "smmuv3"],
 ];
 
 it("every story is told here", () => {
