@@ -8,13 +8,15 @@ import { Access, Transaction } from "../src/hardware/unit.ts";
 import { ContextEntry, Gcmd, Register, RootEntry } from "../src/hardware/vtd/spec.ts";
 import { VtdUnit } from "../src/hardware/vtd/unit.ts";
 import { SparseMemory } from "../src/memory/sparse-memory.ts";
-import { Baseline, type Comparison, compareApart, type Prepared, type Side } from "./measure.ts";
+import { Baseline, type Comparison, compareApart, inParts, type Prepared, type Side } from "./measure.ts";
 import type { BenchRow } from "./row.ts";
 
 const CONTEXTS = 4;
 const PAGE = 4096;
+/** Different lookups that are measured. */
+const ITEMS = 2 ** 24;
 const HIT_TARGET = 1.15;
-/** Pages of the requester whose translations are measured: its last page is never the one before. */
+/** Pages of the requester whose translations are measured: where all are, its last page is never the one before. */
 const PAGES = 64;
 
 /** Which item operation `n` is about: no order that a processor could learn. The same formula as in C. */
@@ -47,12 +49,8 @@ const hitsOf = (iotlb: Iotlb, count: number): Side => {
     }
     return sum;
   };`;
-  return new Function("iotlb", "itemOf", "itemLo", "itemHi", `"use strict";${source}`)(
-    iotlb,
-    itemOf,
-    itemLo,
-    itemHi,
-  );
+  const define = new Function("iotlb", "itemOf", "itemLo", "itemHi", `"use strict";${source}`);
+  return inParts(ITEMS, define(iotlb, itemOf, itemLo, itemHi) as Side);
 };
 
 /** Invalidates everything, and looks that nothing is there. */
@@ -119,20 +117,18 @@ export const iotlbComparisons = (): Prepared => {
     name: `IOTLB hit, ${count} entries`,
     ours: hitsOf(filled(count), count),
     baseline: baseline(`${count}`, () => prepareHits(count), c.side("hits")),
-    items: 2 ** 24,
+    items: ITEMS,
     operations: 400_000,
     target: HIT_TARGET,
   });
-  const translations = (name: string, count: number): Comparison => {
-    const { unit, transaction } = unitOf(count);
-    return {
-      name,
-      ours: (from, n) => translate(unit, transaction, count - 1, from, from + n),
-      baseline: baseline(name, () => prepareTranslations(count), c.side("translations")),
-      items: count * 512,
-      operations: 400_000,
-    };
-  };
+  const { unit, transaction } = unitOf(PAGES);
+  const translations = (name: string, count: number): Comparison => ({
+    name,
+    ours: inParts(count * 512, (from, n) => translate(unit, transaction, count - 1, from, from + n)),
+    baseline: baseline(name, () => prepareTranslations(count), c.side("translations")),
+    items: count * 512,
+    operations: 400_000,
+  });
   return {
     comparisons: [
       ...[64, 4096, 65536].map(hits),

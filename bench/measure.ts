@@ -35,8 +35,10 @@ export interface Prepared {
 
 const ROUNDS = 9;
 const PROCESSES = 7;
-/** Operations of one call of a side: many enough for the call not to count, and few enough for its function to be compiled as a whole and not amid its loop. */
+/** Operations of one call of a side: so many that a call of C does not count. */
 const PART = 10_000;
+/** Of one call of a function of ours: so few that it is compiled as a whole, and not amid its loop. */
+const OUR_PART = 500;
 /** Operations of ours before the first round. */
 const WARM = 300_000;
 
@@ -84,6 +86,16 @@ export class Baseline {
     return this.#library.func(name, "double", ["uint32_t", "uint32_t"]);
   }
 }
+
+/** A side of ours, called often. */
+export const inParts =
+  (items: number, side: Side): Side =>
+  (from, count) => {
+    let sum = 0;
+    for (let done = 0; done < count; done += OUR_PART)
+      sum += side((from + done) % items, Math.min(OUR_PART, count - done));
+    return sum;
+  };
 
 /** One round of a side: `operations` operations in parts, from item `from` on. */
 export const performed = (side: Side, items: number, from: number, operations: number): number => {

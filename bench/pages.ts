@@ -1,6 +1,6 @@
 /** Pages that walks are measured on: a few in a row, or many at random in 4 GiB; and sides that walk them. */
 import { Random } from "../src/base/clock.ts";
-import type { Side } from "./measure.ts";
+import { inParts, type Side } from "./measure.ts";
 
 export const PAGE = 4096;
 /** Address of page 0, and host physical address of what it is mapped to. */
@@ -45,5 +45,6 @@ export const walkingSide = (name: string, call: string, accesses: Accesses, scop
     return sum;
   };`;
   const all = { ...accesses, ...scope };
-  return new Function(...Object.keys(all), `"use strict";${source}`)(...Object.values(all)) as Side;
+  const walk = new Function(...Object.keys(all), `"use strict";${source}`)(...Object.values(all)) as Side;
+  return inParts(accesses.los.length, walk);
 };

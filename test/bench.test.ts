@@ -6,11 +6,12 @@ import { describe, expect, it } from "vitest";
 import { iotlbComparisons } from "../bench/iotlb.ts";
 import type { Prepared } from "../bench/measure.ts";
 import { nestedComparisons } from "../bench/nested.ts";
-import { walkComparisons } from "../bench/walk.ts";
+import { formatComparisons, walkComparisons } from "../bench/walk.ts";
 
 const prepared: [string, () => Prepared][] = [
   ["IOTLB", iotlbComparisons],
   ["walks", () => walkComparisons(500)],
+  ["walks of all formats", formatComparisons],
   ["nested walks", () => nestedComparisons(500)],
 ];
 

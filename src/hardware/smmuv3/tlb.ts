@@ -3,7 +3,7 @@
  * addresses of nested walks, and what each TLB invalidation command reaches of them.
  */
 import { GuestCache } from "../../pagetable/guest-cache.ts";
-import { compileIotlb, type Iotlb } from "../iotlb.ts";
+import { type Iotlb, unitIotlb } from "../iotlb.ts";
 import type { ContextSlot } from "./caches.ts";
 import type { Stream } from "./config.ts";
 import { Opcode } from "./queue-spec.ts";
@@ -23,7 +23,7 @@ export class Tlb {
   readonly guests = new GuestCache(VMIDS);
 
   constructor(entries: number) {
-    this.iotlb = compileIotlb({ contexts: SPACES, capacity: entries });
+    this.iotlb = unitIotlb({ contexts: SPACES, capacity: entries });
     this.spaces = new Spaces(this.iotlb);
   }
 

@@ -11,7 +11,7 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import { WalkFault } from "../../pagetable/format.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import { WalkResult } from "../../pagetable/walker.ts";
-import { compileIotlb, type Iotlb } from "../iotlb.ts";
+import { type Iotlb, unitIotlb } from "../iotlb.ts";
 import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
 import { CACHED_FAULT_SHIFT, ContextCache, type ContextSlot, cachedFault } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
@@ -102,7 +102,7 @@ export class Remapping {
     const { domains } = this.config;
     const { memory, capabilities, iotlbEntries, policy } = context;
     const contexts = domains + (capabilities.has.scalable ? FIRST_STAGE_SPACES : 0);
-    this.iotlb = compileIotlb({ contexts, capacity: iotlbEntries });
+    this.iotlb = unitIotlb({ contexts, capacity: iotlbEntries });
     this.scalable = new ScalableRemapping({
       memory,
       capabilities,
