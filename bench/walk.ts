@@ -66,6 +66,9 @@ export const formatComparisons = (): Prepared => {
   return { comparisons, close: () => memory.close() };
 };
 
+/** Without levels and widths. */
+const shortName = ({ name }: BenchRow): string => name.split(",")[0]!;
+
 /** Of all formats: the one that is slowest by the same measure, against the fastest. */
 const slowestFormat = (): BenchRow => {
   const rows = compareApart(import.meta.url, "formatComparisons").sort(
@@ -73,7 +76,7 @@ const slowestFormat = (): BenchRow => {
   );
   const [best, worst] = [rows[0]!, rows[rows.length - 1]!];
   return {
-    name: `walk of ${worst.name}, the slowest, against ${best.name}`,
+    name: `slowest format (${shortName(worst)}) against the fastest (${shortName(best)})`,
     ours: worst.ours,
     baseline: best.ours,
     unit: "ns",

@@ -22,7 +22,7 @@ describe.each(prepared)("comparisons of %s", (_, prepare) => {
       for (const [from, count] of [
         [0, 1],
         [0, 1000],
-        [items - 1, 700],
+        [Math.min(items, 1000) - 1, 700],
       ] as const)
         expect([name, ours(from, count)]).toEqual([name, baseline(from, count)]);
       if (!name.startsWith("invalidate")) expect(ours(0, 1000)).toBeGreaterThan(0);

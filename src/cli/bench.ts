@@ -50,7 +50,7 @@ export const bench = async (
   return ExitCode.ok;
 };
 
-const NAME_WIDTH = 64;
+const NAME_WIDTH = 78;
 const COLUMN = 14;
 
 export const printRows = (rows: readonly Row[], head: boolean): void => {
