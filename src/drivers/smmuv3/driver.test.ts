@@ -1,10 +1,10 @@
 import { afterEach, describe, expect, it } from "vitest";
+import { codeOf } from "../../../test/support/code-of.ts";
 import { Config, Register } from "../../hardware/smmuv3/spec.ts";
 import { TranslateStatus } from "../../hardware/unit.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { type PageRequest, Protection, type Requester } from "../../iommu/driver.ts";
 import { MSI_BASE } from "../../kernel/msi.ts";
-import { LinuxError } from "../../uapi/errno.ts";
 import { IommuHwInfoArmSmmuv3 } from "../../uapi/vendor/smmuv3.ts";
 import { type BenchOptions, DEVICES, type SmmuBench, smmuBench, withPasids } from "./rig.suite.ts";
 
@@ -22,16 +22,6 @@ describeDriver("SMMUv3, forgets at random", () => smmuBench({ cache: "paranoid" 
 const RW = Protection.read | Protection.write;
 const PAGE = 4096;
 const [FIRST, SECOND] = DEVICES;
-
-const codeOf = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    if (error instanceof LinuxError) return error.code;
-    throw error;
-  }
-  return "no error";
-};
 
 const benches: SmmuBench[] = [];
 /** A bench whose devices were found; everything is given back after the test. */
@@ -86,7 +76,7 @@ describe("the SMMUv3 driver", () => {
         stage = domain.stage;
         domain.free();
       });
-      return code === "no error" ? stage : code;
+      return code ?? stage;
     };
     expect(stageOf({})).toBe(1);
     expect(stageOf({ pasid: true, faults: true })).toBe(1);

@@ -1,5 +1,7 @@
 /** Parts of a function on a VT-d unit: each is a device with tables of its own, by the function's PASIDs. */
+
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { codeOf } from "../../../test/support/code-of.ts";
 import { silent } from "../../base/events.ts";
 import { PageResponse as Code } from "../../hardware/ats.ts";
 import { Access } from "../../hardware/unit.ts";
@@ -8,7 +10,7 @@ import { IommuCore } from "../../iommu/core.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { type PagingDomain, Protection, type Requester } from "../../iommu/driver.ts";
 import { type PageRequestGroup, pageRequestsOf } from "../../iommu/page-requests.ts";
-import { codeOf, firstStage, Rig } from "./rig.suite.ts";
+import { firstStage, Rig } from "./rig.suite.ts";
 
 const RW = Protection.read | Protection.write;
 const PARTS: readonly [Requester, Requester] = [
