@@ -86,10 +86,11 @@ struct setup {
     uint64_t bar, config;
 };
 
-static inline int open_group(const char *bdf)
+/* Of a PCI function by its address, or of a mediated device by its UUID. */
+static inline int open_group(const char *name)
 {
     char path[128], target[256];
-    snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", bdf);
+    snprintf(path, sizeof(path), "/sys/bus/%s/devices/%s/iommu_group", strlen(name) == 36 ? "mdev" : "pci", name);
     ssize_t length = readlink(path, target, sizeof(target) - 1);
     must(length > 0);
     target[length] = 0;
