@@ -36,7 +36,7 @@ import { VfioSubsystem } from "../vfio/subsystem.ts";
 import type { Break } from "./breaks.ts";
 import { testCommand } from "./mock/test-command.ts";
 import { pasidQuota } from "./parameters.ts";
-import type { DeviceDescription, MachineDescription, TestDescription } from "./schema.ts";
+import type { DeviceDescription, MachineDescription, TestDescription, UnitDescription } from "./schema.ts";
 import { sysfsTree } from "./sysfs.ts";
 import type { TreeEntry } from "./tree.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
@@ -142,6 +142,7 @@ export class Machine {
       pasids: this.pasids,
       vsva2020,
       memory: this.memory,
+      untold: new Set(description.units.filter(tellsNothing).map(({ name }) => name)),
     });
     this.#software = new SoftwareDriver(this.memory, events);
     const { core, vfio, msi, memory, pasids } = this;
@@ -270,6 +271,9 @@ export class Machine {
     }
   }
 }
+
+const tellsNothing = (unit: UnitDescription): boolean =>
+  unit.model === "smmuv3" && unit["nesting-information"] === "empty";
 
 /** Bits of PASIDs that all units with PASIDs take; 0: none has them. */
 const pasidBitsOf = (drivers: Iterable<IommuDriver>): number => {
