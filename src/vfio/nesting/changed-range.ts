@@ -13,8 +13,6 @@ export interface ChangedRange {
   /** First address, a multiple of 4 KiB; and bytes. */
   readonly start: bigint;
   readonly length: bigint;
-  /** Bytes of one page or block there. */
-  readonly granule: bigint;
   /** Only leaf entries changed. */
   readonly leavesOnly: boolean;
 }
@@ -39,7 +37,6 @@ export const rangeOf = ({ granu }: Invalidation, where: string): ChangedRange =>
   return {
     start: addr,
     length: granule * count,
-    granule,
     leavesOnly: (flags & IOMMU_INV_ADDR_FLAGS_LEAF) !== 0,
   };
 };

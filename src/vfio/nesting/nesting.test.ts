@@ -87,7 +87,7 @@ describe("the nesting type", () => {
   });
 
   it("fails with ENOENT where the unit's format of tables is not known, and the group stays free for another type", () => {
-    again(machineOf(["{model: smmuv3}"], [TEST], VSVA));
+    again(machineOf(["{model: smmuv3, nesting-information: empty}"], [TEST], VSVA));
     const container = client.container();
     const group = client.group(rig.groupOf(FIRST));
     client.setContainer(group, container);

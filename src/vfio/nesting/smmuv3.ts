@@ -62,7 +62,7 @@ const FULL_ATS = 1;
 const STALL_OR_TERMINATE = 0n;
 /** ATC_INV.Size: every address. */
 const EVERY_PAGE_LG2 = 52;
-/** Granules that are named one by one; of more, the whole address space is forgotten. */
+/** Pages that are named one by one; of more, the whole address space is forgotten. */
 const MOST_SINGLE = 256n;
 
 const FEATURES = IOMMU_NESTING_FEAT_CACHE_INVLD | SOFTIOMMU_NESTING_FEAT_BIND_PASID_TABLE;
@@ -196,7 +196,7 @@ const namedOf = (data: Invalidation, asidBits: number, pasidBits: number): Named
 /** §4.4 What the unit's TLB forgets: it knows ASIDs only, so without one every address space of the guest is meant. */
 const tlbCommands = ({ asid, range }: Named): bigint[] => {
   const { TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NH_VA, TLBI_NH_VAA } = Opcode;
-  const count = range ? range.length / range.granule : 0n;
+  const count = range ? range.length / PAGE : 0n;
   if (!range || count > MOST_SINGLE)
     return [
       asid === undefined
@@ -208,7 +208,7 @@ const tlbCommands = ({ asid, range }: Named): bigint[] => {
     TlbiCommand.make({
       ...what,
       LEAF: range.leavesOnly,
-      ADDRESS: range.start + BigInt(index) * range.granule,
+      ADDRESS: range.start + BigInt(index) * PAGE,
     }),
   );
 };
