@@ -49,7 +49,10 @@ beforeEach(() => {
     },
   };
   group.attach(nested, pasid);
-  binding = new Binding({ group, nested, set, pasid, guestPasid: 5, gone: () => (gone += 1) });
+  binding = new Binding(
+    { device: () => undefined },
+    { group, nested, set, pasid, guestPasid: 5, gone: () => (gone += 1) },
+  );
   set.use(pasid, binding);
 });
 

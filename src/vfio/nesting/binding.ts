@@ -28,7 +28,7 @@ export class Binding implements PasidUser, FaultOwner {
   readonly #faults: GuestFaults;
 
   /** The devices have it by now. */
-  constructor(context: VfioContext, bound: Bound) {
+  constructor(context: Pick<VfioContext, "device">, bound: Bound) {
     this.#bound = bound;
     this.#faults = new GuestFaults(context, { ...bound, under: this });
   }

@@ -57,11 +57,11 @@ export interface FaultScope {
 }
 
 export class GuestFaults {
-  readonly #context: VfioContext;
+  readonly #context: Pick<VfioContext, "device">;
   readonly #scope: FaultScope;
 
   /** Functions have the tables, or are about to have them. */
-  constructor(context: VfioContext, scope: FaultScope) {
+  constructor(context: Pick<VfioContext, "device">, scope: FaultScope) {
     this.#context = context;
     this.#scope = scope;
     const { group, pasid } = scope;

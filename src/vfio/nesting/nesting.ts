@@ -123,8 +123,9 @@ export class Nesting {
   }
 
   /**
-   * Gives the group the second stage. Throws EINVAL for a second group and for devices made by software, ENOENT where the unit's format of tables is not
-   * known, EOPNOTSUPP where nesting is off or the unit has no second stage, and what attaching to a domain throws.
+   * Gives the group the second stage. Throws EINVAL for a second group and for devices made by software, ENOENT where the
+   * unit's format of tables is not known, EOPNOTSUPP where nesting is off or the unit has no second stage, and what
+   * attaching to a domain throws.
    */
   attach(group: Group): void {
     if (this.#group)
@@ -215,8 +216,11 @@ export class Nesting {
 
   /** The PASID that has a table and that the guest, or else the host, calls so; undefined: none. */
   hostPasid(pasid: number): number | undefined {
-    for (const { guestPasid, pasid: host } of this.#bindings.values()) if (guestPasid === pasid) return host;
-    return this.#bindings.get(pasid)?.pasid;
+    return (this.#calledByGuest(pasid) ?? this.#bindings.get(pasid))?.pasid;
+  }
+
+  #calledByGuest(pasid: number): Binding | undefined {
+    return [...this.#bindings.values()].find(({ guestPasid }) => guestPasid === pasid);
   }
 
   bindingOf(pasid: number): Binding | undefined {
@@ -225,7 +229,7 @@ export class Nesting {
 
   /**
    * The table of the guest is every device's of the group for the PASID, or no device's. Throws EBUSY when one is bound,
-   * and what allocating and attaching throw.
+   * or the guest calls another one so already, and what allocating and attaching throw.
    */
   bind(set: PasidSet, data: BindData, guestPasid: number | undefined): void {
     const pasid = Number(data.hpasid);
@@ -233,6 +237,13 @@ export class Nesting {
       throw new LinuxError(
         "EBUSY",
         `PASID ${pasid} has a table; it must be unbound before another is bound`,
+        this.name,
+      );
+    const called = guestPasid === undefined ? undefined : this.#calledByGuest(guestPasid);
+    if (called)
+      throw new LinuxError(
+        "EBUSY",
+        `guest PASID ${guestPasid} is PASID ${called.pasid} already; a guest's number names one table`,
         this.name,
       );
     const group = this.#group!;

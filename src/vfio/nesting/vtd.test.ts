@@ -44,7 +44,7 @@ it("a range is pages of 4 KiB, with the hint that only leaves changed; everythin
 });
 
 it("the capability has the bits that nesting depends on, and no others", () => {
-  const { vendor } = vtdFormat.info(UNIT, 20);
+  const { vendor } = vtdFormat.info(UNIT, { pasidBits: 20, pageRequests: true });
   expect(vendor?.vtd).toEqual({
     cap_reg: (1n << 56n) | (1n << 60n),
     ecap_reg: [29n, 30n, 31n, 34n, 40n].reduce((bits, bit) => bits | (1n << bit), 0n),
