@@ -1,14 +1,18 @@
 /** What the VT-d format makes of a bind and of an invalidation: the data that iommufd carries for VT-d. */
 import { expect, it } from "vitest";
 import type { HardwareInfo } from "../../iommu/driver.ts";
+import { InfoChain } from "../../uapi/info-chain.ts";
 import {
   IOMMU_HW_INFO_TYPE_INTEL_VTD,
   IommuHwInfoVtd,
   IommuHwptVtdS1,
   IommuHwptVtdS1Invalidate,
 } from "../../uapi/vendor/vtd.ts";
-import { IommuGpasidBindData } from "../../uapi/vsva.ts";
+import { IommuGpasidBindData, VfioIommuType1InfoCapNesting } from "../../uapi/vsva.ts";
+import type { ChangedRange } from "./changed-range.ts";
 import { vtdFormat } from "./vtd.ts";
+
+const tables = vtdFormat.tables!;
 
 const ALL = 2n ** 64n - 1n;
 /** A unit with every ability. */
@@ -18,12 +22,12 @@ const UNIT: HardwareInfo = {
 };
 const table = (flags: bigint, addr_width = 48) => {
   const bytes = IommuGpasidBindData.bytes({ gpgd: 0x5000n, addr_width, vendor: { vtd: { flags } } });
-  const data = vtdFormat.tableOf(IommuGpasidBindData.read(bytes), UNIT);
+  const data = tables.tableOf(IommuGpasidBindData.read(bytes), UNIT);
   expect(data.type).toBe(1);
   return IommuHwptVtdS1.read(data.read(IommuHwptVtdS1.size));
 };
-const change = (...range: Parameters<typeof vtdFormat.changeOf>) => {
-  const list = vtdFormat.changeOf(...range);
+const change = (range: ChangedRange | undefined) => {
+  const list = tables.changeOf(range);
   expect([list.type, list.count, list.entryLength]).toEqual([0, 1, 24]);
   return IommuHwptVtdS1Invalidate.read(list.read(0, 24));
 };
@@ -44,8 +48,10 @@ it("a range is pages of 4 KiB, with the hint that only leaves changed; everythin
 });
 
 it("the capability has the bits that nesting depends on, and no others", () => {
-  const { vendor } = vtdFormat.info(UNIT, { pasidBits: 20, pageRequests: true });
-  expect(vendor?.vtd).toEqual({
+  const chain = new InfoChain(0);
+  vtdFormat.describe(chain, UNIT, { pasidBits: 20, devicePasidBits: 20, pageRequests: true });
+  const { vendor } = VfioIommuType1InfoCapNesting.read(chain.capabilities[0]!.bytes).info;
+  expect(vendor.vtd).toMatchObject({
     cap_reg: (1n << 56n) | (1n << 60n),
     ecap_reg: [29n, 30n, 31n, 34n, 40n].reduce((bits, bit) => bits | (1n << bit), 0n),
   });
