@@ -87,7 +87,6 @@ export class Machine {
   readonly #software: SoftwareDriver;
   readonly #units = new Map<string, UnitAssembly>();
   readonly #functions: Endpoint[] = [];
-  readonly #domainsAtRest: number;
   readonly #framesAtRest: number;
   readonly #interruptsAtRest: number;
 
@@ -153,7 +152,6 @@ export class Machine {
     for (const { uuid, parent, type } of description.mdevs)
       this.mdevs.create(parents.find(({ name }) => name === parent)!, type, uuid);
     this.memory.onAllocate = allocatePages;
-    this.#domainsAtRest = this.#domains;
     this.#framesAtRest = this.memory.allocated;
     this.#interruptsAtRest = this.msi.allocated;
   }
@@ -184,24 +182,22 @@ export class Machine {
   }
 
   live(): LiveCounts {
+    let domains = (this.#mock?.domains ?? 0) + this.#software.domains;
     let parked = 0;
-    for (const { bridge } of this.#units.values()) parked += bridge.parked;
+    for (const { driver, bridge } of this.#units.values()) {
+      domains += driver.domains;
+      parked += bridge.parked;
+    }
     return {
       ...this.vfio.live(),
       ...this.iommufd.live(),
-      domains: this.#domains - this.#domainsAtRest,
+      domains,
       parked,
       pasids: this.pasids.ofUsers,
       interrupts: this.msi.allocated - this.#interruptsAtRest,
       tableFrames: this.memory.allocated - this.#framesAtRest,
       clientFrames: this.memory.clientSlots,
     };
-  }
-
-  get #domains(): number {
-    let domains = (this.#mock?.domains ?? 0) + this.#software.domains;
-    for (const { driver } of this.#units.values()) domains += driver.domains;
-    return domains;
   }
 
   /** One access of a device, or of a PASID of it, told step by step, without any effect. Undefined when there is no such device. */
@@ -223,7 +219,6 @@ export class Machine {
   /** Power off: functions give back their files, drivers their tables. Files of clients must have been closed. */
   close(): void {
     for (const device of this.#functions) device.close();
-    for (const parent of this.mdevs.parents) parent.close();
     for (const { driver } of this.#units.values()) driver.close();
     this.msi.close();
     this.memory.close();

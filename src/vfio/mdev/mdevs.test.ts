@@ -2,14 +2,18 @@
  * Mediated devices on VT-d by a program's calls: each has tables of its own, and a PASID that its user has not never
  * reaches the hardware. DMA passes the silicon.
  */
+import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { CdevClient } from "../../../test/support/cdev-client.ts";
 import { Recorder } from "../../../test/support/model-host.ts";
 import { FIRST, NESTING, NestingRig, PAGE, type Setup, VA } from "../../../test/support/nesting-client.ts";
 import { INTERRUPT, QueueClient, VALID } from "../../../test/support/queue-client.ts";
 import { outcome, reasonOf } from "../../../test/support/vfio-client.ts";
+import { Random } from "../../base/clock.ts";
 import type { EventSink } from "../../base/events.ts";
 import { VtdDriver } from "../../drivers/vtd/driver.ts";
+import type { Transaction } from "../../hardware/unit.ts";
+import type { VtdUnit } from "../../hardware/vtd/unit.ts";
 import { ModelTask } from "../../kernel/model-task.ts";
 import { formatAddress } from "../../pci/address.ts";
 import {
@@ -76,6 +80,27 @@ const bindProcess = (
     guestPasid === undefined ? {} : { flags: BigInt(IOMMU_SVA_GPASID_VAL), gpasid: BigInt(guestPasid) };
   client.bind(container, pasid, named);
   return pasid;
+};
+
+/** The PASIDs that requests of the parent carry from now on. */
+const watch = (): Set<number> => {
+  const seen = new Set<number>();
+  const unit = rig.machine.units.get("dmar0")!.unit as VtdUnit;
+  const translate = unit.translate.bind(unit);
+  const requestTranslation = unit.requestTranslation.bind(unit);
+  const isMessage = ({ hi, lo }: Transaction): boolean => hi === 0 && lo >>> 20 === 0xfee;
+  const note = (request: Transaction): void => {
+    if (request.rid === 0x700 && !isMessage(request)) seen.add(request.pasid);
+  };
+  unit.translate = (request) => {
+    note(request);
+    return translate(request);
+  };
+  unit.requestTranslation = (request) => {
+    note(request);
+    return requestTranslation(request);
+  };
+  return seen;
 };
 
 beforeEach(() => begin());
@@ -309,6 +334,57 @@ describe("a PASID", () => {
     rig.work.run();
     expect(client.get(setup, QueueRegister.LAST)).toBe(DONE);
     expect(Buffer.from(client.peek(FROM + 64, 8)).toString()).toBe("paged in");
+  });
+});
+
+describe("a hostile user", () => {
+  it("makes no request with a PASID that is not its own, whatever it writes, binds and unbinds", () => {
+    const seeds = fc.integer({ min: 0, max: 0x7fff_ffff });
+    fc.assert(
+      fc.property(seeds, (seed) => {
+        end();
+        begin();
+        const random = new Random(seed);
+        const [hostile, victim] = [newClient(), newClient()];
+        const [one, two] = [hostile.queue(ONE), victim.queue(TWO)];
+        const foreign = bindProcess(victim, two, FROM, 9);
+        const { parts } = parent();
+        const [own, other] = [ONE, TWO].map((uuid) =>
+          parts.defaultOf(rig.machine.core.devices.get(uuid)!.function),
+        ) as [number, number];
+        const allowed = new Set([own]);
+        const bound: number[] = [];
+        const seen = watch();
+        const anyPasid = (): number => {
+          const all = [own, other, foreign, 9, 5, 0, random.below(2 ** 20), ...bound];
+          return all[random.below(all.length)]!;
+        };
+        for (let step = 0; step < 60; step++) {
+          const what = random.below(8);
+          if (what === 0) {
+            const pasid = bindProcess(hostile, one, FROM, random.below(2) === 0 ? 5 : anyPasid());
+            allowed.add(pasid);
+            bound.push(pasid);
+          } else if (what === 1 && bound.length > 0) hostile.unbind(one.container, bound.pop()!);
+          else if (what === 2) hostile.restart(one);
+          else if (what === 3)
+            hostile.set(one, QueueRegister.PASID, random.below(4) ? VALID + anyPasid() : 0);
+          else if (what === 4) hostile.set(one, 4 * random.below(32), random.next());
+          else
+            hostile.submit(one, {
+              operation: random.below(3),
+              source: random.below(2) ? VA : FROM,
+              destination: random.below(2) ? VA + 64 : TO,
+              completion: 16 * random.below(3),
+              pasid: random.below(3) ? anyPasid() : undefined,
+            });
+          if (random.below(2)) rig.work.run();
+        }
+        rig.work.run();
+        expect([...seen].filter((pasid) => !allowed.has(pasid))).toEqual([]);
+      }),
+      { numRuns: 25 },
+    );
   });
 });
 

@@ -74,8 +74,8 @@ export class Mdevs {
   }
 
   /** Types that a parent offers. */
-  typesOf({ device }: QueueParent): readonly MdevType[] {
-    const backed = this.#parts.backed && device.capabilities.pasidBits > 0;
+  typesOf({ device, parts }: QueueParent): readonly MdevType[] {
+    const backed = this.#parts.backed && device.capabilities.pasidBits > 0 && parts.pasidBits > 0;
     return backed ? MDEV_TYPES : MDEV_TYPES.filter((type) => type !== "queue");
   }
 
@@ -99,7 +99,7 @@ export class Mdevs {
       throw new LinuxError(
         "ENODEV",
         this.#parts.backed
-          ? `${parent.name} has no PASIDs, which devices of type ${type} need`
+          ? `${parent.name} has no PASIDs that are the whole machine's, which devices of type ${type} need`
           : `mediated devices that are IOMMU-backed need the extension vsva2020`,
         uuid,
       );
