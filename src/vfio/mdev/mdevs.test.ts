@@ -17,6 +17,7 @@ import type { VtdUnit } from "../../hardware/vtd/unit.ts";
 import { ModelTask } from "../../kernel/model-task.ts";
 import { formatAddress } from "../../pci/address.ts";
 import {
+  Descriptor,
   DescriptorStatus,
   Operation,
   QueueControl,
@@ -290,18 +291,36 @@ describe("a PASID", () => {
     expect(client.state(setup)).toEqual([QueueStatus.STOPPED, QueueError.PASID]);
   });
 
-  it("that lost its table while a descriptor waited faults, with requester and PASID in the unit's record", () => {
-    const client = newClient();
-    const setup = client.queue(ONE);
-    const pasid = bindProcess(client, setup, FROM, 5);
-    client.submit(setup, { source: VA, destination: VA + 64, pasid: 5 });
-    client.unbind(setup.container, pasid);
+  it("that loses its table takes with it what waits: it may be another device's next", () => {
+    const [first, second] = [newClient(), newClient()];
+    const [one, two] = [first.queue(ONE), second.queue(TWO)];
+    const pasid = bindProcess(first, one, FROM);
+    first.submit(one, { source: VA, destination: VA + 64, pasid });
+    first.unbind(one.container, pasid);
+    first.free(one.container, pasid);
+    expect(bindProcess(second, two, FROM)).toBe(pasid);
+    second.poke(FROM, text("secret"));
     rig.work.run();
-    expect(client.get(setup, QueueRegister.LAST)).toBe(FAULT);
+    expect(first.get(one, QueueRegister.LAST)).toBe(DescriptorStatus.ABORTED);
+    expect(Buffer.from(second.peek(FROM + 64, 8))).toEqual(Buffer.alloc(8));
+    expect(copied(first, one, "goes on")).toBe("goes on.");
+    expect(second.run(two, { source: VA, destination: VA + 64, pasid })).toBe(DONE);
+  });
+
+  it("that is wrong, in a descriptor of the function itself, faults: the unit records requester and PASID", () => {
+    const queue = parent().take()!;
+    queue.set(QueueRegister.CONTROL, QueueControl.ENABLE);
+    const descriptor = new Uint32Array(16);
+    descriptor.set([VALID + 0x1234, Operation.FILL]);
+    descriptor.set([0x5000, 0, 8], Descriptor.DESTINATION / 4);
+    queue.submit(descriptor);
+    rig.work.run();
+    expect(queue.get(QueueRegister.LAST)).toBe(FAULT);
     const { driver } = rig.machine.units.get("dmar0")!;
     expect(driver).toBeInstanceOf(VtdDriver);
-    expect((driver as VtdDriver).faults.at(-1)).toMatchObject({ rid: 0x700, pasid, address: BigInt(VA) });
-    expect(copied(client, setup, "goes on")).toBe("goes on.");
+    const record = (driver as VtdDriver).faults.at(-1);
+    expect(record).toMatchObject({ rid: 0x700, pasid: 0x1234, address: 0x5000n });
+    parent().giveBack(queue);
   });
 
   it("goes with its process: what the device was given is taken from it", () => {
@@ -334,6 +353,26 @@ describe("a PASID", () => {
     rig.work.run();
     expect(client.get(setup, QueueRegister.LAST)).toBe(DONE);
     expect(Buffer.from(client.peek(FROM + 64, 8)).toString()).toBe("paged in");
+  });
+});
+
+describe("a descriptor that waits for a page", () => {
+  it.each(["unbind", "reset", "exit"] as const)("waits no more after %s", (how) => {
+    const client = newClient();
+    const setup = client.queue(ONE);
+    client.listen(setup);
+    const pasid = bindProcess(client, setup, FROM);
+    client.writeTable(undefined);
+    client.invalidatePage(setup.container, pasid);
+    client.submit(setup, { source: VA, destination: VA + 64, pasid });
+    rig.work.run();
+    expect(rig.machine.live()["parked"]).toBe(1);
+    if (how === "unbind") client.unbind(setup.container, pasid);
+    else if (how === "reset") client.task.ioctl(setup.device, uapi.VFIO_DEVICE_RESET);
+    else client.task.exit();
+    rig.work.run();
+    expect(rig.machine.live()["parked"]).toBe(0);
+    if (how === "unbind") expect(client.get(setup, QueueRegister.LAST)).toBe(DescriptorStatus.ABORTED);
   });
 });
 

@@ -12,6 +12,7 @@ import type { Device, IommuCore } from "../../iommu/core.ts";
 import type { Pasids } from "../../iommu/pasids.ts";
 import type { MsiController } from "../../kernel/msi.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
+import { QueueRegister } from "../../pci/devices/work-queue.ts";
 import { HostBridge } from "../../pci/dma.ts";
 import type { FunctionContext } from "../../pci/pci-function.ts";
 import { LinuxError } from "../../uapi/errno.ts";
@@ -135,7 +136,7 @@ export class Mdevs {
       new MediatedQueue({ name: uuid, queue, pasids: { own, hostPasid }, events }, hooks);
     const { pasidBits } = parent.device.capabilities;
     const made = new MdevFunction(this.#contextOf(parent, uuid), pasidBits, front);
-    parts.admit(made, own);
+    parts.admit(made, own, (pasid) => queue.set(QueueRegister.ABORT, pasid));
     const mdev: Mdev = {
       uuid,
       type: "queue",
