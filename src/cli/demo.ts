@@ -10,7 +10,8 @@ import { loadMachine } from "./machines.ts";
 import { colorsOf, print } from "./output.ts";
 
 export interface DemoOptions {
-  readonly machine: string;
+  /** Default: the story's own. */
+  readonly machine?: string;
   readonly break?: string;
   readonly json?: boolean;
 }
@@ -27,8 +28,10 @@ const faultOf = (name: string, story: Story): Fault => {
   throw new UsageError(`--break ${name}: one of ${story.faults.join(", ")} in this story`);
 };
 
-export const demo = (name: string, { machine, break: broken, json = false }: DemoOptions): number => {
+export const demo = (name: string, options: DemoOptions): number => {
+  const { break: broken, json = false } = options;
   const story = storyOf(name);
+  const machine = options.machine ?? story.machine ?? "vtd";
   const faults = broken === undefined ? [] : [faultOf(broken, story)];
   const teller = json ? new Teller(plain, () => {}) : new Teller(colorsOf(process.stdout), print);
   const description = loadMachine(machine);

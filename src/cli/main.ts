@@ -62,7 +62,7 @@ program
     "a guided tour of one DMA, from a program's mapping to the tables and back; every claim is checked",
   )
   .argument("[story]", "which story", "basics")
-  .option("--machine <NAME|FILE>", "preset or machine file", "vtd")
+  .option("--machine <NAME|FILE>", "preset or machine file; default vtd, of the story vsva vtd-vsva")
   .option("--break <FAULT>", "inject a fault on purpose; the story must fail")
   .option("--json", "the claims and what was found, as one JSON document")
   .action(async (story: string, options) => {

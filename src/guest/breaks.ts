@@ -4,7 +4,13 @@
  */
 import { Opcode, StreamCommand } from "../hardware/smmuv3/queue-spec.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
-import { HostCalls, type HostMapping, type InvalidationCount } from "../viommu/host-calls.ts";
+import { ContainerCalls } from "../viommu/container-calls.ts";
+import {
+  type FirstStage,
+  HostCalls,
+  type HostMapping,
+  type InvalidationCount,
+} from "../viommu/host-calls.ts";
 import type { SmmuBackEnd } from "../viommu/smmuv3/back-end.ts";
 import type { BackEnd } from "../viommu/vtd/back-end.ts";
 
@@ -51,6 +57,30 @@ export class MistakenCalls extends HostCalls {
 
   #mistaken(pasid: number | undefined): number | undefined {
     return pasid !== undefined && this.mistakes.has("wrong-pasid") ? pasid + 1 : pasid;
+  }
+}
+
+/** The same of a VMM with the interface of 2020. */
+export class MistakenContainerCalls extends ContainerCalls {
+  readonly mistakes: ReadonlySet<VmmBreak>;
+
+  constructor(mistakes: ReadonlySet<VmmBreak>, ...calls: ConstructorParameters<typeof ContainerCalls>) {
+    super(...calls);
+    this.mistakes = mistakes;
+  }
+
+  override map(container: number, mapping: HostMapping): void {
+    const off = this.mistakes.has("wrong-page") ? FRAME_BYTES : 0;
+    const length = Math.max(FRAME_BYTES, mapping.length - off);
+    super.map(container, { ...mapping, va: mapping.va + off, length });
+  }
+
+  override bind(container: number, pasid: number, table: FirstStage): void {
+    super.bind(container, this.mistakes.has("wrong-pasid") ? pasid + 1 : pasid, table);
+  }
+
+  override respond(...answer: Parameters<ContainerCalls["respond"]>): void {
+    if (!this.mistakes.has("lost-response")) super.respond(...answer);
   }
 }
 

@@ -3,9 +3,11 @@
  * tables of its processors, which the IOMMU walks too.
  */
 import type { EventSink } from "../base/events.ts";
+import { Ids } from "../base/ids.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
+import { VirtualPasids } from "../drivers/vtd/virtual-pasids.ts";
 import type { IommuDriver, PagingDomain, PagingOptions, Requester } from "../iommu/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
@@ -75,6 +77,14 @@ export const driverFor = (platform: GuestPlatform): GuestDriver => {
       });
   }
 };
+
+/** Numbers for its processes: chosen freely, or asked of the unit where that says so. */
+export interface GuestPasids {
+  take(): number;
+  give(pasid: number): void;
+}
+export const pasidsOf = (iommu: GuestIommu, name: string): GuestPasids =>
+  iommu.model === "vtd" && VirtualPasids.has(iommu) ? new VirtualPasids(iommu, name) : new Ids(1, 2 ** 20);
 
 /** How a processor walks the tables of its processes. */
 export const processorWalkers: { readonly [Model in GuestIommu["model"]]: Walker } = {

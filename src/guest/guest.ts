@@ -4,7 +4,6 @@
  */
 
 import type { EventSink } from "../base/events.ts";
-import { Ids } from "../base/ids.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import type { DeviceCapabilities, Requester } from "../iommu/driver.ts";
 import { type PageRequestGroup, PageRequests } from "../iommu/page-requests.ts";
@@ -16,7 +15,14 @@ import type { PciFunction } from "../pci/function.ts";
 import { CapabilityId, MsixCapability, MsixControl, MsixEntry, MsixLocation } from "../pci/spec.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { IOMMU_PGFAULT_PERM_WRITE } from "../uapi/iommufd.ts";
-import { driverFor, type GuestDriver, type GuestIommu, processorWalkers } from "./firmware.ts";
+import {
+  driverFor,
+  type GuestDriver,
+  type GuestIommu,
+  type GuestPasids,
+  pasidsOf,
+  processorWalkers,
+} from "./firmware.ts";
 import { GuestProcess } from "./process.ts";
 
 export interface GuestOptions {
@@ -50,15 +56,10 @@ export class Guest {
   readonly #requests: PageRequests;
   /** What devices can do: whether they ask for translations, and so for pages, and bits of their PASIDs. */
   readonly #abilities = new Map<Requester, DeviceCapabilities>();
-  /** Its pages are on a slow disk: requests for them are answered by `serve`. */
-  slow = false;
-  readonly #waiting = new Set<{ readonly process: GuestProcess; readonly group: PageRequestGroup }>();
   #inVain = 0;
-  readonly #pasids = new Ids(1, 2 ** 20);
+  readonly #pasids: GuestPasids;
   /** PASID of each process that has one. */
   readonly #processes = new Map<GuestProcess, number>();
-  /** Devices that have its addresses. */
-  readonly #bound = new Map<GuestProcess, Set<Requester>>();
 
   /** Boots as far as its IOMMU driver, which finds the devices. */
   constructor(options: GuestOptions) {
@@ -66,6 +67,7 @@ export class Guest {
     this.memory = memory;
     this.#msi = new MsiController(memory);
     this.#walker = processorWalkers[iommu.model];
+    this.#pasids = pasidsOf(iommu, options.name);
     this.driver = driverFor({ ...options, msi: this.#msi });
     for (const device of devices) this.#abilities.set(device, this.driver.probe(device));
     this.#requests = new PageRequests(this.driver);
@@ -129,10 +131,7 @@ export class Guest {
       pasid = this.#pasids.take();
       this.#processes.set(process, pasid);
     }
-    this.#requests.handle(device, pasid, (group) => this.#take(process, group));
-    let bound = this.#bound.get(process);
-    if (!bound) this.#bound.set(process, (bound = new Set()));
-    bound.add(device);
+    this.#requests.handle(device, pasid, (group) => this.#bringIn(process, group));
     this.driver.attach(device, process.table, pasid);
     return pasid;
   }
@@ -142,26 +141,6 @@ export class Guest {
     if (pasid === undefined) return;
     this.driver.attach(device, this.driver.blocked, pasid);
     this.#requests.unhandle(device, pasid);
-    this.#bound.get(process)?.delete(device);
-  }
-
-  /** The process dies, whatever is under way: devices lose it first, requests for its pages are refused, its memory is free. */
-  kill(process: GuestProcess): void {
-    for (const device of this.#bound.get(process) ?? []) this.unbind(device, process);
-    for (const waiting of this.#waiting) {
-      if (waiting.process !== process) continue;
-      this.#waiting.delete(waiting);
-      this.#answer(waiting.group, false);
-    }
-    process.exit();
-  }
-
-  /** Pages that were asked for come from the slow disk. */
-  serve(): void {
-    for (const waiting of [...this.#waiting]) {
-      this.#waiting.delete(waiting);
-      this.#bringIn(waiting.process, waiting.group);
-    }
   }
 
   /** Turns its IOMMU off; its domains must be free. */
@@ -175,13 +154,7 @@ export class Guest {
     const pasid = this.#processes.get(process);
     if (pasid === undefined) return;
     this.#processes.delete(process);
-    this.#bound.delete(process);
     this.#pasids.give(pasid);
-  }
-
-  #take(process: GuestProcess, group: PageRequestGroup): void {
-    if (this.slow) this.#waiting.add({ process, group });
-    else this.#bringIn(process, group);
   }
 
   /** A device wants pages of the process. One that keeps asking for what is there is refused in the end. */
@@ -193,15 +166,11 @@ export class Guest {
     this.#inVain = process.faults === before ? this.#inVain + 1 : 0;
     if (this.#inVain > MOST_IN_VAIN) {
       this.#inVain = 0;
-      this.#answer(group, false);
+      this.answered.invalid += 1;
+      group.respond("invalid");
       return;
     }
-    this.#answer(group, present);
-  }
-
-  #answer(group: PageRequestGroup, present: boolean): void {
-    const code = present ? "success" : "invalid";
-    this.answered[code] += 1;
-    group.respond(code);
+    this.answered[present ? "success" : "invalid"] += 1;
+    group.respond(present ? "success" : "invalid");
   }
 }

@@ -18,14 +18,14 @@ import {
   Status,
 } from "../pci/spec.ts";
 import * as vfio from "../uapi/vfio.ts";
-import type { DeviceInfo, HostCalls } from "../viommu/host-calls.ts";
+import type { DeviceCalls, DeviceInfo } from "../viommu/device-calls.ts";
 import { msixPlaceOf, VirtualMsix } from "./virtual-msix.ts";
 
 /** Pages it may ask for at once, in the guest's view. */
 const PAGE_REQUESTS = 64;
 
 export interface PassedParts {
-  readonly calls: HostCalls;
+  readonly calls: DeviceCalls;
   /** Its file. */
   readonly fd: number;
   /** The guest's requester id for it. */
@@ -40,11 +40,11 @@ export class PassedDevice {
   /** The guest's name of it: "0000:00:01.0". */
   readonly name: string;
   readonly fd: number;
-  /** In the iommufd. */
+  /** By which the interface of the host knows it. */
   readonly id: number;
   readonly configSize = EXTENDED_CONFIG_BYTES;
   readonly info: DeviceInfo;
-  readonly #calls: HostCalls;
+  readonly #calls: DeviceCalls;
   readonly #config = new ConfigSpace(EXTENDED_CONFIG_BYTES);
   /** Where BARs are in its file, once they were asked for. */
   readonly #bars = new Map<number, bigint>();
@@ -58,8 +58,9 @@ export class PassedDevice {
     this.name = `0000:${two(rid >> 8)}:${two((rid >> 3) & 0x1f)}.${rid & 7}`;
     this.fd = fd;
     this.#calls = calls;
-    this.id = calls.bind(fd);
-    this.info = calls.hardwareInfo(this.id);
+    const { id, info } = calls.take(fd);
+    this.id = id;
+    this.info = info;
     this.#config.declare({ offset: Header.STATUS, width: 2, value: Status.CAPABILITIES_LIST });
     if (this.info.pasidBits > 0) this.#config.add(pasid(this.info.pasidBits));
     if (this.info.ats) this.showPageRequests();
@@ -111,7 +112,7 @@ export class PassedDevice {
 }
 
 /** The device's config space as the host shows it to the VMM. */
-const hostConfig = ({ task }: HostCalls, fd: number, config: bigint): Configured => ({
+const hostConfig = ({ task }: DeviceCalls, fd: number, config: bigint): Configured => ({
   configSize: CONFIG_BYTES,
   configRead(offset, width) {
     const bytes = new Uint8Array(4);

@@ -60,6 +60,11 @@ export class TestDevice {
     return status === TestStatus.REFUSED ? "refused" : "busy";
   }
 
+  /** Bytes of the last request that were moved. */
+  get moved(): number {
+    return this.#get(TestRegister.DONE);
+  }
+
   /** Its buffer. */
   read(length: number): Uint8Array {
     const bytes = new Uint8Array(length);

@@ -10,7 +10,7 @@ import { type Configured, findCapability } from "../pci/capability-list.ts";
 import { Msix } from "../pci/msix.ts";
 import { CapabilityId, MsixCapability, MsixControl, MsixLocation } from "../pci/spec.ts";
 import { VFIO_PCI_MSIX_IRQ_INDEX } from "../uapi/vfio.ts";
-import type { HostCalls } from "../viommu/host-calls.ts";
+import type { DeviceCalls } from "../viommu/device-calls.ts";
 import { whenCounted } from "../viommu/ready.ts";
 
 /** Where the device has its vectors; undefined: it has no MSI-X. */
@@ -30,14 +30,14 @@ export const msixPlaceOf = (device: Configured): MsixPlace | undefined => {
 };
 
 export class VirtualMsix {
-  readonly #calls: HostCalls;
+  readonly #calls: DeviceCalls;
   readonly #device: number;
   readonly #msix: Msix;
   /** One for each vector. */
   readonly #eventfds: readonly number[];
 
   /** `send`: the guest's memory takes a message. */
-  constructor(calls: HostCalls, device: number, place: MsixPlace, scheduler: Scheduler, send: SendMessage) {
+  constructor(calls: DeviceCalls, device: number, place: MsixPlace, scheduler: Scheduler, send: SendMessage) {
     const { task } = calls;
     this.#calls = calls;
     this.#device = device;

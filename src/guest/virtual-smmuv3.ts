@@ -5,7 +5,7 @@
 import { capabilitiesOf, type SmmuCapabilities } from "../hardware/smmuv3/capabilities.ts";
 import { NO_PASID } from "../hardware/unit.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import type { ArmRegisters } from "../viommu/host-calls.ts";
+import type { ArmRegisters } from "../viommu/device-calls.ts";
 import { PageFaults } from "../viommu/page-faults.ts";
 import { whenReady } from "../viommu/ready.ts";
 import { SmmuFrontEnd } from "../viommu/smmuv3/front-end.ts";

@@ -4,14 +4,15 @@ import type { Scheduler } from "../base/scheduler.ts";
 import type { SendMessage } from "../hardware/unit.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import type { GuestRam } from "../viommu/assigned.ts";
+import type { DeviceCalls } from "../viommu/device-calls.ts";
 import type { HostCalls } from "../viommu/host-calls.ts";
 import type { VmmBreak } from "./breaks.ts";
 import type { GuestIommu } from "./firmware.ts";
 import type { PassedDevice } from "./passed-device.ts";
 
-export interface VirtualUnitParts {
+export interface VirtualUnitParts<Calls extends DeviceCalls = HostCalls> {
   readonly name: string;
-  readonly calls: HostCalls;
+  readonly calls: Calls;
   /** Where guest memory is in the VMM's, and guest memory itself. */
   readonly ram: GuestRam;
   readonly memory: HostMemory;
@@ -27,7 +28,7 @@ export interface VirtualUnitParts {
 
 export interface VirtualUnit {
   readonly iommu: GuestIommu;
-  /** What the host holds because of the guest's tables: mappings, or HWPTs. */
+  /** What the host holds because of the guest's tables: mappings, HWPTs, or bound tables. */
   readonly backEnd: { readonly held: number };
   /**
    * Where in guest memory a message of a device goes that is written to this address, or -1; left out: just there. The

@@ -1,10 +1,13 @@
-/** A virtual VT-d unit in a VMM, above a host that nests or by copies of the guest's tables. */
+/** A virtual VT-d unit in a VMM: above a host that nests, by iommufd or by the interface of 2020, or by copies of the guest's tables. */
 import { EcapRegister } from "../hardware/vtd/spec.ts";
 import type { VtdCapabilities } from "../hardware/vtd/unit.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import type { DeviceInfo } from "../viommu/host-calls.ts";
+import type { ContainerCalls } from "../viommu/container-calls.ts";
+import type { DeviceInfo } from "../viommu/device-calls.ts";
 import { PageFaults } from "../viommu/page-faults.ts";
+import { RegionFaults } from "../viommu/region-faults.ts";
 import type { BackEnd } from "../viommu/vtd/back-end.ts";
+import { BoundBackEnd } from "../viommu/vtd/bound.ts";
 import { VtdFrontEnd } from "../viommu/vtd/front-end.ts";
 import { NestedBackEnd } from "../viommu/vtd/nested.ts";
 import { ShadowBackEnd } from "../viommu/vtd/shadow.ts";
@@ -27,6 +30,25 @@ export const nestedVtd = (parts: VirtualUnitParts): VirtualUnit => {
   );
 };
 
+/** Above a host with the interface of 2020: PASIDs come from the host. */
+export const boundVtd = (parts: VirtualUnitParts<ContainerCalls>): VirtualUnit => {
+  const { name, memory, events, interrupt, devices, addressWidth, calls, ram, scheduler } = parts;
+  const infos = devices.map(({ info }) => info);
+  const first = devices[0];
+  if (!first) throw new RangeError("a virtual IOMMU without devices has nothing to bind");
+  const iommu = new VtdFrontEnd({
+    ...{ name, memory, events, interrupt },
+    capabilities: firstStagesOf(infos, addressWidth),
+    // PASIDs are the process's, whichever of its containers is asked.
+    pasids: {
+      allocate: () => calls.allocatePasid(first.id),
+      free: (pasid) => calls.freePasid(first.id, pasid),
+    },
+  });
+  if (infos.every(asksForPages)) new RegionFaults({ calls, iommu, devices, scheduler });
+  return join(iommu, new BoundBackEnd({ calls, ram, devices, guest: iommu }), parts);
+};
+
 /** By copies of the guest's tables, on any host; `scalable`: with first stages, and PASIDs where the host has them. */
 export const shadowedVtd = (parts: VirtualUnitParts, scalable: boolean): VirtualUnit => {
   const { name, memory, events, interrupt, devices, addressWidth, calls, ram, scheduler } = parts;
@@ -47,7 +69,11 @@ export const shadowedVtd = (parts: VirtualUnitParts, scalable: boolean): Virtual
   );
 };
 
-const join = (iommu: VtdFrontEnd, backEnd: BackEnd, { broken }: VirtualUnitParts): VirtualUnit => {
+const join = (
+  iommu: VtdFrontEnd,
+  backEnd: BackEnd,
+  { broken }: Pick<VirtualUnitParts, "broken">,
+): VirtualUnit => {
   iommu.connect(broken.has("stale-iotlb") ? remembering(backEnd) : backEnd);
   return { iommu, backEnd };
 };
@@ -71,13 +97,18 @@ const both = (pasidBits: number, pageRequests: boolean): Partial<VtdCapabilities
   },
 });
 
-/** A unit in scalable mode with what all devices' units have for guests: first stages, and PASIDs. */
+const allHave = (infos: readonly DeviceInfo[], name: keyof typeof EcapRegister.fields): boolean =>
+  infos.every(({ vtd }) => vtd !== undefined && EcapRegister.fields[name].of(vtd.ecap) !== 0n);
+
 const nestable = (infos: readonly DeviceInfo[], hostAddressWidth: number): VtdCapabilities => {
-  const all = (test: (info: DeviceInfo) => boolean): boolean => infos.every(test);
-  const hostHas = (name: keyof typeof EcapRegister.fields) =>
-    all(({ vtd }) => vtd !== undefined && EcapRegister.fields[name].of(vtd.ecap) !== 0n);
-  if (!hostHas("NEST"))
+  if (!allHave(infos, "NEST"))
     throw new LinuxError("EOPNOTSUPP", "the host's IOMMU does not nest (ECAP.NEST): shadow instead");
+  return firstStagesOf(infos, hostAddressWidth);
+};
+
+/** A unit in scalable mode with what all devices' units have for guests: first stages, and PASIDs. */
+const firstStagesOf = (infos: readonly DeviceInfo[], hostAddressWidth: number): VtdCapabilities => {
+  const all = (test: (info: DeviceInfo) => boolean): boolean => infos.every(test);
   const pasidBits = Math.min(...infos.map((info) => info.pasidBits));
   const pageRequests = all(asksForPages);
   return {
@@ -85,8 +116,8 @@ const nestable = (infos: readonly DeviceInfo[], hostAddressWidth: number): VtdCa
     deviceTlb: all(({ ats }) => ats),
     scalable: {
       firstStage: true,
-      supervisorRequests: hostHas("SRS"),
-      extendedAccessed: hostHas("EAFS"),
+      supervisorRequests: allHave(infos, "SRS"),
+      extendedAccessed: allHave(infos, "EAFS"),
       pageRequests,
       ...(pasidBits > 0 && { pasidBits }),
     },

@@ -27,13 +27,6 @@ import type {
 import { type PageRequestGroup, pageRequestsOf } from "./page-requests.ts";
 import { unrecoverableFaultsOf } from "./unrecoverable-faults.ts";
 
-/** What is known of a part. */
-interface Part {
-  /** Its default PASID. */
-  readonly pasid: number;
-  readonly revoke: (pasid: number) => void;
-}
-
 /** A PASID that a part has. */
 interface Use {
   readonly part: Requester;
@@ -50,7 +43,7 @@ export class AuxiliaryDriver implements IommuDriver {
   onFault: ((device: Requester, fault: UnrecoverableFault) => void) | undefined;
   readonly #parent: Device;
   readonly #driver: IommuDriver;
-  readonly #parts = new Map<Requester, Part>();
+  readonly #defaults = new Map<Requester, number>();
   /** By PASID. */
   readonly #uses = new Map<number, Use>();
 
@@ -75,18 +68,15 @@ export class AuxiliaryDriver implements IommuDriver {
     return this.#uses.has(pasid);
   }
 
-  /**
-   * From now on this is a part with a default PASID, which nobody else has. Before the core probes it. `revoke` is called
-   * before the part loses a PASID, which may be another's next: no request of it may carry that any more, nor one that was begun.
-   */
-  admit(part: Requester, pasid: number, revoke: (pasid: number) => void): void {
-    this.#parts.set(part, { pasid, revoke });
+  /** From now on this is a part with a default PASID, which nobody else has. Before the core probes it. */
+  admit(part: Requester, pasid: number): void {
+    this.#defaults.set(part, pasid);
     this.#uses.set(pasid, { part, domain: undefined });
   }
 
   /** The PASID of its requests that name none. Throws ENODEV for what is no part. */
   defaultOf(part: Requester): number {
-    const pasid = this.#parts.get(part)?.pasid;
+    const pasid = this.#defaults.get(part);
     if (pasid !== undefined) return pasid;
     throw new LinuxError("ENODEV", `it is no part of ${this.#parent.name}`, part.name);
   }
@@ -108,7 +98,7 @@ export class AuxiliaryDriver implements IommuDriver {
       if (use.domain) this.#give(use, pasid, this.blocked);
       this.#uses.delete(pasid);
     }
-    this.#parts.delete(part);
+    this.#defaults.delete(part);
   }
 
   reserved(): readonly ReservedRegion[] {
@@ -159,7 +149,6 @@ export class AuxiliaryDriver implements IommuDriver {
     const faults = unrecoverableFaultsOf(this.#driver);
     const requester = this.#parent.function;
     const { part } = use;
-    if (domain.kind === "blocked") this.#parts.get(part)?.revoke(pasid);
     this.#driver.attach(requester, domain, pasid);
     use.domain = domain.kind === "blocked" ? undefined : domain;
     if (use.domain) {
@@ -175,7 +164,7 @@ export class AuxiliaryDriver implements IommuDriver {
 
   /** A part's default PASID is none to its user. */
   #isDefault(part: Requester, pasid: number): boolean {
-    return this.#parts.get(part)?.pasid === pasid;
+    return this.#defaults.get(part) === pasid;
   }
 
   /** A group for the function is one for the part. */

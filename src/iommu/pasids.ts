@@ -105,6 +105,11 @@ export class Pasids {
     return this.#entries.get(pasid)?.owner;
   }
 
+  /** Whether the caller may use what the owner has: the owner's set when it is of the caller's address space. */
+  grant(task: Task, owner: PasidSet | "host"): PasidSet | undefined {
+    return owner !== "host" && owner.isOf(task) ? owner : undefined;
+  }
+
   /** A PASID for the host's own use, which no limit of users reaches. Throws ENOSPC. */
   takeForHost(): number {
     const pasid = this.#find(FIRST, 2 ** this.bits - 1);

@@ -12,15 +12,25 @@ import {
   Register,
   WIDE_DESCRIPTOR_BYTES,
 } from "../hardware/vtd/spec.ts";
+import { type PasidSet, Pasids } from "../iommu/pasids.ts";
+import type { Task } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 
 /** By name: what does not work. */
 export const BREAKS = {
   "skip-flush": "the driver's invalidations of the IOTLB are lost on their way to the unit",
+  "wrong-owner": "the kernel lets any program use the PASIDs of others",
 } as const;
 export type Break = keyof typeof BREAKS;
 
 export const isBreak = (name: string): name is Break => Object.hasOwn(BREAKS, name);
+
+/** PASIDs whose owner is not asked for. */
+export class UnguardedPasids extends Pasids {
+  override grant(_task: Task, owner: PasidSet | "host"): PasidSet | undefined {
+    return owner === "host" ? undefined : owner;
+  }
+}
 
 /** The registers of a unit as its driver reaches them. */
 interface UnitRegisters {

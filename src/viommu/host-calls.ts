@@ -1,12 +1,10 @@
 /**
- * How a VMM reaches its host: requests of /dev/iommu and of a device's file (linux/iommufd.h, linux/vfio.h) as encoded
- * bytes, each told to whoever records them. Vendor data and lists lie in the VMM's own memory, as for any program.
- * Errors are the `LinuxError`s of the calls.
+ * How a VMM reaches its host by iommufd: requests of /dev/iommu and of a device's file (linux/iommufd.h, linux/vfio.h).
+ * Vendor data and lists lie in the VMM's own memory, as for any program.
  */
 import type { ModelTask } from "../kernel/model-task.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import * as iommufd from "../uapi/iommufd.ts";
-import { requestName } from "../uapi/requests.ts";
 import {
   IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
   IOMMU_HWPT_DATA_ARM_SMMUV3,
@@ -27,18 +25,14 @@ import {
   IommuHwptVtdS1Invalidate,
 } from "../uapi/vendor/vtd.ts";
 import * as vfio from "../uapi/vfio.ts";
-
-/** One call that was made: its argument before and after, and the vendor data it pointed to. */
-export interface RecordedCall {
-  readonly kind: "iommufd" | "vfio-device";
-  readonly name: string;
-  readonly request: number;
-  readonly given: Uint8Array;
-  readonly data: Uint8Array | undefined;
-  readonly answered: Uint8Array;
-  /** Name of the errno when it failed. */
-  readonly error: string | undefined;
-}
+import {
+  DATA_BYTES,
+  DATA_VA,
+  DeviceCalls,
+  type DeviceInfo,
+  type Record,
+  type TakenDevice,
+} from "./device-calls.ts";
 
 export interface HostMapping {
   readonly iova: number;
@@ -46,24 +40,6 @@ export interface HostMapping {
   readonly length: number;
   readonly readable?: boolean;
   readonly writable?: boolean;
-}
-
-/** SMMU_IDR0 to SMMU_IDR5, SMMU_IIDR and SMMU_AIDR. */
-export interface ArmRegisters {
-  readonly idr: readonly number[];
-  readonly iidr: number;
-  readonly aidr: number;
-}
-
-export interface DeviceInfo {
-  /** Capability registers of a VT-d unit; undefined: it is another IOMMU. */
-  readonly vtd: { readonly cap: bigint; readonly ecap: bigint } | undefined;
-  /** Identification registers of an SMMUv3; undefined: it is another IOMMU. */
-  readonly smmu: ArmRegisters | undefined;
-  /** 0: none. */
-  readonly pasidBits: number;
-  /** The device asks for translations, and keeps them. */
-  readonly ats: boolean;
 }
 
 /** One first-stage table of a guest, as a PASID table entry names it. */
@@ -99,32 +75,30 @@ const FAULTS_AT_ONCE = 512;
 /** Sequence numbers of events go to 2^31 - 1 and begin again. */
 const EVENT_SEQUENCES = 2 ** 31;
 
-/** Where vendor data is put, in the VMM's memory. */
-const DATA_VA = 0x7ffe_0000_0000;
-const DATA_BYTES = 64 * 1024;
-
-export class HostCalls {
-  readonly task: ModelTask;
+export class HostCalls extends DeviceCalls {
   /** Descriptor of /dev/iommu. */
   readonly iommufd: number;
-  readonly #record: (call: RecordedCall) => void;
   /** By descriptor of an event queue: the sequence number that comes next when none is lost. */
   readonly #nextEvents = new Map<number, number>();
 
-  constructor(task: ModelTask, fd: number, record: (call: RecordedCall) => void = () => {}) {
-    this.task = task;
+  constructor(task: ModelTask, fd: number, record?: Record) {
+    super(task, record);
     this.iommufd = fd;
-    this.#record = record;
-    task.memory.map(DATA_VA, DATA_BYTES);
   }
 
   // Devices
+
+  /** Binds it. */
+  take(fd: number): TakenDevice {
+    const id = this.bind(fd);
+    return { id, info: this.hardwareInfo(id) };
+  }
 
   /** The device's id in the iommufd. */
   bind(device: number): number {
     const layout = vfio.VfioDeviceBindIommufd;
     const bytes = layout.bytes({ argsz: layout.size, iommufd: this.iommufd });
-    this.#device(device, vfio.VFIO_DEVICE_BIND_IOMMUFD, bytes);
+    this.device(device, vfio.VFIO_DEVICE_BIND_IOMMUFD, bytes);
     return layout.read(bytes).out_devid;
   }
 
@@ -138,7 +112,7 @@ export class HostCalls {
       pt_id: table,
       pasid: pasid ?? 0,
     });
-    this.#device(device, vfio.VFIO_DEVICE_ATTACH_IOMMUFD_PT, bytes);
+    this.device(device, vfio.VFIO_DEVICE_ATTACH_IOMMUFD_PT, bytes);
   }
 
   detach(device: number, pasid?: number): void {
@@ -149,31 +123,7 @@ export class HostCalls {
       flags: tagged ? vfio.VFIO_DEVICE_DETACH_PASID : 0,
       pasid: pasid ?? 0,
     });
-    this.#device(device, vfio.VFIO_DEVICE_DETACH_IOMMUFD_PT, bytes);
-  }
-
-  /** Where a region is in the device's file; VFIO_PCI_*_REGION_INDEX. */
-  regionOffset(device: number, index: number): bigint {
-    const layout = vfio.VfioRegionInfo;
-    const bytes = layout.bytes({ argsz: layout.size, index });
-    this.#device(device, vfio.VFIO_DEVICE_GET_REGION_INFO, bytes);
-    return layout.read(bytes).offset;
-  }
-
-  /** Interrupts of the device go to eventfds from now on, one for each vector; without any: to nobody. */
-  setInterrupts(device: number, index: number, eventfds: readonly number[]): void {
-    const layout = vfio.VfioIrqSet;
-    const data = [...new Uint8Array(Int32Array.from(eventfds).buffer)];
-    const kind = eventfds.length > 0 ? vfio.VFIO_IRQ_SET_DATA_EVENTFD : vfio.VFIO_IRQ_SET_DATA_NONE;
-    const bytes = layout.bytes({
-      argsz: layout.fieldEnd("count") + data.length,
-      flags: kind | vfio.VFIO_IRQ_SET_ACTION_TRIGGER,
-      index,
-      start: 0,
-      count: eventfds.length,
-      data,
-    });
-    this.#device(device, vfio.VFIO_DEVICE_SET_IRQS, bytes);
+    this.device(device, vfio.VFIO_DEVICE_DETACH_IOMMUFD_PT, bytes);
   }
 
   /** What the host's IOMMU in front of a device is, and what the device may do. */
@@ -434,23 +384,6 @@ export class HostCalls {
   }
 
   #iommu(request: number, bytes: Uint8Array, data?: Uint8Array): void {
-    this.#call("iommufd", this.iommufd, request, bytes, data);
-  }
-  #device(fd: number, request: number, bytes: Uint8Array): void {
-    this.#call("vfio-device", fd, request, bytes);
-  }
-
-  #call(kind: RecordedCall["kind"], fd: number, request: number, bytes: Uint8Array, data?: Uint8Array): void {
-    const given = bytes.slice();
-    if (data) this.task.memory.write(BigInt(DATA_VA), data);
-    let error: string | undefined;
-    try {
-      this.task.ioctl(fd, request, bytes);
-    } catch (thrown) {
-      if (thrown instanceof LinuxError) error = thrown.code;
-      throw thrown;
-    } finally {
-      this.#record({ kind, name: requestName(kind, request), request, given, data, answered: bytes, error });
-    }
+    this.call("iommufd", this.iommufd, request, bytes, data);
   }
 }

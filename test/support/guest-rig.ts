@@ -8,7 +8,7 @@ import { type ShownUnit, Vmm } from "../../src/guest/vmm.ts";
 import { parseDevice, parseMachine, withDevices } from "../../src/machine/file.ts";
 import { Machine, type MachineContext } from "../../src/machine/machine.ts";
 import { PRESETS } from "../../src/machine/presets.ts";
-import type { RecordedCall } from "../../src/viommu/host-calls.ts";
+import type { RecordedCall } from "../../src/viommu/device-calls.ts";
 
 export const RAM_BYTES = 16 * 2 ** 20;
 const FUNCTIONS = ["0000:7e:00.0", "0000:7f:00.0"] as const;

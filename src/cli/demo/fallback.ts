@@ -41,7 +41,7 @@ export const fallback = (stage: Stage, teller: Teller): void => {
 const taking = (stage: Stage, teller: Teller, unit: ShownUnit, what: string): GuestStage => {
   teller.scene(`A VMM takes a device for a guest with ${what}`);
   const asked = stage.calls.length;
-  const scene = new GuestStage(stage, "shadow", unit);
+  const scene = new GuestStage(stage, "shadow", { shows: unit });
   teller.say("It tries what its host can do for the device, and then maps the guest's memory for it.");
   teller.show(scene.asked(asked));
   scene.vmm.memory.writeBytes(0x10_0000, Buffer.from(TEXT));

@@ -1,10 +1,12 @@
 /** A VMM on a stage's machine with a guest in it, and the guest's driver of the test function. What happens is recorded. */
 
 import { isVmmBreak } from "../../guest/breaks.ts";
+import { ContainerVmm } from "../../guest/container-vmm.ts";
 import { Guest } from "../../guest/guest.ts";
 import type { PassedDevice } from "../../guest/passed-device.ts";
 import { TestDevice } from "../../guest/test-device.ts";
 import { type ShownUnit, Vmm, type VmmOptions } from "../../guest/vmm.ts";
+import type { VmmProcess, VmmProcessOptions } from "../../guest/vmm-process.ts";
 import { printArgument } from "../../uapi/requests.ts";
 import type { Stage } from "./stage.ts";
 
@@ -14,31 +16,57 @@ const ADDRESS_WIDTH = 46;
 /** 00:01.0 in the guest. */
 const GUEST_RID = 0x0008;
 
+export interface StageOptions {
+  readonly shows?: ShownUnit;
+  /** More functions of the machine, or mediated devices. */
+  readonly others?: readonly string[];
+}
+
+/** The file of the group that a device is in. */
+export const groupPath = ({ machine }: Stage, device: string): string =>
+  `/dev/vfio/${machine.core.devices.get(device)!.group.id}`;
+
 export class GuestStage {
   readonly stage: Stage;
-  readonly vmm: Vmm;
+  readonly vmm: VmmProcess;
   readonly device: TestDevice;
   /** As the guest finds it on its bus. */
   readonly requester: PassedDevice;
   #guest: Guest | undefined;
 
-  /** The VMM takes the device; the guest has not booted. */
-  constructor(stage: Stage, follow: VmmOptions["follow"], shows?: ShownUnit) {
+  /** The VMM takes the device, and others by their groups with `bound`; the guest has not booted. */
+  constructor(
+    stage: Stage,
+    follow: VmmOptions["follow"] | "bound",
+    { shows, others = [] }: StageOptions = {},
+  ) {
     const { machine, events, broken, calls, work } = stage;
     this.stage = stage;
-    this.vmm = new Vmm({
+    const options: VmmProcessOptions = {
       host: machine,
       name: NAME,
       ramBytes: RAM_BYTES,
-      devices: [{ path: machine.vfio.deviceNodes.get(stage.device)!.path, rid: GUEST_RID }],
       events,
-      follow,
-      ...(shows && { shows }),
       addressWidth: ADDRESS_WIDTH,
       scheduler: work,
       record: (call) => calls.push(call),
       broken: new Set([...broken].filter(isVmmBreak)),
-    });
+    };
+    const { path } = machine.vfio.deviceNodes.get(stage.device)!;
+    this.vmm =
+      follow === "bound"
+        ? new ContainerVmm({
+            ...options,
+            devices: [stage.device, ...others].map((name, index) => ({
+              group: groupPath(stage, name),
+              name,
+              rid: GUEST_RID * (index + 1),
+            })),
+          })
+        : new Vmm({
+            ...{ ...options, follow, devices: [{ path, rid: GUEST_RID }] },
+            ...(shows && { shows }),
+          });
     this.requester = this.vmm.devices[0]!;
     this.device = new TestDevice(this.requester);
   }

@@ -26,6 +26,7 @@ const TOLD: readonly (readonly [story: string, preset: string])[] = [
   ["basics", "vtd"],
   ["nested", "vtd"],
   ["nested", "smmuv3"],
+  ["vsva", "vtd-vsva"],
   ["fallback", "vtd"],
   ["fallback", "vtd-legacy"],
   ["fallback", "smmuv3"],

@@ -5,11 +5,14 @@ import type { Fault } from "./faults.ts";
 import { nested } from "./nested.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
+import { vsva } from "./vsva.ts";
 
 export interface Story {
   readonly tell: (stage: Stage, teller: Teller) => void;
   /** Each makes a claim fail. */
   readonly faults: readonly Fault[];
+  /** Where it takes place unless it is told where; left out: `vtd`. */
+  readonly machine?: string;
 }
 
 export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
@@ -17,6 +20,14 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
   [
     "nested",
     { tell: nested, faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response"] },
+  ],
+  [
+    "vsva",
+    {
+      tell: vsva,
+      faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response", "wrong-owner"],
+      machine: "vtd-vsva",
+    },
   ],
   ["fallback", { tell: fallback, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
 ]);

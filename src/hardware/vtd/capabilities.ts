@@ -47,6 +47,8 @@ export interface VtdCapabilities {
   /** IR, and EIM; default false. */
   readonly interruptRemapping?: boolean;
   readonly extendedInterruptMode?: boolean;
+  /** VCS: there are virtual command registers, behind which a VMM is; no silicon has them; default false. */
+  readonly virtualCommands?: boolean;
   /** ESRTPS: setting the root table pointer invalidates the caches; default true. */
   readonly rootPointerInvalidates?: boolean;
   /** SMTS and what it brings; default: legacy mode only. */
@@ -226,6 +228,7 @@ export const completeCapabilities = (chosen: VtdCapabilities): Capabilities => {
     IRO: iotlbOffset / 16,
     MHMV: has.interruptRemapping ? 15 : 0,
     SMTS: has.scalable,
+    VCS: chosen.virtualCommands ?? false,
     SSTS: has.secondStage,
     FSTS: has.firstStage,
     NEST: has.nested,

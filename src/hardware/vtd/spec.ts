@@ -50,6 +50,9 @@ export const Register = {
   PEDATA: 0xe4,
   PEADDR: 0xe8,
   PEUADDR: 0xec,
+  VCMD: 0xe00,
+  VCRSP: 0xe10,
+  VCCAP: 0xe30,
 } as const;
 
 /** Bytes of one register page; a unit's register file is a whole number of them. */
@@ -344,3 +347,22 @@ export const InvalidationWait = layout("invalidation wait", 16, {
 
 /** §3.15 The interrupt address range: requests without PASID to 0xFEEx_xxxx are interrupts, not memory. */
 export const InterruptRange = { MASK_LO: 0xfff0_0000, VALUE_LO: 0xfee0_0000 } as const;
+
+/**
+ * §11.4 Virtual Command: what software asks of the VMM that made the unit. Offsets and fields are those from revision 3.3 on.
+ * Writing CMD submits.
+ */
+export const VcmdRegister = layout("VCMD", 8, {
+  CMD: bits(0, 7, "command", { 1: "allocate PASID", 2: "free PASID" }),
+  PASID: bits(16, 35, "PASID to be freed"),
+});
+export const VirtualCommand = { allocatePasid: 1, freePasid: 2 } as const;
+/** §11.4 Virtual Command Response. */
+export const VcrspRegister = layout("VCRSP", 8, {
+  IP: bit(0, "in progress"),
+  SC: bits(1, 7, "status code"),
+  PASID: bits(16, 35, "PASID that was allocated"),
+});
+export const VirtualStatus = { success: 0, unknownCommand: 1, refused: 16 } as const;
+/** §11.4 Virtual Command Capability. */
+export const VccapRegister = layout("VCCAP", 8, { PAS: bit(0, "PASIDs are allocated and freed") });

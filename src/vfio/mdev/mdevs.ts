@@ -12,7 +12,6 @@ import type { Device, IommuCore } from "../../iommu/core.ts";
 import type { Pasids } from "../../iommu/pasids.ts";
 import type { MsiController } from "../../kernel/msi.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import { QueueRegister } from "../../pci/devices/work-queue.ts";
 import { HostBridge } from "../../pci/dma.ts";
 import type { FunctionContext } from "../../pci/pci-function.ts";
 import { LinuxError } from "../../uapi/errno.ts";
@@ -75,8 +74,8 @@ export class Mdevs {
   }
 
   /** Types that a parent offers. */
-  typesOf({ device, parts }: QueueParent): readonly MdevType[] {
-    const backed = this.#parts.backed && device.capabilities.pasidBits > 0 && parts.pasidBits > 0;
+  typesOf({ device }: QueueParent): readonly MdevType[] {
+    const backed = this.#parts.backed && device.capabilities.pasidBits > 0;
     return backed ? MDEV_TYPES : MDEV_TYPES.filter((type) => type !== "queue");
   }
 
@@ -100,7 +99,7 @@ export class Mdevs {
       throw new LinuxError(
         "ENODEV",
         this.#parts.backed
-          ? `${parent.name} has no PASIDs that are the whole machine's, which devices of type ${type} need`
+          ? `${parent.name} has no PASIDs, which devices of type ${type} need`
           : `mediated devices that are IOMMU-backed need the extension vsva2020`,
         uuid,
       );
@@ -136,7 +135,7 @@ export class Mdevs {
       new MediatedQueue({ name: uuid, queue, pasids: { own, hostPasid }, events }, hooks);
     const { pasidBits } = parent.device.capabilities;
     const made = new MdevFunction(this.#contextOf(parent, uuid), pasidBits, front);
-    parts.admit(made, own, (pasid) => queue.set(QueueRegister.ABORT, pasid));
+    parts.admit(made, own);
     const mdev: Mdev = {
       uuid,
       type: "queue",

@@ -5,7 +5,8 @@
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_FAULT_ID_VALID } from "../../uapi/iommufd.ts";
 import type { AssignedDevice } from "../assigned.ts";
-import type { DeviceInfo, HostCalls } from "../host-calls.ts";
+import type { DeviceInfo } from "../device-calls.ts";
+import type { HostCalls } from "../host-calls.ts";
 
 export interface HostRoom {
   /** The host maps no address with more bits. */

@@ -30,6 +30,7 @@ import { type VtdCapabilities, VtdUnit } from "../../hardware/vtd/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { BackEnd, Forget, Reread } from "./back-end.ts";
 import { GuestTables, type Root, type Translation } from "./tables.ts";
+import { type PasidService, VirtualCommands } from "./virtual-command.ts";
 
 export interface FrontEndOptions {
   readonly name: string;
@@ -39,6 +40,8 @@ export interface FrontEndOptions {
   /** Interrupts the guest. */
   readonly interrupt: SendMessage;
   readonly capabilities: VtdCapabilities;
+  /** Gives the guest its PASIDs by virtual commands; left out: the guest chooses them. */
+  readonly pasids?: PasidService;
 }
 
 const PAGE = 4096;
@@ -49,6 +52,7 @@ export class VtdFrontEnd implements Downstream {
   readonly #unit: VtdUnit;
   readonly #events: EventSink;
   readonly #tables: GuestTables;
+  readonly #commands: VirtualCommands | undefined;
   #backEnd: BackEnd | undefined;
   /** What the guest latched with SRTP. */
   #root: Root = { table: 0, mode: 0 };
@@ -61,11 +65,18 @@ export class VtdFrontEnd implements Downstream {
     this.#events = options.events;
     this.#unit = new VtdUnit({
       ...options,
-      capabilities: { ...options.capabilities, cachingMode: true },
+      capabilities: {
+        ...options.capabilities,
+        cachingMode: true,
+        virtualCommands: options.pasids !== undefined,
+      },
       cache: "none",
       downstream: this,
     });
     this.#tables = new GuestTables(options.memory, this.#unit.capabilities);
+    this.#commands =
+      options.pasids &&
+      new VirtualCommands(options.pasids, (error) => this.#report("a virtual command", error));
   }
 
   /** Who makes the host follow; once, before the guest runs. */
@@ -80,10 +91,11 @@ export class VtdFrontEnd implements Downstream {
   // What the guest reaches
 
   mmioRead(offset: number, width: 4 | 8): bigint {
-    return this.#unit.mmioRead(offset, width);
+    return this.#commands?.read(offset, width) ?? this.#unit.mmioRead(offset, width);
   }
 
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
+    this.#commands?.write(offset, width, value);
     const before = this.#status();
     this.#unit.mmioWrite(offset, width, value);
     if (offset !== Register.GCMD) return;
