@@ -33,6 +33,8 @@ interface HostGroup {
   readonly number: number;
 }
 
+const TOO_LATE: ReadonlySet<string> = new Set(["ENOENT", "EACCES"]);
+
 export class RegionFaults {
   readonly #calls: ContainerCalls;
   readonly #groups: PageGroups<string>;
@@ -82,8 +84,8 @@ export class RegionFaults {
         success ? IOMMU_PAGE_RESP_SUCCESS : IOMMU_PAGE_RESP_INVALID,
       );
     } catch (error) {
-      // The host answered it itself: the table was unbound meanwhile, and the PASID may be nobody's now.
-      if (!(error instanceof LinuxError && error.code === "ENOENT")) throw error;
+      // The host answered it itself: the table was unbound meanwhile, and the PASID is nobody's now, or another's.
+      if (!(error instanceof LinuxError && TOO_LATE.has(error.code))) throw error;
     }
   }
 }
