@@ -2,13 +2,16 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Host } from "../src/attach/host.ts";
 import { Random } from "../src/base/clock.ts";
-import { leftOver, runOn, start, vtdHost } from "./support/host.ts";
+import { hostOf, leftOver, runOn, start } from "./support/host.ts";
 import { client } from "./support/run.ts";
 
-describe("an NVMe controller and iommufd", () => {
+describe.each([
+  ["vtd", 20],
+  ["smmuv3", 10],
+] as const)("an NVMe controller and iommufd, on the machine %s", (machine, seeds) => {
   let host: Host;
   beforeAll(() => {
-    host = vtdHost();
+    host = hostOf(machine);
   });
   afterAll(() => host.stop());
 
@@ -23,10 +26,10 @@ describe("an NVMe controller and iommufd", () => {
     (first) => works("data, interrupts and tables were right", "cdev-nvme", first),
   );
 
-  it("killed at a random moment, 20 seeds: nothing is left of it, and the next one works", async () => {
+  it(`killed at a random moment, ${seeds} seeds: nothing is left of it, and the next one works`, async () => {
     const random = new Random(3);
     const program = client("cdev-nvme");
-    for (let seed = 0; seed < 20; seed++) {
+    for (let seed = 0; seed < seeds; seed++) {
       const child = start(host, program, seed % 2 === 0 ? "iommufd" : "device");
       const closed = new Promise((resolve) => child.once("close", resolve));
       await new Promise((resolve) => setTimeout(resolve, random.below(150)));

@@ -3,6 +3,7 @@ import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { PRESETS } from "../src/machine/presets.ts";
+import { hostOf, leftOver, runOn as runOnHost, start } from "./support/host.ts";
 import { client, scratch, softiommu } from "./support/run.ts";
 
 let folder: string;
@@ -24,7 +25,7 @@ const variant = (name: string, line: string, instead: string): string => {
 };
 
 describe("a nesting container", () => {
-  it.each(["vsva", "vsva-errnos"])("%s", async (name) => {
+  it.each(["vsva", "vsva-errnos", "vsva-faults"])("%s", async (name) => {
     const { status, stdout, stderr } = await runOn("vtd-vsva", name);
     expect(stderr).toBe("");
     expect(stdout).toBe(`${name}\n`);
@@ -49,6 +50,39 @@ describe("a nesting container", () => {
     expect(stderr).toBe("");
     expect(stdout).toContain("1499 for 64 children, 0 left\n");
     expect(status).toBe(0);
+  });
+
+  it("a program killed while its device waits for a page leaves nothing, and the next one works", async () => {
+    const host = hostOf("vtd-vsva");
+    try {
+      const child = start(host, client("vsva-faults"), "abandon");
+      const closed = new Promise((resolve) => child.once("close", resolve));
+      await new Promise((resolve) => child.stdout.once("data", resolve));
+      expect(host.live()).toMatchObject({ parked: 1, pasids: 1 });
+      child.kill("SIGKILL");
+      await closed;
+      expect(await leftOver(host)).toEqual({});
+      const { status, stdout } = await runOnHost(host, client("vsva-faults"));
+      expect(stdout).toBe("vsva-faults\n");
+      expect(status).toBe(0);
+    } finally {
+      await host.stop();
+    }
+  });
+
+  it("on SMMUv3 a guest owns its whole table of PASIDs", async () => {
+    const file = join(folder, "arm.yaml");
+    const text = `${PRESETS.get("smmuv3")!}extensions: [vsva2020]\n`;
+    writeFileSync(file, text);
+    const { status, stdout, stderr } = await runOn(file, "vsva-arm");
+    expect(stderr).toBe("");
+    expect(stdout).toBe("vsva-arm\n");
+    expect(status).toBe(0);
+    const silent = text.replace("stages: [1, 2]", "stages: [1, 2]\n    nesting-information: empty");
+    writeFileSync(file, silent);
+    const refused = await runOn(file, "vsva-arm");
+    expect(refused.status).toBe(1);
+    expect(refused.stderr).toContain("No such file or directory");
   });
 
   it("is not there on the faithful machines", async () => {

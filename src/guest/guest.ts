@@ -56,10 +56,15 @@ export class Guest {
   readonly #requests: PageRequests;
   /** What devices can do: whether they ask for translations, and so for pages, and bits of their PASIDs. */
   readonly #abilities = new Map<Requester, DeviceCapabilities>();
+  /** Its pages are on a slow disk: requests for them are answered by `serve`. */
+  slow = false;
+  readonly #waiting = new Set<{ readonly process: GuestProcess; readonly group: PageRequestGroup }>();
   #inVain = 0;
   readonly #pasids: GuestPasids;
   /** PASID of each process that has one. */
   readonly #processes = new Map<GuestProcess, number>();
+  /** Devices that have its addresses. */
+  readonly #bound = new Map<GuestProcess, Set<Requester>>();
 
   /** Boots as far as its IOMMU driver, which finds the devices. */
   constructor(options: GuestOptions) {
@@ -131,7 +136,10 @@ export class Guest {
       pasid = this.#pasids.take();
       this.#processes.set(process, pasid);
     }
-    this.#requests.handle(device, pasid, (group) => this.#bringIn(process, group));
+    this.#requests.handle(device, pasid, (group) => this.#take(process, group));
+    let bound = this.#bound.get(process);
+    if (!bound) this.#bound.set(process, (bound = new Set()));
+    bound.add(device);
     this.driver.attach(device, process.table, pasid);
     return pasid;
   }
@@ -141,6 +149,26 @@ export class Guest {
     if (pasid === undefined) return;
     this.driver.attach(device, this.driver.blocked, pasid);
     this.#requests.unhandle(device, pasid);
+    this.#bound.get(process)?.delete(device);
+  }
+
+  /** The process dies, whatever is under way: devices lose it first, requests for its pages are refused, its memory is free. */
+  kill(process: GuestProcess): void {
+    for (const device of this.#bound.get(process) ?? []) this.unbind(device, process);
+    for (const waiting of this.#waiting) {
+      if (waiting.process !== process) continue;
+      this.#waiting.delete(waiting);
+      this.#answer(waiting.group, false);
+    }
+    process.exit();
+  }
+
+  /** Pages that were asked for come from the slow disk. */
+  serve(): void {
+    for (const waiting of [...this.#waiting]) {
+      this.#waiting.delete(waiting);
+      this.#bringIn(waiting.process, waiting.group);
+    }
   }
 
   /** Turns its IOMMU off; its domains must be free. */
@@ -154,7 +182,13 @@ export class Guest {
     const pasid = this.#processes.get(process);
     if (pasid === undefined) return;
     this.#processes.delete(process);
+    this.#bound.delete(process);
     this.#pasids.give(pasid);
+  }
+
+  #take(process: GuestProcess, group: PageRequestGroup): void {
+    if (this.slow) this.#waiting.add({ process, group });
+    else this.#bringIn(process, group);
   }
 
   /** A device wants pages of the process. One that keeps asking for what is there is refused in the end. */
@@ -166,11 +200,15 @@ export class Guest {
     this.#inVain = process.faults === before ? this.#inVain + 1 : 0;
     if (this.#inVain > MOST_IN_VAIN) {
       this.#inVain = 0;
-      this.answered.invalid += 1;
-      group.respond("invalid");
+      this.#answer(group, false);
       return;
     }
-    this.answered[present ? "success" : "invalid"] += 1;
-    group.respond(present ? "success" : "invalid");
+    this.#answer(group, present);
+  }
+
+  #answer(group: PageRequestGroup, present: boolean): void {
+    const code = present ? "success" : "invalid";
+    this.answered[code] += 1;
+    group.respond(code);
   }
 }

@@ -27,6 +27,13 @@ import type {
 import { type PageRequestGroup, pageRequestsOf } from "./page-requests.ts";
 import { unrecoverableFaultsOf } from "./unrecoverable-faults.ts";
 
+/** What is known of a part. */
+interface Part {
+  /** Its default PASID. */
+  readonly pasid: number;
+  readonly revoke: (pasid: number) => void;
+}
+
 /** A PASID that a part has. */
 interface Use {
   readonly part: Requester;
@@ -43,7 +50,7 @@ export class AuxiliaryDriver implements IommuDriver {
   onFault: ((device: Requester, fault: UnrecoverableFault) => void) | undefined;
   readonly #parent: Device;
   readonly #driver: IommuDriver;
-  readonly #defaults = new Map<Requester, number>();
+  readonly #parts = new Map<Requester, Part>();
   /** By PASID. */
   readonly #uses = new Map<number, Use>();
 
@@ -68,15 +75,18 @@ export class AuxiliaryDriver implements IommuDriver {
     return this.#uses.has(pasid);
   }
 
-  /** From now on this is a part with a default PASID, which nobody else has. Before the core probes it. */
-  admit(part: Requester, pasid: number): void {
-    this.#defaults.set(part, pasid);
+  /**
+   * From now on this is a part with a default PASID, which nobody else has. Before the core probes it. `revoke` is called
+   * before the part loses a PASID, which may be another's next: no request of it may carry that any more, nor one that was begun.
+   */
+  admit(part: Requester, pasid: number, revoke: (pasid: number) => void): void {
+    this.#parts.set(part, { pasid, revoke });
     this.#uses.set(pasid, { part, domain: undefined });
   }
 
   /** The PASID of its requests that name none. Throws ENODEV for what is no part. */
   defaultOf(part: Requester): number {
-    const pasid = this.#defaults.get(part);
+    const pasid = this.#parts.get(part)?.pasid;
     if (pasid !== undefined) return pasid;
     throw new LinuxError("ENODEV", `it is no part of ${this.#parent.name}`, part.name);
   }
@@ -98,7 +108,7 @@ export class AuxiliaryDriver implements IommuDriver {
       if (use.domain) this.#give(use, pasid, this.blocked);
       this.#uses.delete(pasid);
     }
-    this.#defaults.delete(part);
+    this.#parts.delete(part);
   }
 
   reserved(): readonly ReservedRegion[] {
@@ -149,6 +159,7 @@ export class AuxiliaryDriver implements IommuDriver {
     const faults = unrecoverableFaultsOf(this.#driver);
     const requester = this.#parent.function;
     const { part } = use;
+    if (domain.kind === "blocked") this.#parts.get(part)?.revoke(pasid);
     this.#driver.attach(requester, domain, pasid);
     use.domain = domain.kind === "blocked" ? undefined : domain;
     if (use.domain) {
@@ -164,7 +175,7 @@ export class AuxiliaryDriver implements IommuDriver {
 
   /** A part's default PASID is none to its user. */
   #isDefault(part: Requester, pasid: number): boolean {
-    return this.#defaults.get(part) === pasid;
+    return this.#parts.get(part)?.pasid === pasid;
   }
 
   /** A group for the function is one for the part. */

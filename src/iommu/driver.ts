@@ -190,8 +190,9 @@ export type FaultReason =
 export interface UnrecoverableFault {
   /** Absent: the access had none. */
   readonly pasid?: number;
-  readonly address: bigint;
-  /** As those of a page request. */
+  /** Absent: the unit did not get as far as to look at it, nor at what was wanted. */
+  readonly address?: bigint;
+  /** As those of a page request; 0: not known. */
   readonly permissions: number;
   readonly reason: FaultReason;
   /** Where the entry lies that could not be read, when the unit says so. */

@@ -84,6 +84,7 @@ describe("a set", () => {
     pasids.leave(two);
     expect(pasids.ownerOf(pasid)).toBeUndefined();
     expect(pasids.of(task)).toBeUndefined();
+    expect(task.memory.atEnd.size).toBe(0);
   });
 
   it("goes with its address space, whoever holds it; holders find nothing left", () => {

@@ -23,6 +23,8 @@ devices:
     size: 64M
 `;
 
+const UUID = "0f0e0d0c-509f-382f-3c1e-e6bfe0fa1003";
+
 describe("a machine file", () => {
   it("is read with defaults filled in", () => {
     const parsed = parseMachine(machine, "m.yaml");
@@ -79,6 +81,31 @@ describe("a machine file", () => {
       "a unit that is not there",
       `${machine}    unit: dmar7\n`,
       /^m\.yaml:9: devices\.0\.unit: no unit is named dmar7; there is dmar0$/m,
+    ],
+    [
+      "a mediated device without a parent, or a UUID",
+      `${machine}mdevs:\n  - uuid: 0f0e\n    parent: 01:00.0\n    type: software\n`,
+      /^m\.yaml:10: mdevs\.0\.uuid: .*a UUID, such as/m,
+    ],
+    [
+      "a mediated device of a function that has no work queues",
+      `${machine}mdevs:\n  - uuid: ${UUID}\n    parent: 01:00.0\n    type: software\n`,
+      /^m\.yaml:11: mdevs\.0\.parent: there is no device of model queues at 0000:01:00\.0$/m,
+    ],
+    [
+      "a mediated device that is IOMMU-backed on a faithful machine",
+      `${machine}  - model: queues\n    at: 07:00.0\nmdevs:\n  - uuid: ${UUID}\n    parent: 07:00.0\n    type: queue\n`,
+      /^m\.yaml:14: mdevs\.0\.type: .*needs extensions: \[vsva2020\]/m,
+    ],
+    [
+      "two mediated devices of one UUID",
+      `${machine}  - model: queues\n    at: 07:00.0\nmdevs:\n${`  - uuid: ${UUID}\n    parent: 07:00.0\n    type: software\n`.repeat(2)}`,
+      /^m\.yaml:15: mdevs\.1\.uuid: there is another mediated device/m,
+    ],
+    [
+      "a group of a function with work queues that others are in",
+      `${machine}    group: both\n  - model: queues\n    at: 07:00.0\n    group: both\n`,
+      /^m\.yaml:12: devices\.1\.group: .*it cannot be shared$/m,
     ],
   ])("names file, line and what is allowed for %s", (_what, text, expected) => {
     expect(complaintsOf(() => parseMachine(text, "m.yaml"))).toMatch(expected);

@@ -36,7 +36,7 @@ import { VfioSubsystem } from "../vfio/subsystem.ts";
 import { type Break, UnguardedPasids } from "./breaks.ts";
 import { testCommand } from "./mock/test-command.ts";
 import { pasidQuota } from "./parameters.ts";
-import type { DeviceDescription, MachineDescription, TestDescription } from "./schema.ts";
+import type { DeviceDescription, MachineDescription, TestDescription, UnitDescription } from "./schema.ts";
 import { sysfsTree } from "./sysfs.ts";
 import type { TreeEntry } from "./tree.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
@@ -87,7 +87,6 @@ export class Machine {
   readonly #software: SoftwareDriver;
   readonly #units = new Map<string, UnitAssembly>();
   readonly #functions: Endpoint[] = [];
-  readonly #domainsAtRest: number;
   readonly #framesAtRest: number;
   readonly #interruptsAtRest: number;
 
@@ -143,6 +142,7 @@ export class Machine {
       pasids: this.pasids,
       vsva2020,
       memory: this.memory,
+      untold: new Set(description.units.filter(tellsNothing).map(({ name }) => name)),
     });
     this.#software = new SoftwareDriver(this.memory, events);
     const { core, vfio, msi, memory, pasids } = this;
@@ -153,7 +153,6 @@ export class Machine {
     for (const { uuid, parent, type } of description.mdevs)
       this.mdevs.create(parents.find(({ name }) => name === parent)!, type, uuid);
     this.memory.onAllocate = allocatePages;
-    this.#domainsAtRest = this.#domains;
     this.#framesAtRest = this.memory.allocated;
     this.#interruptsAtRest = this.msi.allocated;
   }
@@ -184,24 +183,22 @@ export class Machine {
   }
 
   live(): LiveCounts {
+    let domains = (this.#mock?.domains ?? 0) + this.#software.domains;
     let parked = 0;
-    for (const { bridge } of this.#units.values()) parked += bridge.parked;
+    for (const { driver, bridge } of this.#units.values()) {
+      domains += driver.domains;
+      parked += bridge.parked;
+    }
     return {
       ...this.vfio.live(),
       ...this.iommufd.live(),
-      domains: this.#domains - this.#domainsAtRest,
+      domains,
       parked,
       pasids: this.pasids.ofUsers,
       interrupts: this.msi.allocated - this.#interruptsAtRest,
       tableFrames: this.memory.allocated - this.#framesAtRest,
       clientFrames: this.memory.clientSlots,
     };
-  }
-
-  get #domains(): number {
-    let domains = (this.#mock?.domains ?? 0) + this.#software.domains;
-    for (const { driver } of this.#units.values()) domains += driver.domains;
-    return domains;
   }
 
   /** One access of a device, or of a PASID of it, told step by step, without any effect. Undefined when there is no such device. */
@@ -223,7 +220,6 @@ export class Machine {
   /** Power off: functions give back their files, drivers their tables. Files of clients must have been closed. */
   close(): void {
     for (const device of this.#functions) device.close();
-    for (const parent of this.mdevs.parents) parent.close();
     for (const { driver } of this.#units.values()) driver.close();
     this.msi.close();
     this.memory.close();
@@ -271,6 +267,9 @@ export class Machine {
     }
   }
 }
+
+const tellsNothing = (unit: UnitDescription): boolean =>
+  unit.model === "smmuv3" && unit["nesting-information"] === "empty";
 
 /** Bits of PASIDs that all units with PASIDs take; 0: none has them. */
 const pasidBitsOf = (drivers: Iterable<IommuDriver>): number => {

@@ -95,6 +95,8 @@ const smmuUnit = v.strictObject({
   ats: v.optional(v.boolean(), true),
   stalls: v.optional(oneOf(["both", "terminate", "force"]), "both"),
   "can-stall": v.optional(v.array(slot), []),
+  /** Of `vsva2020`: what nesting containers are told of the unit. */
+  "nesting-information": v.optional(oneOf(["full", "empty"]), "full"),
   cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
 });
 

@@ -4,13 +4,14 @@
  * is not direct is asked for), keeps an entry in two 32-bit words, and allocates nothing. `walkerSource` is the text, for
  * people; `explain.ts` is the document it must agree with, and `format.suite.ts` holds the two equal.
  */
-import { type LeafKind, type PageTableFormat, Permission, WalkFault } from "./format.ts";
+import { type LeafKind, type PageTableFormat, Permission, type SizedLeafKind, WalkFault } from "./format.ts";
 import {
   changeBits,
   descent,
   ended,
   field,
   found,
+  foundSized,
   holds,
   outsideTest,
   prelude,
@@ -24,7 +25,7 @@ import type { Walker } from "./walker.ts";
 const PLACE = "bank * 4294967296 + at * 4";
 
 /** Sets the accessed bits of the entries used, and the dirty bit of the leaf. */
-const note = (format: PageTableFormat, index: number, leaf: LeafKind): string[] => {
+const note = (format: PageTableFormat, index: number, leaf: LeafKind | SizedLeafKind): string[] => {
   const lines: string[] = [];
   const tablesToo = format.accessedAtOnce !== true;
   for (let above = format.levels.length - 1; tablesToo && above > index; above--) {
@@ -41,7 +42,7 @@ const note = (format: PageTableFormat, index: number, leaf: LeafKind): string[] 
   const written = `(need & ${Permission.write}) !== 0 && `;
   if (leaf.accessed !== undefined) mark(leaf.accessed, leaf.accessed, "");
   if (leaf.dirty !== undefined) mark(leaf.dirty, leaf.dirty, written);
-  if (leaf.dirtyCleared !== undefined) mark(leaf.dirtyCleared, 0n, written);
+  if ("dirtyCleared" in leaf && leaf.dirtyCleared !== undefined) mark(leaf.dirtyCleared, 0n, written);
   return lines;
 };
 
@@ -56,6 +57,7 @@ const oneStage = (format: PageTableFormat): Stage => ({
       : `if (${missing}) entry${index} = ${PLACE};`,
   ],
   leaf: (index, leaf) => [...note(format, index, leaf), ...found(index, leaf)],
+  sizedLeaf: (index, leaf) => [...note(format, index, leaf), ...foundSized(index, leaf)],
 });
 
 const wholeSource = (format: PageTableFormat): string[] => {

@@ -10,6 +10,7 @@ import {
   type FormatLevel,
   inputBits,
   type LeafKind,
+  leafBySize,
   type PageTableFormat,
   Permission,
   type TableKind,
@@ -162,7 +163,9 @@ export function* walkTables<Stop extends object>(
     }
     const found = { what, level: level.number, address: entryAddress, value: entry };
 
-    const kind = [...level.tables, ...level.leaves].find(({ test }) => holds(test, entry));
+    const kind =
+      [...level.tables, ...level.leaves].find(({ test }) => holds(test, entry)) ??
+      (level.otherSizes && leafBySize(level.otherSizes, entry));
     const fields = (kind ?? level.leaves[0] ?? level.tables[0])?.layout.decode(entry) ?? [];
     if (holds(format.absent, entry)) {
       yield { ...found, fields, note: "not present" };

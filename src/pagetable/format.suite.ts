@@ -549,7 +549,8 @@ export const describeFormat = (name: string, make: () => PageTableFormat): void 
 
       it("are scanned and cleared by the mapper", () => {
         const mapper = new Mapper(memory, format);
-        mapper.map(0, 0, 4 * page, writable);
+        // Not a multiple of two pages off: no larger leaf fits.
+        mapper.map(0, page, 4 * page, writable);
         const scan = (clear: boolean) => {
           const found: number[] = [];
           mapper.scanDirty(0, 8 * page, clear, (iova, bytes) => found.push(iova, bytes));
@@ -565,7 +566,34 @@ export const describeFormat = (name: string, make: () => PageTableFormat): void 
           expect(scan(true)).toEqual([2 * page, page]);
           expect(mapper.gather).toMatchObject({ start: 2 * page, end: 3 * page, tables: false });
           expect(scan(false)).toEqual([]);
-          expect(mapper.physical(2 * page)).toBe(2 * page);
+          expect(mapper.physical(2 * page)).toBe(3 * page);
+        }
+        mapper.destroy();
+      });
+
+      it("a leaf of several entries is dirty when it was written through any of them, and is cleared in all", () => {
+        const repeated = format.levels
+          .flatMap(({ leaves, shift }) => leaves.map((kind) => ({ kind, step: 2 ** shift })))
+          .find(({ kind, step }) => 2 ** kind.lg2 > step && (kind.dirty ?? kind.dirtyCleared) !== undefined);
+        if (!repeated) return;
+        const { kind, step } = repeated;
+        const size = 2 ** kind.lg2;
+        const mapper = new Mapper(memory, format);
+        mapper.map(0, 0, size, writable);
+        const scan = (clear: boolean) => {
+          const found: number[] = [];
+          mapper.scanDirty(0, size, clear, (iova, bytes) => found.push(iova, bytes));
+          return found;
+        };
+        const out = new WalkResult();
+        for (const at of [0, step, size - step]) {
+          expect(scan(false)).toEqual([]);
+          walk(memory, mapper.root, ...words(at), Permission.write, out);
+          expect(out.lg2).toBe(kind.lg2);
+          expect(mapper.protect(0, size, writable)).toBe(size);
+          // What protects may also clean, where the dirty bit grants.
+          walk(memory, mapper.root, ...words(at), Permission.write, out);
+          expect(scan(true)).toEqual([0, size]);
         }
         mapper.destroy();
       });

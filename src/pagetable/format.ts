@@ -10,7 +10,8 @@
  *
  * How the formats that differ most are declared: a root of concatenated tables is a root level with more bits; level
  * skipping is one `TableKind` for each level an entry can name; a page size told by the entry's low address bits (or by a
- * contiguous hint) is one `LeafKind` for each size, with `lg2` above the level's shift; a bit that forbids instead of
+ * contiguous hint) is one `LeafKind` for each size, with `lg2` above the level's shift, and `otherSizes` for those that do
+ * not belong there; a bit that forbids instead of
  * allowing is a `Denial` on the set bit; a table that is not zero when empty declares `empty`; address bits out of place
  * are `addressHigh`; a page that is dirty when a bit is clear declares `dirtyCleared`.
  */
@@ -115,6 +116,14 @@ export interface LeafKind extends EntryKind {
   readonly dirtyCleared?: bigint;
 }
 
+/**
+ * An entry that maps a page whose size its own address tells: 2^(n + 1) bytes, n being the lowest bit of `address` that is
+ * zero. All ones are of no kind.
+ */
+export interface SizedLeafKind extends Omit<EntryKind, "addressHigh"> {
+  readonly dirty?: bigint;
+}
+
 export interface FormatLevel {
   /** The specification's name of an entry: "SS-PDE". */
   readonly name: string;
@@ -126,7 +135,21 @@ export interface FormatLevel {
   readonly bits: number;
   readonly leaves: readonly LeafKind[];
   readonly tables: readonly TableKind[];
+  /**
+   * What a walk takes an entry for that is of none of these kinds: a page that may be smaller than what the entry covers
+   * (and then repeats there), or larger than its table covers. The mapper makes none. Not in a first stage.
+   */
+  readonly otherSizes?: SizedLeafKind;
 }
+
+/** The leaf that an entry is when it tells its own size; undefined: it tells none. */
+export const leafBySize = (kind: SizedLeafKind, entry: bigint): LeafKind | undefined => {
+  const { mask, value } = kind.test;
+  const zeros = ~entry & kind.address;
+  if ((entry & mask) !== value || zeros === 0n) return undefined;
+  const size = (zeros & -zeros) << 1n;
+  return { ...kind, address: kind.address & -size, lg2: size.toString(2).length - 1 };
+};
 
 export interface PageTableFormat {
   readonly name: string;

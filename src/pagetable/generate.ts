@@ -15,6 +15,7 @@ import {
   lowWord,
   type PageTableFormat,
   Permission,
+  type SizedLeafKind,
   type TableKind,
   WalkFault,
 } from "./format.ts";
@@ -72,7 +73,11 @@ export const ended = (code: number | string, index: number): string =>
   `return ended(out, ${code}, ${index}, bank, at, elo, ehi);`;
 
 /** Denials and checks of a kind, in the order the walk makes them. */
-export const judge = (format: PageTableFormat, index: number, kind: TableKind | LeafKind): string[] => {
+export const judge = (
+  format: PageTableFormat,
+  index: number,
+  kind: TableKind | LeafKind | SizedLeafKind,
+): string[] => {
   const lines: string[] = [];
   // Denials "bit clear denies the permission of the same number" are one operation together.
   const direct = kind.denials.filter(({ mask, value, denies }) => value === 0n && mask === BigInt(denies));
@@ -83,7 +88,7 @@ export const judge = (format: PageTableFormat, index: number, kind: TableKind | 
   const refuse = `if ((denied & need) !== 0) ${ended("refusal(denied & need)", index)}`;
   if (format.deniedAt === "entry" && kind.denials.length) lines.push(refuse);
   for (const check of kind.checks) lines.push(`if (!(${holds(check)})) ${ended(check.fault, index)}`);
-  if (format.deniedAt === "leaf" && "lg2" in kind) lines.push(refuse);
+  if (format.deniedAt === "leaf" && !("to" in kind)) lines.push(refuse);
   return lines;
 };
 
@@ -95,6 +100,8 @@ export interface Stage {
   touch(index: number, missing: string, accessed: bigint): readonly string[];
   /** What follows from a leaf. */
   leaf(index: number, leaf: LeafKind): readonly string[];
+  /** What follows from one that tells its size. */
+  sizedLeaf(index: number, leaf: SizedLeafKind): readonly string[];
 }
 
 const tableBlock = (format: PageTableFormat, stage: Stage, index: number, table: TableKind): string[] => {
@@ -147,6 +154,14 @@ export const choose = (
   `} else ${last}`,
 ];
 
+/** Puts the size that an entry tells into `size`, a log2; the entry is of no kind when it tells none. */
+const sizeOf = ({ address }: SizedLeafKind, index: number): string[] => [
+  `size = ~elo & ${hex(lowWord(address))};`,
+  "if (size !== 0) size = 32 - Math.clz32(size & -size);",
+  `else if ((size = ~ehi & ${hex(highWord(address))}) !== 0) size = 64 - Math.clz32(size & -size);`,
+  `else ${ended(WalkFault.reserved, index)}`,
+];
+
 const levelBlock = (format: PageTableFormat, stage: Stage, index: number): string[] => {
   const level = format.levels[index]!;
   const tables = level.tables.map((kind) => ({ kind, body: tableBlock(format, stage, index, kind) }));
@@ -154,7 +169,18 @@ const levelBlock = (format: PageTableFormat, stage: Stage, index: number): strin
     kind,
     body: [...judge(format, index, kind), ...stage.leaf(index, kind)],
   }));
-  const choices = [...tables, ...leaves].map(({ kind, body }) => ({ condition: holds(kind.test), body }));
+  const sized = level.otherSizes && {
+    kind: level.otherSizes,
+    body: [
+      ...sizeOf(level.otherSizes, index),
+      ...judge(format, index, level.otherSizes),
+      ...stage.sizedLeaf(index, level.otherSizes),
+    ],
+  };
+  const choices = [...tables, ...leaves, ...(sized ? [sized] : [])].map(({ kind, body }) => ({
+    condition: holds(kind.test),
+    body,
+  }));
   const lines = [
     ...stage.find(index),
     ...readEntry(format, index),
@@ -178,6 +204,7 @@ export const descent = (format: PageTableFormat, stage: Stage): string[] => {
 
 /** The variables of a descent. */
 export const rootOf = (format: PageTableFormat): string[] => [
+  ...(format.levels.some(({ otherSizes }) => otherSizes) ? ["let size = 0;"] : []),
   `let base = root | 0, bank = ${bankOf("root")};`,
   ...(skips(format) ? [`let next = ${format.levels.length - 1};`] : []),
 ];
@@ -200,6 +227,17 @@ export const found = (index: number, leaf: LeafKind): string[] => {
     ended(WalkFault.none, index),
   ];
 };
+
+/** The same for a leaf of 2^`size` bytes. */
+export const foundSized = (index: number, { address }: SizedLeafKind): string[] => [
+  "const offsetLo = size < 32 ? (1 << size) - 1 : -1, offsetHi = size < 32 ? 0 : (1 << (size - 32)) - 1;",
+  `const pageLo = elo & ${hex(lowWord(address))} & ~offsetLo, pageHi = ehi & ${hex(highWord(address))} & ~offsetHi;`,
+  "out.pa = (pageHi | hi & offsetHi) * 4294967296 + ((pageLo | lo & offsetLo) >>> 0);",
+  "out.lg2 = size;",
+  "out.span = 2 ** size - ((hi & offsetHi) * 4294967296 + ((lo & offsetLo) >>> 0));",
+  "out.allowed = ~denied & everything;",
+  ended(WalkFault.none, index),
+];
 
 /** Ends the walk so when the address has bits above those the root table indexes, or is not canonical. */
 export const outsideTest = (format: PageTableFormat, end: string): string[] => {

@@ -398,13 +398,36 @@ export class Mapper {
       const copies = leaf?.copies ?? 1;
       const head = index - (index % copies);
       const from = cursor.start(level) + head * size;
-      if (leaf)
+      if (leaf) {
+        if (copies > 1) this.#gatherUse(level, head, leaf);
         visit(leaf, from, cursor.lo, cursor.hi, (lo, hi) => {
           for (let copy = head; copy < head + copies; copy++) cursor.write(level, copy, lo, hi);
           this.#wrote(level, head, copies);
           this.gather.add(from, from + leaf.size);
         });
+      }
       at = from + copies * size;
     }
+  }
+
+  /** Reads the leaf's entries as one: used and written where one of them is. */
+  #gatherUse(level: number, head: number, leaf: Leaf): void {
+    const cursor = this.#cursor;
+    let setLo = 0;
+    let setHi = 0;
+    let clearLo = 0;
+    let clearHi = 0;
+    for (let copy = head; copy < head + leaf.copies; copy++) {
+      cursor.read(level, copy);
+      const { lo, hi } = cursor;
+      setLo |= lo;
+      setHi |= hi;
+      clearLo |= ~lo & leaf.cleanLo;
+      clearHi |= ~hi & leaf.cleanHi;
+    }
+    const usedLo = (leaf.dirtyLo & ~leaf.cleanLo) | leaf.accessedLo;
+    const usedHi = (leaf.dirtyHi & ~leaf.cleanHi) | leaf.accessedHi;
+    cursor.lo = (cursor.lo & ~clearLo) | (setLo & usedLo);
+    cursor.hi = (cursor.hi & ~clearHi) | (setHi & usedHi);
   }
 }

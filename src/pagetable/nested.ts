@@ -169,6 +169,9 @@ const overSecond = (formats: NestedFormats, cached: boolean): Stage => {
           ]
         : [`if (${missing}) { stale${index} = true; lo${index} = glo; hi${index} = ghi; }`],
     leaf: guestPage,
+    sizedLeaf() {
+      throw new RangeError(`${format.name} cannot be a first stage: its pages tell their sizes`);
+    },
   };
 };
 

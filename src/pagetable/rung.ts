@@ -52,6 +52,9 @@ export class Leaf {
   readonly dirtyHi: number;
   readonly cleanLo: number;
   readonly cleanHi: number;
+  /** The bit that tells that the entry was used. */
+  readonly accessedLo: number;
+  readonly accessedHi: number;
   /** What `protect` leaves as it is. */
   readonly keptLo: number;
   readonly keptHi: number;
@@ -61,7 +64,8 @@ export class Leaf {
     const dirty = kind.dirty ?? clean;
     // A dirty bit that grants is part of the protection: the page is clean afterwards.
     const granting = kind.denials.some(({ mask }) => mask & dirty);
-    const kept = kind.address | kind.test.mask | kind.bits | (granting ? 0n : dirty) | (kind.accessed ?? 0n);
+    const accessed = kind.accessed ?? 0n;
+    const kept = kind.address | kind.test.mask | kind.bits | (granting ? 0n : dirty) | accessed;
     this.level = level;
     this.size = 2 ** kind.lg2;
     this.alignment = this.size / 4096 - 1;
@@ -76,6 +80,8 @@ export class Leaf {
     this.dirtyHi = highWord(dirty);
     this.cleanLo = lowWord(clean);
     this.cleanHi = highWord(clean);
+    this.accessedLo = lowWord(accessed);
+    this.accessedHi = highWord(accessed);
     this.keptLo = lowWord(kept);
     this.keptHi = highWord(kept);
   }

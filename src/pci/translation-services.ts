@@ -60,9 +60,10 @@ export class TranslationServices {
     const { unit } = this.#context;
     if (this.#tlb.find(request)) return this.#reach(request);
     const status = unit.requestTranslation(request);
+    const ends = status === TranslateStatus.fault || (status === TranslateStatus.ok && grants(request));
+    if (ends && this.#asked.size > 0) this.#asked.delete(keyOf(request));
     if (status !== TranslateStatus.ok) return status;
-    if (grants(request)) {
-      if (this.#asked.size > 0) this.#asked.delete(keyOf(request));
+    if (ends) {
       this.#tlb.enter(request);
       return this.#reach(request);
     }

@@ -3,7 +3,8 @@
  * `vendor/extensions.ts`; here are `snp-rmp`, `wq-chardev` and what `vsva2020` adds to the proposal of 2020.
  */
 import { io } from "./ioctl.ts";
-import { array, flags, oneOf, s32, struct, u16, u32, u64 } from "./struct.ts";
+import { array, flags, oneOf, s32, struct, u8, u16, u32, u64 } from "./struct.ts";
+import { SoftiommuNestingInfoSmmuv3 } from "./vendor/extensions.ts";
 import { VfioInfoCapHeader } from "./vfio/container.ts";
 
 export * from "./vendor/extensions.ts";
@@ -80,6 +81,23 @@ export const SoftiommuVfioInfoCapPasidQuota = struct("softiommu_vfio_info_cap_pa
   quota: u32,
   /** PASIDs it may still allocate. */
   available: u32,
+});
+
+/**
+ * The nesting capability where the format is SOFTIOMMU_PASID_FORMAT_ARM_SMMUV3: struct vfio_iommu_type1_info_cap_nesting
+ * with the vendor's part of that format. Filled by the kernel.
+ */
+export const SoftiommuInfoCapNestingSmmuv3 = struct("softiommu_info_cap_nesting_smmuv3", {
+  header: VfioInfoCapHeader,
+  argsz: u32,
+  flags: u32,
+  format: u32,
+  features: u32,
+  /** Bits of guest virtual addresses, and of PASIDs. */
+  addr_width: u16,
+  pasid_bits: u16,
+  padding: array(u8, 12),
+  vendor: SoftiommuNestingInfoSmmuv3,
 });
 
 /** Head of the fault region; a ring of struct iommu_fault follows. */

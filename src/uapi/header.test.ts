@@ -88,6 +88,7 @@ const DIFFERENT: { readonly [name: string]: { readonly value: number | string; r
 /** What we export beyond the facts. */
 const OURS: { readonly [name: string]: string } = {
   SoftiommuFaultRegionHeader: "the facts describe the head of the fault region in words, under notes",
+  SoftiommuInfoCapNestingSmmuv3: "vfio_iommu_type1_info_cap_nesting of vsva, with another vendor's part",
   SoftiommuVfioIrqInfo: "the facts say that there is an interrupt of a type; this tells which index it is",
   SoftiommuVfioIrqInfoCapType: "as above",
   SOFTIOMMU_VFIO_IRQ_INFO_CAPS: "as above",

@@ -112,7 +112,7 @@ export class Container implements KernelFile {
       case VFIO_UPDATE_VADDR:
         return 1;
       case VFIO_TYPE1_NESTING_IOMMU:
-        return this.#context.vsva2020 && nestingDisabled(this.#context.core) === undefined ? 1 : 0;
+        return this.#context.vsva2020 && nestingDisabled(this.#context) === undefined ? 1 : 0;
       case VFIO_DMA_CC_IOMMU:
         return this.#iommu?.coherent ? 1 : 0;
       default:

@@ -31,6 +31,8 @@ export interface VfioContext {
   readonly pasids: Pasids;
   /** The interface of 2020 is there: nesting containers, and what goes with them. */
   readonly vsva2020: boolean;
+  /** Units, by name, that tell nesting containers nothing of themselves. */
+  readonly untold: ReadonlySet<string>;
   /** Where fault regions of devices lie; undefined: devices have none. */
   readonly faultMemory: HostMemory | undefined;
   /** The IOMMU group behind a file, when it is a group's. */

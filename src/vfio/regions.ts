@@ -1,7 +1,7 @@
 /**
  * The regions of a PCI function in its device file: region n begins at n · 2^40 (linux/vfio.h leaves the place to the
- * kernel; programs take it from GET_REGION_INFO). Six BARs, ROM, config space, VGA. Left out: ROM contents and VGA,
- * which no model has, and regions of a device's own.
+ * kernel; programs take it from GET_REGION_INFO). Six BARs, ROM, config space, VGA. A fault region may come after them
+ * (`fault-region.ts`). Left out: ROM contents and VGA, which no model has.
  */
 import type { Bar, PciFunction } from "../pci/function.ts";
 import { MsixEntry } from "../pci/spec.ts";

@@ -21,6 +21,8 @@ export interface VfioParts {
   readonly pasids?: Pasids;
   /** The extension `vsva2020`. */
   readonly vsva2020?: boolean;
+  /** Units, by name, that tell nesting containers nothing of themselves. */
+  readonly untold?: ReadonlySet<string>;
   /** Where fault regions of devices lie, which come with the extension. */
   readonly memory?: HostMemory;
 }
@@ -38,7 +40,15 @@ export class VfioSubsystem {
   #containers = 0;
 
   /** Takes the devices that the core has at this moment, without those of groups that somebody owns: a driver of the host. */
-  constructor({ core, msi, events = silent, pasids, vsva2020 = false, memory }: VfioParts) {
+  constructor({
+    core,
+    msi,
+    events = silent,
+    pasids,
+    vsva2020 = false,
+    memory,
+    untold = new Set(),
+  }: VfioParts) {
     this.#context = {
       core,
       msi,
@@ -46,6 +56,7 @@ export class VfioSubsystem {
       live: { containers: 0, groups: 0, devices: 0, cdevs: 0, mappings: 0, eventfds: 0 },
       pasids: pasids ?? new Pasids({ bits: 0 }),
       vsva2020,
+      untold,
       faultMemory: vsva2020 ? memory : undefined,
       groupOf: (file: KernelFile) => (file instanceof GroupFile ? file.group.group : undefined),
       device: (name) => this.#devices.get(name),

@@ -86,10 +86,11 @@ struct setup {
     uint64_t bar, config;
 };
 
-static inline int open_group(const char *bdf)
+/* Of a PCI function by its address, or of a mediated device by its UUID. */
+static inline int open_group(const char *name)
 {
     char path[128], target[256];
-    snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", bdf);
+    snprintf(path, sizeof(path), "/sys/bus/%s/devices/%s/iommu_group", strlen(name) == 36 ? "mdev" : "pci", name);
     ssize_t length = readlink(path, target, sizeof(target) - 1);
     must(length > 0);
     target[length] = 0;
@@ -270,10 +271,10 @@ static inline void put(struct setup s, uint32_t offset, uint32_t value)
     must(pwrite(s.device, &value, 4, (off_t)(s.bar + offset)) == 4);
 }
 
-/* The function moves `length` bytes between its buffer and the address; DONE or FAULT. */
-static inline uint32_t dma(struct setup s, uint32_t command, uint64_t address, uint32_t length, uint32_t tag)
+/* The function begins to move `length` bytes between its buffer and the address. */
+static inline void begin_dma(struct setup s, uint32_t command, uint64_t address, uint32_t length, uint32_t tag)
 {
-    uint32_t outside = command == READ ? SOURCE : DESTINATION, status = 0;
+    uint32_t outside = command == READ ? SOURCE : DESTINATION;
     uint32_t inside = command == READ ? DESTINATION : SOURCE;
     put(s, inside, 0);
     put(s, inside + 4, 0);
@@ -282,6 +283,13 @@ static inline uint32_t dma(struct setup s, uint32_t command, uint64_t address, u
     put(s, LENGTH, length);
     put(s, TAG, tag);
     put(s, COMMAND, command);
+}
+
+/* The same, until it is DONE or FAULT. */
+static inline uint32_t dma(struct setup s, uint32_t command, uint64_t address, uint32_t length, uint32_t tag)
+{
+    uint32_t status = 0;
+    begin_dma(s, command, address, length, tag);
     for (int patience = 0; status != DONE && status != FAULT; patience++) {
         must(patience < 100000);
         must(pread(s.device, &status, 4, (off_t)(s.bar + STATUS)) == 4);

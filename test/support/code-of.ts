@@ -1,7 +1,7 @@
 import { LinuxError } from "../../src/uapi/errno.ts";
 
 /** The errno that something fails with; undefined when it does not fail. Errors of any other kind go through. */
-export const codeOf = (work: () => void): string | undefined => {
+export const codeOf = (work: () => unknown): string | undefined => {
   try {
     work();
     return undefined;

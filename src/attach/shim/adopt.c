@@ -2,7 +2,7 @@
  * Adoption: private anonymous memory that a device is to reach is moved onto a memfd of the daemon, at the same
  * address. While a range moves it is write-protected; a thread that writes meanwhile waits in the SIGSEGV handler
  * (adopt_fault) and writes again afterwards, so no store is lost. From then on the range is a shared mapping, and what
- * private memory promises is kept by hand: a forked child gets its own copy, MADV_DONTNEED gives zeros. What the
+ * private memory promises is kept by hand: a forked child gets its own copy here, the rest is adopted.c. What the
  * program still maps is always asked of the kernel (adopt_maps.h): glibc unmaps and moves memory by calls that
  * nobody sees. Leaves out: a system call of another thread that writes into a range while it moves (it gets EFAULT),
  * forks that do not go through fork(3).
@@ -13,14 +13,12 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <ucontext.h>
 
-#include "adopt_maps.h"
+#include "adopt.h"
 #include "shim.h"
 
 #define OP_ADOPT_PLAN (OP_ADOPT_FIRST + 0)
@@ -30,7 +28,6 @@
 #define OP_ADOPT_SEAL (OP_ADOPT_FIRST + 4)
 #define OP_ADOPT_SHARING (OP_ADOPT_FIRST + 5)
 
-#define PAGE UINT64_C(4096)
 #define NOWHERE (~UINT64_C(0))
 /* Below this many pages all are copied; above, those that were never touched are left out. */
 #define COPY_ALL_PAGES 16
@@ -72,12 +69,20 @@ static void unlock(void)
         raw_futex(&lock_word, 1 /* FUTEX_WAKE */, 1);
 }
 
-/* ---- state -------------------------------------------------------------------------------------------------- */
+uint64_t adopt_lock(void)
+{
+    uint64_t before = block_signals();
+    lock();
+    return before;
+}
 
-struct span {
-    uint64_t start;
-    uint64_t end;
-};
+void adopt_unlock(uint64_t before)
+{
+    unlock();
+    restore_signals(before);
+}
+
+/* ---- state -------------------------------------------------------------------------------------------------- */
 
 #define FINISHED 64
 /* Counts the ends of write protections; threads that were held back wait for it to change. */
@@ -90,9 +95,9 @@ static bool move_aborted;
 static struct span finished[FINISHED];
 static uint32_t finished_count;
 
-static bool any_adopted;
-static bool any_dontfork;
-static struct adopt_file_id file_id;
+bool adopt_any;
+bool adopt_any_dontfork;
+struct adopt_file_id adopt_file;
 
 static bool in_span(const struct span *span, uint64_t at)
 {
@@ -105,83 +110,6 @@ static void end_protection(uint64_t start, uint64_t end)
     __atomic_store_n(&moving.end, 0, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&generation, 1, __ATOMIC_SEQ_CST);
     raw_futex(&generation, 1 /* FUTEX_WAKE */, INT32_MAX);
-}
-
-/* ---- stacks of threads -------------------------------------------------------------------------------------- */
-
-/*
- * A stack must not be write-protected: the handler's frame would have nowhere to go, and the kernel itself writes to
- * the thread block at its top. So stacks are known, and refused.
- */
-#define STACKS 4096
-static struct span stacks[STACKS];
-static pthread_key_t stack_key;
-
-static void forget_stack(void *slot)
-{
-    __atomic_store_n(&((struct span *)slot)->end, 0, __ATOMIC_RELEASE);
-}
-
-static void note_stack(void)
-{
-    pthread_attr_t attributes;
-    void *start;
-    size_t size;
-    if (pthread_getattr_np(pthread_self(), &attributes) != 0)
-        return;
-    int error = pthread_attr_getstack(&attributes, &start, &size);
-    pthread_attr_destroy(&attributes);
-    for (int i = 0; i < STACKS && error == 0; i++) {
-        uint64_t none = 0, end = (uint64_t)start + size;
-        if (!__atomic_compare_exchange_n(&stacks[i].end, &none, end, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
-            continue;
-        stacks[i].start = (uint64_t)start;
-        pthread_setspecific(stack_key, &stacks[i]);
-        return;
-    }
-}
-
-struct start {
-    void *(*run)(void *);
-    void *argument;
-};
-
-static void *start_thread(void *argument)
-{
-    struct start start = *(struct start *)argument;
-    free(argument);
-    note_stack();
-    return start.run(start.argument);
-}
-
-static int (*next_pthread_create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
-
-EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument)
-{
-    if (!next_pthread_create)
-        next_pthread_create = shim_next("pthread_create");
-    struct start *start = shim_attached() ? malloc(sizeof *start) : NULL;
-    if (!start)
-        return next_pthread_create(thread, attributes, run, argument);
-    *start = (struct start){run, argument};
-    int error = next_pthread_create(thread, attributes, start_thread, start);
-    if (error)
-        free(start);
-    return error;
-}
-
-static bool holds_stack(uint64_t start, uint64_t end)
-{
-    uint64_t here = (uint64_t)__builtin_frame_address(0);
-    /* Also of a coroutine that is nobody's stack: some pages below are about to be used. */
-    if (here >= start && here - 65536 < end)
-        return true;
-    for (int i = 0; i < STACKS; i++) {
-        uint64_t stack_end = __atomic_load_n(&stacks[i].end, __ATOMIC_ACQUIRE);
-        if (stack_end && stacks[i].start < end && stack_end > start)
-            return true;
-    }
-    return false;
 }
 
 /* ---- moving a range ----------------------------------------------------------------------------------------- */
@@ -246,7 +174,7 @@ static long move_protected(uint64_t va, uint64_t length, int fd, uint64_t offset
 
 static long move(uint64_t va, uint64_t length, int fd, uint64_t offset, int prot)
 {
-    bool keep_from_children = any_dontfork && adopt_maps_dontfork(va);
+    bool keep_from_children = adopt_any_dontfork && adopt_maps_dontfork(va);
     moving_prot = prot;
     mover = raw_gettid();
     move_aborted = false;
@@ -268,8 +196,8 @@ static void remember_file(int fd)
     struct stat status;
     if (fstat(fd, &status) != 0)
         return;
-    file_id = adopt_file_id_of(&status);
-    __atomic_store_n(&any_adopted, true, __ATOMIC_RELEASE);
+    adopt_file = adopt_file_id_of(&status);
+    __atomic_store_n(&adopt_any, true, __ATOMIC_RELEASE);
 }
 
 int adopt_range(uint64_t va, uint64_t length)
@@ -278,7 +206,7 @@ int adopt_range(uint64_t va, uint64_t length)
     lock();
     uint64_t body[3] = {va, length, NOWHERE}, reply[2];
     int fd = -1, fds = 1;
-    long result = holds_stack(va, va + length) ? -EBUSY : 0;
+    long result = stacks_touch(va, va + length) ? -EBUSY : 0;
     if (result == 0)
         result = shim_request(OP_ADOPT_PLAN, body, 2 * sizeof body[0], reply, sizeof reply, NULL, 0, &fd, &fds);
     if (result == 0 && fds == 1) {
@@ -349,7 +277,7 @@ static bool in_fork_list(uint64_t at)
 
 static void protect_for_fork(void)
 {
-    fork_list = adopt_maps_list(&file_id, &fork_count, &fork_bytes);
+    fork_list = adopt_maps_list(&adopt_file, &fork_count, &fork_bytes);
     __atomic_store_n(&fork_protected, true, __ATOMIC_SEQ_CST);
     for (size_t i = 0; i < fork_count; i++)
         if (fork_list[i].prot & PROT_WRITE)
@@ -446,7 +374,7 @@ void adopt_fork_prepare(void)
 {
     fork_signals = block_signals();
     lock();
-    if (!__atomic_load_n(&any_adopted, __ATOMIC_ACQUIRE))
+    if (!__atomic_load_n(&adopt_any, __ATOMIC_ACQUIRE))
         return;
     int fds = 1;
     if (shim_request(OP_ADOPT_FORKING, NULL, 0, NULL, 0, NULL, 0, &fork_file, &fds) < 0 || fds != 1)
@@ -498,14 +426,14 @@ static void finish_parent(void)
     struct adopt_vma now;
     for (size_t i = 0; i < fork_count; i++)
         for (uint64_t at = fork_list[i].start;
-             fork_list[i].prot & PROT_WRITE && adopt_maps_next(&file_id, at, fork_list[i].end, &now); at = now.end)
+             fork_list[i].prot & PROT_WRITE && adopt_maps_next(&adopt_file, at, fork_list[i].end, &now); at = now.end)
             raw_mprotect((void *)now.start, now.end - now.start, fork_list[i].prot);
     end_fork();
 }
 
 void adopt_fork_parent(void)
 {
-    if (__atomic_load_n(&any_adopted, __ATOMIC_ACQUIRE)) {
+    if (__atomic_load_n(&adopt_any, __ATOMIC_ACQUIRE)) {
         stop_dispatching(); /* if no clone came */
         if (fork_process)
             finish_parent();
@@ -567,7 +495,7 @@ static long copy_for_child(const struct adopt_vma *vma)
 static void copy_all_for_child(void)
 {
     if (!fork_list) /* not dispatched */
-        fork_list = adopt_maps_list(&file_id, &fork_count, &fork_bytes);
+        fork_list = adopt_maps_list(&adopt_file, &fork_count, &fork_bytes);
     for (size_t i = 0; i < fork_count; i++)
         if (copy_for_child(&fork_list[i]) < 0) /* it would write into its parent's memory */
             raw_syscall(SYS_exit_group, 127, 0, 0, 0, 0, 0);
@@ -575,16 +503,14 @@ static void copy_all_for_child(void)
         raw_write(fork_pipe[1], "", 1);
     close_fork_fds();
     end_fork();
-    any_adopted = false;
+    adopt_any = false;
 }
 
 void adopt_fork_child(void)
 {
     if (fork_process)
         copy_all_for_child();
-    for (int i = 0; i < STACKS; i++)
-        if (stacks[i].end && !in_span(&stacks[i], (uint64_t)__builtin_frame_address(0)))
-            stacks[i].end = 0;
+    stacks_keep_own();
     lock_word = 0;
     restore_signals(fork_signals);
 }
@@ -632,211 +558,4 @@ int adopt_fault(void *addr)
             return 1;
         }
     return 0;
-}
-
-/* ---- what private memory promises --------------------------------------------------------------------------- */
-
-#ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24
-#endif
-
-/* Fresh zeros in place of adopted mappings of [start, end). */
-static long renew(uint64_t start, uint64_t end)
-{
-    struct adopt_vma vma;
-    while (start < end && adopt_maps_next(&file_id, start, end, &vma)) {
-        long result = raw_mmap((void *)vma.start, vma.end - vma.start, vma.prot,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-        if (result < 0 && result > -4096)
-            return result;
-        start = vma.end;
-    }
-    return 0;
-}
-
-bool adopt_madvise(void *addr, size_t len, int advice, int *result)
-{
-    if (advice == MADV_DONTFORK)
-        any_dontfork = true;
-    bool discards = advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED;
-    if (!__atomic_load_n(&any_adopted, __ATOMIC_ACQUIRE) || !(discards || advice == MADV_FREE || advice == MADV_REMOVE))
-        return false;
-    struct adopt_vma vma;
-    uint64_t start = (uint64_t)addr, end = start + ((len + PAGE - 1) & ~(PAGE - 1));
-    if (start & (PAGE - 1) || end <= start)
-        return false;
-    uint64_t before = block_signals();
-    lock();
-    bool ours = adopt_maps_next(&file_id, start, end, &vma);
-    if (ours && advice == MADV_REMOVE) {
-        *result = -EINVAL; /* as for private memory */
-    } else if (ours) {
-        *result = (int)raw_madvise(addr, len, MADV_DONTNEED);
-        if (advice == MADV_FREE)
-            *result = 0; /* may keep its contents */
-        else if (*result == 0)
-            *result = (int)renew(start, end);
-    }
-    unlock();
-    restore_signals(before);
-    return ours;
-}
-
-/* Moves a range that is one mapping, or page by page one that is not. */
-static long move_mapping(uint64_t from, uint64_t length, uint64_t to)
-{
-    int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
-    long result = raw_mremap((void *)from, length, length, flags, (void *)to);
-    for (uint64_t done = 0; result == -EFAULT && length > PAGE && done < length; done += PAGE) {
-        long page = raw_mremap((void *)(from + done), PAGE, PAGE, flags, (void *)(to + done));
-        if (page < 0 && page > -4096)
-            return page;
-        if (done + PAGE == length)
-            return 0;
-    }
-    return result < 0 && result > -4096 ? result : 0;
-}
-
-/* Moves a range of several mappings to fresh addresses, and lets it grow by private zeros. */
-static long move_pieces(uint64_t old, uint64_t old_size, uint64_t new_size)
-{
-    long target = raw_mmap(NULL, new_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (target < 0 && target > -4096)
-        return target;
-    for (uint64_t at = old, end = old + old_size; at < end;) {
-        struct adopt_vma vma = {.start = end, .end = end};
-        if (!adopt_maps_next(&file_id, at, end, &vma))
-            vma.start = vma.end = end;
-        uint64_t stop = vma.start > at ? vma.start : vma.end;
-        long result = move_mapping(at, stop - at, (uint64_t)target + (at - old));
-        if (result < 0)
-            return result;
-        at = stop;
-    }
-    return target;
-}
-
-#ifndef MREMAP_DONTUNMAP
-#define MREMAP_DONTUNMAP 4
-#endif
-
-/* What stays behind would share the pages that moved; private memory leaves zeros. */
-static long move_and_leave_zeros(uint64_t start, uint64_t size, int flags, void *target)
-{
-    long result = raw_mremap((void *)start, size, size, flags, target);
-    if (result < 0 && result > -4096)
-        return result;
-    long left = renew(start, start + size);
-    return left < 0 ? left : result;
-}
-
-/*
- * The kernel moves and grows an adopted mapping as any other; behind each range the memfd has fresh zeros. It does not
- * grow what adoption has made several mappings of; glibc copies then, others are not prepared for it.
- */
-bool adopt_mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address, long *result)
-{
-    uint64_t start = (uint64_t)old, size = (old_size + PAGE - 1) & ~(PAGE - 1);
-    uint64_t wanted = (new_size + PAGE - 1) & ~(PAGE - 1);
-    bool stays = flags & MREMAP_DONTUNMAP && wanted == size;
-    bool grows = flags == MREMAP_MAYMOVE && wanted > size;
-    if (!__atomic_load_n(&any_adopted, __ATOMIC_ACQUIRE) || !(stays || grows) || size == 0 || start & (PAGE - 1))
-        return false;
-    uint64_t before = block_signals();
-    lock();
-    struct adopt_vma vma;
-    bool ours = adopt_maps_next(&file_id, start, start + size, &vma) && (stays || vma.end - vma.start < size);
-    if (ours && stays)
-        *result = move_and_leave_zeros(start, size, flags, new_address);
-    else if (ours)
-        *result = move_pieces(start, size, wanted);
-    unlock();
-    restore_signals(before);
-    return ours;
-}
-
-/* ---- shared anonymous memory -------------------------------------------------------------------------------- */
-
-/*
- * It gets a memfd from the start, whose descriptor stays open for the daemon to find, until the mapping is gone. Too
- * many, and the mapping is made as the program asked: reached through system calls then.
- */
-#define SHARED_MAPPINGS 256
-static struct shared_mapping {
-    struct span span;
-    int fd;
-} shared_mappings[SHARED_MAPPINGS];
-
-static struct shared_mapping *free_shared_mapping(void)
-{
-    for (int i = 0; i < SHARED_MAPPINGS; i++)
-        if (!shared_mappings[i].span.end)
-            return &shared_mappings[i];
-    return NULL;
-}
-
-static int shared_memfd(size_t len)
-{
-    int fd = (int)raw_memfd_create("softiommu shared", MFD_CLOEXEC);
-    if (fd < 0)
-        return fd;
-    if (raw_ftruncate(fd, (off_t)((len + PAGE - 1) & ~(PAGE - 1))) < 0) {
-        raw_close(fd);
-        return -ENOMEM;
-    }
-    int kept = shim_keep_fd(fd);
-    if (kept < 0)
-        raw_close(fd);
-    return kept;
-}
-
-long adopt_mmap_shared_anonymous(void *addr, size_t len, int prot, int flags)
-{
-    uint64_t before = block_signals();
-    lock();
-    struct shared_mapping *mapping = free_shared_mapping();
-    int fd = mapping && len > 0 ? shared_memfd(len) : -1;
-    long result = fd < 0 ? raw_mmap(addr, len, prot, flags, -1, 0) : raw_mmap(addr, len, prot, flags & ~MAP_ANONYMOUS, fd, 0);
-    bool mapped = !(result < 0 && result > -4096);
-    if (fd >= 0 && mapped)
-        *mapping = (struct shared_mapping){{(uint64_t)result, (uint64_t)result + ((len + PAGE - 1) & ~(PAGE - 1))}, fd};
-    else if (fd >= 0)
-        shim_drop_fd(fd);
-    unlock();
-    restore_signals(before);
-    return result;
-}
-
-void adopt_munmap(void *addr, size_t len)
-{
-    uint64_t start = (uint64_t)addr, end = start + ((len + PAGE - 1) & ~(PAGE - 1));
-    bool any = false;
-    for (int i = 0; i < SHARED_MAPPINGS && !any; i++)
-        any = shared_mappings[i].span.end && shared_mappings[i].span.start < end && shared_mappings[i].span.end > start;
-    if (!any)
-        return;
-    uint64_t before = block_signals();
-    lock();
-    for (int i = 0; i < SHARED_MAPPINGS; i++) {
-        struct span *span = &shared_mappings[i].span;
-        if (!span->end || span->start >= end || span->end <= start)
-            continue;
-        if (span->start >= start && span->end <= end) {
-            shim_drop_fd(shared_mappings[i].fd);
-            span->end = 0;
-        } else if (span->start >= start) {
-            span->start = end;
-        } else if (span->end <= end) {
-            span->end = start;
-        }
-    }
-    unlock();
-    restore_signals(before);
-}
-
-void adopt_init(void)
-{
-    if (!next_pthread_create)
-        next_pthread_create = shim_next("pthread_create");
-    pthread_key_create(&stack_key, forget_stack);
 }

@@ -555,7 +555,7 @@ static void start(void)
     pthread_atfork(fork_prepare, fork_parent, fork_child);
     shim_is_attached = true;
     files_scan();
-    adopt_init();
+    stacks_init();
     trap_init();
     signals_init();
 }

@@ -9,7 +9,8 @@
  *   mmap.c     mappings of emulated files                 exec.c     the environment survives exec
  *   proc.c     /proc/PID/status                           huge.c     huge pages where there are none
  *   adopt.c    private memory moved onto memfds           trap.c     accesses to BARs
- *   signals.c  the handlers of faults stay ours
+ *   adopted.c  madvise and mremap of such memory          shared.c   shared anonymous memory
+ *   stacks.c   stacks, which are not adopted              signals.c  the handlers of faults stay ours
  */
 #ifndef SOFTIOMMU_SHIM_H
 #define SOFTIOMMU_SHIM_H
@@ -56,10 +57,10 @@ bool shim_is_kept(int fd);
 /* The function of this name in the next library (libc). Not async-signal-safe: call it from *_init. */
 void *shim_next(const char *name);
 
-/* ---- adopt.c ------------------------------------------------------------------------------------------- */
+/* ---- stacks.c, adopt.c, adopted.c, shared.c ------------------------------------------------------------ */
 
 /* Called once, from the library's constructor, in an attached program. */
-void adopt_init(void);
+void stacks_init(void);
 /* Moves private anonymous memory onto memfds and tells the daemon. 0, or -errno; va and len are whole pages. */
 int adopt_range(uint64_t va, uint64_t len);
 /* A descriptor of ours is about to get to another process, which cannot adopt for this one: what devices may be given
@@ -93,7 +94,7 @@ void trap_unmap(void *addr, size_t len);
 /* In the SIGSEGV/SIGILL handler: 1 = served, the context is advanced. */
 int trap_fault(siginfo_t *info, void *ucontext);
 
-/* Installs the handlers; called after adopt_init and trap_init. */
+/* Installs the handlers; called after stacks_init and trap_init. */
 void signals_init(void);
 
 /* ---- system calls that bypass everything (raw.h has the general form) -------------------------------------

@@ -1,10 +1,10 @@
 import { afterEach, describe, expect, it } from "vitest";
+import { codeOf } from "../../../test/support/code-of.ts";
 import { Config, Register } from "../../hardware/smmuv3/spec.ts";
 import { TranslateStatus } from "../../hardware/unit.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { type PageRequest, Protection, type Requester } from "../../iommu/driver.ts";
 import { MSI_BASE } from "../../kernel/msi.ts";
-import { LinuxError } from "../../uapi/errno.ts";
 import { IommuHwInfoArmSmmuv3 } from "../../uapi/vendor/smmuv3.ts";
 import { type BenchOptions, DEVICES, type SmmuBench, smmuBench, withPasids } from "./rig.suite.ts";
 
@@ -22,16 +22,6 @@ describeDriver("SMMUv3, forgets at random", () => smmuBench({ cache: "paranoid" 
 const RW = Protection.read | Protection.write;
 const PAGE = 4096;
 const [FIRST, SECOND] = DEVICES;
-
-const codeOf = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    if (error instanceof LinuxError) return error.code;
-    throw error;
-  }
-  return "no error";
-};
 
 const benches: SmmuBench[] = [];
 /** A bench whose devices were found; everything is given back after the test. */
@@ -86,7 +76,7 @@ describe("the SMMUv3 driver", () => {
         stage = domain.stage;
         domain.free();
       });
-      return code === "no error" ? stage : code;
+      return code ?? stage;
     };
     expect(stageOf({})).toBe(1);
     expect(stageOf({ pasid: true, faults: true })).toBe(1);
@@ -221,6 +211,21 @@ describe("the SMMUv3 driver", () => {
   });
 });
 
+describe("a unit that remembers that nothing was there", () => {
+  it.each([false, true])("is told of what is added just where firmware says so: %s", (remembersAbsent) => {
+    const { driver, unit } = open({ firmware: { remembersAbsent } });
+    const domain = driver.allocatePaging(FIRST);
+    driver.attach(FIRST, domain);
+    const done = () => unit.mmioRead(Register.CMDQ_CONS, 4);
+    const before = done();
+    domain.map(0x1000, 0x40_0000, PAGE, RW);
+    expect(done() !== before).toBe(remembersAbsent);
+    driver.attach(FIRST, driver.blocked);
+    domain.unmap(0x1000, PAGE);
+    domain.free();
+  });
+});
+
 describe("doorbells of interrupts", () => {
   const WINDOW = 0x800_0000;
   const AT = MSI_BASE + 0x1230;
@@ -255,6 +260,22 @@ describe("doorbells of interrupts", () => {
     expect(access(FIRST, WINDOW + 0x10_0000, true)).toBe("fault");
     expect(access(FIRST, WINDOW + 0x1230, true)).toBe(AT);
     expect(domain.unmap(WINDOW, 0x10_0000)).toBe(0);
+    driver.attach(FIRST, driver.blocked);
+    domain.free();
+  });
+
+  it("of a host beneath are reached at their own addresses, which stay, where firmware says so", () => {
+    const { driver, access } = open({ firmware: { messagesPass: true } });
+    const domain = driver.allocatePaging(FIRST);
+    expect(access(FIRST, WINDOW + 0x1230, true)).toBe("fault");
+    driver.attach(FIRST, domain);
+    expect(driver.doorbell(FIRST, BigInt(AT))).toBe(BigInt(AT));
+    expect(access(FIRST, WINDOW + 0x1230, true)).toBe(WINDOW + 0x1230);
+    expect(access(FIRST, WINDOW + 0xf_fffc, true)).toBe(WINDOW + 0xf_fffc);
+    expect(access(FIRST, WINDOW + 0x10_0000, true)).toBe("fault");
+    domain.map(WINDOW - PAGE, 0x40_0000, PAGE, RW);
+    expect(domain.unmap(0, 2 ** 48)).toBe(PAGE);
+    expect(access(FIRST, WINDOW + 0x1230, true)).toBe(WINDOW + 0x1230);
     driver.attach(FIRST, driver.blocked);
     domain.free();
   });

@@ -27,6 +27,15 @@ const REASONS: ReadonlyMap<number, FaultReason> = new Map([
   [EventCode.F_PERMISSION, "permission"],
 ]);
 
+/** Events whose record has the address and the kind of the access. */
+const WITH_ADDRESS: ReadonlySet<number> = new Set([
+  EventCode.F_WALK_EABT,
+  EventCode.F_TRANSLATION,
+  EventCode.F_ADDR_SIZE,
+  EventCode.F_ACCESS,
+  EventCode.F_PERMISSION,
+]);
+
 /** Stage 2 is not the guest's: what it kept from being fetched is what counts, and the access itself has no reason there. */
 const STAGE2_REASONS: ReadonlyMap<number, FaultReason> = new Map([
   [EventClass.cd, "pasid-fetch"],
@@ -40,8 +49,8 @@ export const faultOf = (record: Uint32Array): UnrecoverableFault => {
   const own = S2.get(record) ? undefined : REASONS.get(TYPE.get(record));
   return {
     ...(SSV.get(record) === 1 && { pasid: SSID.get(record) }),
-    address: inputAddress(record),
-    permissions: permissionsOf(record),
+    ...(WITH_ADDRESS.has(TYPE.get(record)) && { address: inputAddress(record) }),
+    permissions: WITH_ADDRESS.has(TYPE.get(record)) ? permissionsOf(record) : 0,
     reason: behind ?? own ?? "unknown",
     ...(behind && { fetch: addressOf(record, FETCH) }),
   };

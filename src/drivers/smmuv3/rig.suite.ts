@@ -11,7 +11,7 @@ import { Banks } from "../../memory/banks.ts";
 import { TestFunction } from "../../pci/devices/test-function.ts";
 import { HostBridge } from "../../pci/dma.ts";
 import { placement } from "../../pci/placement.ts";
-import { SmmuDriver } from "./driver.ts";
+import { SmmuDriver, type SmmuFirmware } from "./driver.ts";
 
 export interface SmmuBench extends DriverBench {
   readonly driver: SmmuDriver;
@@ -27,6 +27,8 @@ export interface BenchOptions {
   readonly capabilities?: SmmuCapabilities;
   readonly cache?: CachePolicy;
   readonly canStall?: boolean;
+  /** What else firmware says. */
+  readonly firmware?: Pick<SmmuFirmware, "messagesPass" | "remembersAbsent">;
   readonly devices?: readonly [Requester, Requester];
 }
 
@@ -53,7 +55,7 @@ export const withPasids = ({ rid, name }: Requester): Requester => {
 };
 
 export const smmuBench = (options: BenchOptions = {}): SmmuBench => {
-  const { capabilities, cache = "normal", canStall = false, devices = DEVICES } = options;
+  const { capabilities, cache = "normal", canStall = false, devices = DEVICES, firmware } = options;
   const memory = new Banks({ ram: [{ start: 0, length: 2 ** 28 }] });
   const msi = new MsiController(memory);
   const unit = new SmmuV3Unit({
@@ -84,7 +86,7 @@ export const smmuBench = (options: BenchOptions = {}): SmmuBench => {
     msi,
     scheduler,
     events: silent,
-    firmware: { covers: () => true, canStall: () => canStall },
+    firmware: { ...firmware, covers: () => true, canStall: () => canStall },
   });
   const resumed = new Map<number, boolean>();
   unit.onResume = (token, ok) => resumed.set(token, ok);

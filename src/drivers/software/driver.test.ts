@@ -1,10 +1,10 @@
 import { describe, expect, it } from "vitest";
+import { codeOf } from "../../../test/support/code-of.ts";
 import { type EventFields, silent } from "../../base/events.ts";
 import { Access, NO_PASID, Transaction, TranslateStatus } from "../../hardware/unit.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { Protection, type Requester } from "../../iommu/driver.ts";
 import { Banks } from "../../memory/banks.ts";
-import { LinuxError } from "../../uapi/errno.ts";
 import { SoftwareDriver } from "./driver.ts";
 
 const DEVICES: readonly [Requester, Requester] = [
@@ -54,16 +54,6 @@ describeDriver("devices made by software", () => {
 });
 
 describe("devices made by software", () => {
-  const codeOf = (run: () => unknown): string | undefined => {
-    try {
-      run();
-    } catch (error) {
-      if (error instanceof LinuxError) return error.code;
-      throw error;
-    }
-    return undefined;
-  };
-
   it("have plain domains, and no PASIDs", () => {
     const { memory, driver, units } = make();
     const [device] = DEVICES;

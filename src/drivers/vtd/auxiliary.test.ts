@@ -1,5 +1,7 @@
 /** Parts of a function on a VT-d unit: each is a device with tables of its own, by the function's PASIDs. */
+
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { codeOf } from "../../../test/support/code-of.ts";
 import { silent } from "../../base/events.ts";
 import { PageResponse as Code } from "../../hardware/ats.ts";
 import { Access } from "../../hardware/unit.ts";
@@ -8,7 +10,7 @@ import { IommuCore } from "../../iommu/core.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { type PagingDomain, Protection, type Requester } from "../../iommu/driver.ts";
 import { type PageRequestGroup, pageRequestsOf } from "../../iommu/page-requests.ts";
-import { codeOf, firstStage, Rig } from "./rig.suite.ts";
+import { firstStage, Rig } from "./rig.suite.ts";
 
 const RW = Protection.read | Protection.write;
 const PARTS: readonly [Requester, Requester] = [
@@ -17,11 +19,14 @@ const PARTS: readonly [Requester, Requester] = [
 ];
 const DEFAULTS = [100, 101] as const;
 
-const auxiliaryOf = (rig: Rig): AuxiliaryDriver => {
+const auxiliaryOf = (
+  rig: Rig,
+  revoked: (name: string, pasid: number) => void = () => {},
+): AuxiliaryDriver => {
   const core = new IommuCore(silent);
   const driver = new AuxiliaryDriver(core.addDevice(rig.device, rig.driver, core.addGroup()));
   PARTS.forEach((part, index) => {
-    driver.admit(part, DEFAULTS[index]!);
+    driver.admit(part, DEFAULTS[index]!, (pasid) => revoked(part.name, pasid));
   });
   return driver;
 };
@@ -43,7 +48,7 @@ describeDriver("parts of a function on VT-d", () => {
       ...{ name: driver.name, identity: driver.identity, blocked: driver.blocked },
       // The suite releases devices and goes on with them; a part that was released is none any more.
       probe: (part) => {
-        if (!driver.isTaken(pasidOf(part))) driver.admit(part, pasidOf(part));
+        if (!driver.isTaken(pasidOf(part))) driver.admit(part, pasidOf(part), () => {});
         return driver.probe(part);
       },
       release: (part) => driver.release(part),
@@ -126,6 +131,23 @@ describe("parts of a function", () => {
     expect([driver.isTaken(7), driver.isTaken(100)]).toEqual([false, true]);
     driver.attach(PARTS[1], domain, 7);
     expect(reach(7)).toBe(0x10_0000);
+  });
+
+  it("lose a PASID after their requests with it were revoked, while its tables are there still", () => {
+    for (const part of PARTS) driver.release(part);
+    const seen: unknown[] = [];
+    driver = auxiliaryOf(rig, (name, pasid) => seen.push([name, pasid, reach(pasid)]));
+    const domain = mapped(0x10_0000);
+    driver.attach(PARTS[0], domain);
+    driver.attach(PARTS[0], domain, 7);
+    driver.attach(PARTS[0], mapped(0x20_0000), 7);
+    expect(seen).toEqual([]);
+    driver.attach(PARTS[0], driver.blocked, 7);
+    driver.release(PARTS[0]);
+    expect(seen).toEqual([
+      ["part one", 7, 0x20_0000],
+      ["part one", 100, 0x10_0000],
+    ]);
   });
 
   it("are known, and no more when they were released", () => {

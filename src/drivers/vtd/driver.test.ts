@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { codeOf } from "../../../test/support/code-of.ts";
 import { silent } from "../../base/events.ts";
 import { Access, Transaction, TranslateStatus } from "../../hardware/unit.ts";
 import { ContextEntry, Register, RootEntry } from "../../hardware/vtd/spec.ts";
@@ -8,7 +9,6 @@ import { Protection } from "../../iommu/driver.ts";
 import { MsiController } from "../../kernel/msi.ts";
 import { Banks } from "../../memory/banks.ts";
 import type { PciFunction } from "../../pci/function.ts";
-import { LinuxError } from "../../uapi/errno.ts";
 import { VtdDriver, type VtdFirmware } from "./driver.ts";
 
 /** The driver asks a function for its name and requester id only. */
@@ -106,16 +106,6 @@ describeDriver("VT-d, scalable mode, 5 levels, remembering nothing", () =>
 describeDriver("VT-d, scalable mode without a first stage", () =>
   bench({ scalable: { secondStage: true }, cachingMode: true }),
 );
-
-const codeOf = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    if (error instanceof LinuxError) return error.code;
-    throw error;
-  }
-  return "no error";
-};
 
 describe("the VT-d driver", () => {
   it("§9.1, §9.3 writes a root entry a bus and a context entry a function", () => {

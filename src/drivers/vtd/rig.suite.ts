@@ -229,14 +229,3 @@ export const requests = (
   count: entries.length,
   read: (index) => IommuHwptVtdS1Invalidate.bytes(entries[index]!),
 });
-
-/** The name of the errno that was thrown. */
-export const codeOf = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    if (error instanceof LinuxError) return error.code;
-    throw error;
-  }
-  return "no error";
-};

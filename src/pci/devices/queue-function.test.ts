@@ -281,6 +281,36 @@ describe("the function with work queues", () => {
     expect(last(1)).toBe(DescriptorStatus.DONE);
   });
 
+  it("gives up what carries a PASID that is taken away, whether it waits or is under way; the rest goes on", () => {
+    enable(device, 0);
+    set(device, 0, QueueRegister.PASID, VALID + 6);
+    const fill = { operation: Operation.FILL, destination: TO, source: 0x11, length: 1 };
+    rig.unit.stall = ({ pasid }) => pasid === 5;
+    submit(device, 0, { ...fill, pasid: VALID + 5, completion: 0x30_0000 });
+    submit(device, 0, { ...fill, destination: TO + 1 });
+    submit(device, 0, { ...fill, destination: TO + 2, pasid: VALID + 5 });
+    submit(device, 0, { ...fill, destination: TO + 3, pasid: VALID + 7 });
+    rig.work.run();
+    expect(get(device, 0, QueueRegister.PENDING)).toBe(4);
+    set(device, 0, QueueRegister.ABORT, 5);
+    expect([get(device, 0, QueueRegister.PENDING), last(0)]).toEqual([2, DescriptorStatus.ABORTED]);
+    set(device, 0, QueueRegister.ABORT, 5);
+    rig.unit.stall = () => false;
+    rig.settle();
+    expect([...bytesAt(TO, 4)]).toEqual([0, 0x11, 0, 0x11]);
+    expect(bytesAt(0x30_0000, 4)).toEqual(new Uint8Array(4));
+    expect([status(0), get(device, 0, QueueRegister.ENDED)]).toEqual([QueueStatus.IDLE, 4]);
+    submit(device, 0, { ...fill, pasid: VALID + 5 });
+    set(device, 0, QueueRegister.ABORT, 5);
+    expect([status(0), last(0), get(device, 0, QueueRegister.PENDING)]).toEqual([
+      QueueStatus.IDLE,
+      DescriptorStatus.ABORTED,
+      0,
+    ]);
+    rig.settle();
+    expect([...bytesAt(TO, 1)]).toEqual([0]);
+  });
+
   it("has the capabilities it was made with", () => {
     const { PASID, ATS, PRI } = ExtendedCapabilityId;
     const ids = (made: PciFunction) => extendedCapabilitiesOf(made).map(({ id }) => id);

@@ -28,7 +28,12 @@ export const QueueRegister = {
   /** How the last one ended, a `DescriptorStatus`, and the bytes that its last transfer moved. */
   LAST: 0x1c,
   DONE: 0x20,
-  END: 0x24,
+  /**
+   * Write-only: descriptors whose requests carry this PASID end at once, that under way too, and make no request any more.
+   * For who takes the PASID away: it may be another user's next.
+   */
+  ABORT: 0x24,
+  END: 0x28,
   /** Takes a descriptor, dword by dword or whole; the write of its last dword submits it. */
   PORTAL: 0x40,
 } as const;
@@ -74,7 +79,7 @@ export const OperationWord = layout("operation", 4, {
   Interrupt: bit(31, "ends with an interrupt"),
 });
 
-export const DescriptorStatus = { NONE: 0, DONE: 1, FAULT: 2, REFUSED: 3 } as const;
+export const DescriptorStatus = { NONE: 0, DONE: 1, FAULT: 2, REFUSED: 3, ABORTED: 4 } as const;
 /** A completion record, dwords: status, bytes done, and two that are zero. */
 export const COMPLETION_BYTES = 16;
 
@@ -95,6 +100,8 @@ export class WorkQueue {
   /** The descriptor that is being written. */
   readonly #portal = new Uint32Array(word(DESCRIPTOR_BYTES));
   #waiting: Uint32Array[] = [];
+  /** The one under way. */
+  #current: Uint32Array | undefined;
 
   constructor(context: QueueContext) {
     this.#context = context;
@@ -108,8 +115,9 @@ export class WorkQueue {
 
   /** One aligned dword. */
   write(offset: number, value: number): void {
-    const { CONTROL, PASID, VECTOR, PORTAL } = QueueRegister;
+    const { CONTROL, PASID, VECTOR, ABORT, PORTAL } = QueueRegister;
     if (offset === CONTROL) this.#control(value);
+    else if (offset === ABORT) this.#abort(value);
     else if (offset === PASID || offset === VECTOR) this.#set(offset, value);
     else if (offset >= PORTAL && offset < PORTAL + DESCRIPTOR_BYTES) this.#fill(offset - PORTAL, value);
   }
@@ -118,6 +126,7 @@ export class WorkQueue {
   reset(): void {
     this.#transfer.cancel();
     this.#waiting = [];
+    this.#current = undefined;
     this.#registers.fill(0);
     this.#portal.fill(0);
   }
@@ -170,6 +179,7 @@ export class WorkQueue {
   /** Begins the next descriptor; that of a stopped queue too, because it was taken before. */
   #next(): void {
     const descriptor = this.#waiting.shift();
+    this.#current = descriptor;
     if (descriptor) this.#begin(descriptor);
     else if (this.#get(QueueRegister.STATUS) === QueueStatus.BUSY)
       this.#set(QueueRegister.STATUS, QueueStatus.IDLE);
@@ -236,14 +246,37 @@ export class WorkQueue {
   }
 
   #end(descriptor: Uint32Array, status: number): void {
-    const { ENDED, LAST, PENDING, VECTOR } = QueueRegister;
+    this.#count(status);
+    this.#next();
+    this.#signal(descriptor);
+  }
+
+  #count(status: number): void {
+    const { ENDED, LAST, PENDING } = QueueRegister;
     this.#set(LAST, status);
     this.#set(ENDED, this.#get(ENDED) + 1);
     this.#set(PENDING, this.#get(PENDING) - 1);
+  }
+
+  #signal(descriptor: Uint32Array): void {
     const { Interrupt } = OperationWord.fields;
-    const interrupts = Interrupt.get(descriptor, word(Descriptor.OPERATION)) === 1;
-    this.#next();
-    if (interrupts) this.#context.signal(this.#get(VECTOR));
+    if (Interrupt.get(descriptor, word(Descriptor.OPERATION)) === 1)
+      this.#context.signal(this.#get(QueueRegister.VECTOR));
+  }
+
+  #abort(pasid: number): void {
+    const carries = (descriptor: Uint32Array): boolean => this.#tag(descriptor).pasid === pasid;
+    const aborted = this.#waiting.filter(carries);
+    this.#waiting = this.#waiting.filter((descriptor) => !carries(descriptor));
+    const current = this.#current && carries(this.#current) ? this.#current : undefined;
+    if (current) {
+      this.#transfer.cancel();
+      this.#end(current, DescriptorStatus.ABORTED);
+    }
+    for (const descriptor of aborted) {
+      this.#count(DescriptorStatus.ABORTED);
+      this.#signal(descriptor);
+    }
   }
 }
 

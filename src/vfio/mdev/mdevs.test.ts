@@ -2,17 +2,22 @@
  * Mediated devices on VT-d by a program's calls: each has tables of its own, and a PASID that its user has not never
  * reaches the hardware. DMA passes the silicon.
  */
+import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { CdevClient } from "../../../test/support/cdev-client.ts";
 import { Recorder } from "../../../test/support/model-host.ts";
 import { FIRST, NESTING, NestingRig, PAGE, type Setup, VA } from "../../../test/support/nesting-client.ts";
 import { INTERRUPT, QueueClient, VALID } from "../../../test/support/queue-client.ts";
 import { outcome, reasonOf } from "../../../test/support/vfio-client.ts";
+import { Random } from "../../base/clock.ts";
 import type { EventSink } from "../../base/events.ts";
 import { VtdDriver } from "../../drivers/vtd/driver.ts";
+import type { Transaction } from "../../hardware/unit.ts";
+import type { VtdUnit } from "../../hardware/vtd/unit.ts";
 import { ModelTask } from "../../kernel/model-task.ts";
 import { formatAddress } from "../../pci/address.ts";
 import {
+  Descriptor,
   DescriptorStatus,
   Operation,
   QueueControl,
@@ -76,6 +81,27 @@ const bindProcess = (
     guestPasid === undefined ? {} : { flags: BigInt(IOMMU_SVA_GPASID_VAL), gpasid: BigInt(guestPasid) };
   client.bind(container, pasid, named);
   return pasid;
+};
+
+/** The PASIDs that requests of the parent carry from now on. */
+const watch = (): Set<number> => {
+  const seen = new Set<number>();
+  const unit = rig.machine.units.get("dmar0")!.unit as VtdUnit;
+  const translate = unit.translate.bind(unit);
+  const requestTranslation = unit.requestTranslation.bind(unit);
+  const isMessage = ({ hi, lo }: Transaction): boolean => hi === 0 && lo >>> 20 === 0xfee;
+  const note = (request: Transaction): void => {
+    if (request.rid === 0x700 && !isMessage(request)) seen.add(request.pasid);
+  };
+  unit.translate = (request) => {
+    note(request);
+    return translate(request);
+  };
+  unit.requestTranslation = (request) => {
+    note(request);
+    return requestTranslation(request);
+  };
+  return seen;
 };
 
 beforeEach(() => begin());
@@ -265,18 +291,36 @@ describe("a PASID", () => {
     expect(client.state(setup)).toEqual([QueueStatus.STOPPED, QueueError.PASID]);
   });
 
-  it("that lost its table while a descriptor waited faults, with requester and PASID in the unit's record", () => {
-    const client = newClient();
-    const setup = client.queue(ONE);
-    const pasid = bindProcess(client, setup, FROM, 5);
-    client.submit(setup, { source: VA, destination: VA + 64, pasid: 5 });
-    client.unbind(setup.container, pasid);
+  it("that loses its table takes with it what waits: it may be another device's next", () => {
+    const [first, second] = [newClient(), newClient()];
+    const [one, two] = [first.queue(ONE), second.queue(TWO)];
+    const pasid = bindProcess(first, one, FROM);
+    first.submit(one, { source: VA, destination: VA + 64, pasid });
+    first.unbind(one.container, pasid);
+    first.free(one.container, pasid);
+    expect(bindProcess(second, two, FROM)).toBe(pasid);
+    second.poke(FROM, text("secret"));
     rig.work.run();
-    expect(client.get(setup, QueueRegister.LAST)).toBe(FAULT);
+    expect(first.get(one, QueueRegister.LAST)).toBe(DescriptorStatus.ABORTED);
+    expect(Buffer.from(second.peek(FROM + 64, 8))).toEqual(Buffer.alloc(8));
+    expect(copied(first, one, "goes on")).toBe("goes on.");
+    expect(second.run(two, { source: VA, destination: VA + 64, pasid })).toBe(DONE);
+  });
+
+  it("that is wrong, in a descriptor of the function itself, faults: the unit records requester and PASID", () => {
+    const queue = parent().take()!;
+    queue.set(QueueRegister.CONTROL, QueueControl.ENABLE);
+    const descriptor = new Uint32Array(16);
+    descriptor.set([VALID + 0x1234, Operation.FILL]);
+    descriptor.set([0x5000, 0, 8], Descriptor.DESTINATION / 4);
+    queue.submit(descriptor);
+    rig.work.run();
+    expect(queue.get(QueueRegister.LAST)).toBe(FAULT);
     const { driver } = rig.machine.units.get("dmar0")!;
     expect(driver).toBeInstanceOf(VtdDriver);
-    expect((driver as VtdDriver).faults.at(-1)).toMatchObject({ rid: 0x700, pasid, address: BigInt(VA) });
-    expect(copied(client, setup, "goes on")).toBe("goes on.");
+    const record = (driver as VtdDriver).faults.at(-1);
+    expect(record).toMatchObject({ rid: 0x700, pasid: 0x1234, address: 0x5000n });
+    parent().giveBack(queue);
   });
 
   it("goes with its process: what the device was given is taken from it", () => {
@@ -309,6 +353,77 @@ describe("a PASID", () => {
     rig.work.run();
     expect(client.get(setup, QueueRegister.LAST)).toBe(DONE);
     expect(Buffer.from(client.peek(FROM + 64, 8)).toString()).toBe("paged in");
+  });
+});
+
+describe("a descriptor that waits for a page", () => {
+  it.each(["unbind", "reset", "exit"] as const)("waits no more after %s", (how) => {
+    const client = newClient();
+    const setup = client.queue(ONE);
+    client.listen(setup);
+    const pasid = bindProcess(client, setup, FROM);
+    client.writeTable(undefined);
+    client.invalidatePage(setup.container, pasid);
+    client.submit(setup, { source: VA, destination: VA + 64, pasid });
+    rig.work.run();
+    expect(rig.machine.live()["parked"]).toBe(1);
+    if (how === "unbind") client.unbind(setup.container, pasid);
+    else if (how === "reset") client.task.ioctl(setup.device, uapi.VFIO_DEVICE_RESET);
+    else client.task.exit();
+    rig.work.run();
+    expect(rig.machine.live()["parked"]).toBe(0);
+    if (how === "unbind") expect(client.get(setup, QueueRegister.LAST)).toBe(DescriptorStatus.ABORTED);
+  });
+});
+
+describe("a hostile user", () => {
+  it("makes no request with a PASID that is not its own, whatever it writes, binds and unbinds", () => {
+    const seeds = fc.integer({ min: 0, max: 0x7fff_ffff });
+    fc.assert(
+      fc.property(seeds, (seed) => {
+        end();
+        begin();
+        const random = new Random(seed);
+        const [hostile, victim] = [newClient(), newClient()];
+        const [one, two] = [hostile.queue(ONE), victim.queue(TWO)];
+        const foreign = bindProcess(victim, two, FROM, 9);
+        const { parts } = parent();
+        const [own, other] = [ONE, TWO].map((uuid) =>
+          parts.defaultOf(rig.machine.core.devices.get(uuid)!.function),
+        ) as [number, number];
+        const allowed = new Set([own]);
+        const bound: number[] = [];
+        const seen = watch();
+        const anyPasid = (): number => {
+          const all = [own, other, foreign, 9, 5, 0, random.below(2 ** 20), ...bound];
+          return all[random.below(all.length)]!;
+        };
+        for (let step = 0; step < 60; step++) {
+          const what = random.below(8);
+          if (what === 0) {
+            const pasid = bindProcess(hostile, one, FROM, random.below(2) === 0 ? 5 : anyPasid());
+            allowed.add(pasid);
+            bound.push(pasid);
+          } else if (what === 1 && bound.length > 0) hostile.unbind(one.container, bound.pop()!);
+          else if (what === 2) hostile.restart(one);
+          else if (what === 3)
+            hostile.set(one, QueueRegister.PASID, random.below(4) ? VALID + anyPasid() : 0);
+          else if (what === 4) hostile.set(one, 4 * random.below(32), random.next());
+          else
+            hostile.submit(one, {
+              operation: random.below(3),
+              source: random.below(2) ? VA : FROM,
+              destination: random.below(2) ? VA + 64 : TO,
+              completion: 16 * random.below(3),
+              pasid: random.below(3) ? anyPasid() : undefined,
+            });
+          if (random.below(2)) rig.work.run();
+        }
+        rig.work.run();
+        expect([...seen].filter((pasid) => !allowed.has(pasid))).toEqual([]);
+      }),
+      { numRuns: 25 },
+    );
   });
 });
 

@@ -12,6 +12,7 @@ import type { Device, IommuCore } from "../../iommu/core.ts";
 import type { Pasids } from "../../iommu/pasids.ts";
 import type { MsiController } from "../../kernel/msi.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
+import { QueueRegister } from "../../pci/devices/work-queue.ts";
 import { HostBridge } from "../../pci/dma.ts";
 import type { FunctionContext } from "../../pci/pci-function.ts";
 import { LinuxError } from "../../uapi/errno.ts";
@@ -74,8 +75,8 @@ export class Mdevs {
   }
 
   /** Types that a parent offers. */
-  typesOf({ device }: QueueParent): readonly MdevType[] {
-    const backed = this.#parts.backed && device.capabilities.pasidBits > 0;
+  typesOf({ device, parts }: QueueParent): readonly MdevType[] {
+    const backed = this.#parts.backed && device.capabilities.pasidBits > 0 && parts.pasidBits > 0;
     return backed ? MDEV_TYPES : MDEV_TYPES.filter((type) => type !== "queue");
   }
 
@@ -99,7 +100,7 @@ export class Mdevs {
       throw new LinuxError(
         "ENODEV",
         this.#parts.backed
-          ? `${parent.name} has no PASIDs, which devices of type ${type} need`
+          ? `${parent.name} has no PASIDs that are the whole machine's, which devices of type ${type} need`
           : `mediated devices that are IOMMU-backed need the extension vsva2020`,
         uuid,
       );
@@ -135,7 +136,7 @@ export class Mdevs {
       new MediatedQueue({ name: uuid, queue, pasids: { own, hostPasid }, events }, hooks);
     const { pasidBits } = parent.device.capabilities;
     const made = new MdevFunction(this.#contextOf(parent, uuid), pasidBits, front);
-    parts.admit(made, own);
+    parts.admit(made, own, (pasid) => queue.set(QueueRegister.ABORT, pasid));
     const mdev: Mdev = {
       uuid,
       type: "queue",

@@ -2,7 +2,7 @@
  * What stands between the user of a mediated device and the work queue that it has: the user's registers look like the
  * queue's, but what decides where its requests go passes through here. A PASID is what the user calls it, and becomes the
  * host's; a request without one gets the device's default PASID. The hardware sees the host's PASIDs only, and in every
- * descriptor. One that the user has not stops the queue, and the user sees why (`QueueError`).
+ * descriptor. What waits when a PASID is taken away is aborted. One that the user has not stops the queue, and the user sees why (`QueueError`).
  */
 import type { EventSink } from "../../base/events.ts";
 import { RequestPasid } from "../../pci/devices/requests.ts";
@@ -86,8 +86,8 @@ export class MediatedQueue implements QueueFront {
   }
 
   #read(offset: number): number {
-    const { STATUS, ERROR, PASID, VECTOR, END } = QueueRegister;
-    if (offset >= END) return 0;
+    const { STATUS, ERROR, PASID, VECTOR, ABORT, END } = QueueRegister;
+    if (offset >= END || offset === ABORT) return 0;
     if (offset === PASID) return this.#pasid;
     if (offset === VECTOR) return this.#vector;
     if (this.#error !== QueueError.NONE) {

@@ -1,11 +1,10 @@
 /**
  * The host's driver of a function with work queues: it keeps the function, whose group's DMA it owns, hands its queues to
- * mediated devices, and takes their interrupts. The function itself has no use of its own for memory; where its unit
- * translates interrupt messages it has a domain for these.
+ * mediated devices, and takes their interrupts. The function itself has no use of its own for memory, so it has no domain:
+ * units with PASIDs for the whole machine do not translate interrupt messages.
  */
 import { AuxiliaryDriver } from "../../iommu/auxiliary.ts";
 import type { Device } from "../../iommu/core.ts";
-import type { PagingDomain } from "../../iommu/driver.ts";
 import type { MsiController } from "../../kernel/msi.ts";
 import { findCapability } from "../../pci/capability-list.ts";
 import { QUEUE_IDENTITY, QueueFunctionRegister } from "../../pci/devices/queue-function.ts";
@@ -28,11 +27,10 @@ export class QueueParent {
   readonly parts: AuxiliaryDriver;
   readonly queues: number;
   readonly #free: HostQueue[];
-  readonly #domain: PagingDomain | undefined;
 
   /** Throws ENODEV for another function, EBUSY when somebody has its DMA. */
   constructor(device: Device, msi: MsiController) {
-    const { function: pci, driver, group } = device;
+    const { function: pci, group } = device;
     group.claim(this);
     this.device = device;
     this.parts = new AuxiliaryDriver(device);
@@ -42,14 +40,10 @@ export class QueueParent {
       throw new LinuxError("ENODEV", "it is no function with work queues", device.name);
     this.queues = this.#read(QueueFunctionRegister.QUEUES);
     this.#free = Array.from({ length: this.queues }, (_, index) => new HostQueue(pci, index));
-    if (driver.doorbell) {
-      this.#domain = driver.allocatePaging(pci, { pasid: true });
-      group.attach(this.#domain);
-    }
     this.#free.forEach((queue, index) => {
       queue.set(QueueRegister.VECTOR, index);
       const { address, data } = msi.allocate(() => queue.onInterrupt(), { source: pci.rid });
-      this.#program(index, driver.doorbell?.(pci, address) ?? address, data);
+      this.#program(index, address, data);
     });
     this.#enableMessages();
   }
@@ -72,12 +66,6 @@ export class QueueParent {
     queue.disable();
     queue.onInterrupt = () => {};
     this.#free.push(queue);
-  }
-
-  /** Power off. */
-  close(): void {
-    this.device.group.release(this);
-    this.#domain?.free();
   }
 
   #read(register: number): number {

@@ -12,6 +12,7 @@ const readBind = (operation: Operation): BindData => {
   const { nesting } = operation;
   const data = readData(operation, IommuGpasidBindData);
   requireForm(operation, data);
+  requireFeature(nesting, IOMMU_NESTING_FEAT_BIND_PGTBL, "tables of guests that are bound one by one");
   if (data.format !== nesting.format.number)
     throw new LinuxError(
       "EINVAL",
@@ -24,7 +25,6 @@ const readBind = (operation: Operation): BindData => {
       `flags ${hex(data.flags)}: only GPASID_VAL (${IOMMU_SVA_GPASID_VAL}) is known`,
       nesting.name,
     );
-  requireFeature(nesting, IOMMU_NESTING_FEAT_BIND_PGTBL, "tables of guests that are bound one by one");
   return data;
 };
 

@@ -6,7 +6,8 @@ import type { Task } from "../../kernel/call.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { VfioContext } from "../context.ts";
 import type { FaultOwner } from "../fault-region.ts";
-import type { ChangedRange, NestingFormat } from "./format.ts";
+import type { ChangedRange } from "./changed-range.ts";
+import type { SingleTables } from "./format.ts";
 import { GuestFaults } from "./guest-faults.ts";
 
 export interface Bound {
@@ -27,7 +28,7 @@ export class Binding implements PasidUser, FaultOwner {
   readonly #faults: GuestFaults;
 
   /** The devices have it by now. */
-  constructor(context: VfioContext, bound: Bound) {
+  constructor(context: Pick<VfioContext, "device">, bound: Bound) {
     this.#bound = bound;
     this.#faults = new GuestFaults(context, { ...bound, under: this });
   }
@@ -63,7 +64,7 @@ export class Binding implements PasidUser, FaultOwner {
   }
 
   /** The guest changed its table there; undefined: everywhere. Throws what stopped it. */
-  invalidate(format: NestingFormat, range: ChangedRange | undefined): void {
+  invalidate(format: SingleTables, range: ChangedRange | undefined): void {
     const { nested } = this.#bound;
     if (!nested.invalidate)
       throw new LinuxError("EOPNOTSUPP", "its unit takes no invalidations", nested.name);

@@ -361,6 +361,17 @@ describe("what waits ends", () => {
     expect(late(grpid)).toBe("ENOENT");
   });
 
+  it("and with a table bound again, the next one waits", () => {
+    bindEmpty();
+    ask();
+    client.unbind(s.container, pasid);
+    expect(client.transfer(s)).toBe(FAULT);
+    client.bind(s.container, pasid);
+    const grpid = ask();
+    client.respond(s.container, { pasid, grpid, code: INVALID });
+    expect(client.transfer(s)).toBe(FAULT);
+  });
+
   it("with its PASID", () => {
     bindEmpty();
     const grpid = ask();

@@ -3,28 +3,51 @@
  * the capability, and how a bind and an invalidation of the 2020 interface become what drivers take. One file a format.
  */
 import type { HardwareInfo, UserArray, UserData } from "../../iommu/driver.ts";
+import type { SoftiommuPasidTableSmmuv3 } from "../../uapi/extensions.ts";
+import type { InfoChain } from "../../uapi/info-chain.ts";
 import type { ValueOf } from "../../uapi/struct.ts";
-import type { IommuGpasidBindData, IommuNestingInfo } from "../../uapi/vsva.ts";
+import type { IommuGpasidBindData } from "../../uapi/vsva.ts";
+import type { ChangedRange, Invalidation } from "./changed-range.ts";
 
-/** What the capability tells; what is left out is 0. */
-export type NestingInfo = Parameters<typeof IommuNestingInfo.bytes>[0] & { readonly features: number };
 export type BindData = ValueOf<typeof IommuGpasidBindData>;
-
-/** Addresses of a guest's table that changed. */
-export interface ChangedRange {
-  /** First address, a multiple of 4 KiB; and bytes. */
-  readonly start: bigint;
-  readonly length: bigint;
-  /** Only leaf entries changed. */
-  readonly leavesOnly: boolean;
-}
+export type PasidTableData = ValueOf<typeof SoftiommuPasidTableSmmuv3>;
 
 /** What the unit and all devices of the container have. */
 export interface DevicesHave {
   /** Bits of PASIDs that mean one address space on the whole machine; 0: there are none. */
   readonly pasidBits: number;
+  /** Bits of the PASIDs that all devices' requests carry; 0: they carry none. */
+  readonly devicePasidBits: number;
   /** Page requests can be passed on. */
   readonly pageRequests: boolean;
+}
+
+/** A function as a guest's commands name it. */
+export interface Stream {
+  readonly id: bigint;
+  /** It can have translations of its own. */
+  readonly ats: boolean;
+}
+
+/** Tables that are bound one by one, each for a PASID (feature BIND_PGTBL). */
+export interface SingleTables {
+  /** The driver's data for a table that is bound. Throws EINVAL for what cannot be, EOPNOTSUPP for what the unit has not. */
+  tableOf(data: BindData, unit: HardwareInfo): UserData;
+  /** The driver's data for a range that changed; undefined: everything. */
+  changeOf(range: ChangedRange | undefined): UserArray;
+}
+
+/** A guest's table of PASIDs, bound as a whole (feature BIND_PASID_TABLE). */
+export interface PasidTables {
+  /** The driver's data for it. Throws EINVAL for what cannot be, EOPNOTSUPP for what the unit has not. */
+  entryOf(data: PasidTableData, unit: HardwareInfo, devices: DevicesHave): UserData;
+  /** The commands of the guest that an invalidation stands for. Throws EINVAL. */
+  commandsOf(
+    data: Invalidation,
+    unit: HardwareInfo,
+    devices: DevicesHave,
+    streams: readonly Stream[],
+  ): UserArray;
 }
 
 export interface NestingFormat {
@@ -34,12 +57,12 @@ export interface NestingFormat {
   readonly hardwareType: number;
   /** Why guests' tables cannot be nested on a machine with these units; undefined: they can. */
   unfit(units: readonly NamedUnit[]): string | undefined;
-  /** The capability's information for a container on the unit. */
-  info(unit: HardwareInfo, devices: DevicesHave): NestingInfo;
-  /** The driver's data for a table that is bound. Throws EINVAL for what cannot be, EOPNOTSUPP for what the unit has not. */
-  tableOf(data: BindData, unit: HardwareInfo): UserData;
-  /** The driver's data for a range that changed; undefined: everything. */
-  changeOf(range: ChangedRange | undefined): UserArray;
+  /** IOMMU_NESTING_FEAT_* of a container on the unit. */
+  features(unit: HardwareInfo, devices: DevicesHave): number;
+  /** Adds the nesting capability. */
+  describe(chain: InfoChain, unit: HardwareInfo, devices: DevicesHave): void;
+  readonly tables?: SingleTables;
+  readonly pasidTables?: PasidTables;
 }
 
 export interface NamedUnit {

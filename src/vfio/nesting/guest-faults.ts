@@ -57,11 +57,11 @@ export interface FaultScope {
 }
 
 export class GuestFaults {
-  readonly #context: VfioContext;
+  readonly #context: Pick<VfioContext, "device">;
   readonly #scope: FaultScope;
 
   /** Functions have the tables, or are about to have them. */
-  constructor(context: VfioContext, scope: FaultScope) {
+  constructor(context: Pick<VfioContext, "device">, scope: FaultScope) {
     this.#context = context;
     this.#scope = scope;
     const { group, pasid } = scope;
@@ -128,7 +128,7 @@ const faultBytes = (
   pasid: number | undefined,
 ): Uint8Array => {
   const flags =
-    IOMMU_FAULT_UNRECOV_ADDR_VALID |
+    (address === undefined ? 0 : IOMMU_FAULT_UNRECOV_ADDR_VALID) |
     (pasid === undefined ? 0 : IOMMU_FAULT_UNRECOV_PASID_VALID) |
     (fetch === undefined ? 0 : IOMMU_FAULT_UNRECOV_FETCH_ADDR_VALID);
   return IommuFault.bytes({
@@ -138,7 +138,7 @@ const faultBytes = (
       flags,
       pasid: pasid ?? 0,
       perm: permissions,
-      addr: address,
+      addr: address ?? 0n,
       fetch_addr: fetch ?? 0n,
     },
   });

@@ -2,9 +2,9 @@
  * CACHE_INVLD: a guest changed tables that are bound, and units and devices forget what they know of them. What the unit
  * keeps of a first stage and what devices keep of it go together, so that either cache asks for both. Entries of the PASID
  * cache are the host's: a guest that changes one has it unbound and bound again; here everything under it is forgotten.
+ * Where the guest owns the table of PASIDs its own commands are made of it.
  */
 import { LinuxError } from "../../uapi/errno.ts";
-import type { ValueOf } from "../../uapi/struct.ts";
 import {
   CACHE_INVALIDATION_VALID,
   IOMMU_CACHE_INV_TYPE_NR,
@@ -21,15 +21,13 @@ import {
 } from "../../uapi/vsva.ts";
 import { hex } from "../argument.ts";
 import type { Binding } from "./binding.ts";
-import type { ChangedRange } from "./format.ts";
+import { type Invalidation, rangeOf } from "./changed-range.ts";
+import type { SingleTables } from "./format.ts";
 import { type Operation, readData, requireFeature, requireForm } from "./operation.ts";
+import { tableOf } from "./table-calls.ts";
 
-const PAGE = 4096n;
-const ADDRESS_SPACE = 2n ** 64n;
 const CACHE_NAMES = ["IOTLB", "DEV_IOTLB", "PASID"];
 const GRANULARITY_NAMES = ["DOMAIN", "PASID", "ADDR"];
-
-type Invalidation = ValueOf<typeof IommuCacheInvalidateInfo>;
 
 /** EINVAL unless caches are named, all known, and each can be invalidated by the granularity. */
 const requireCaches = ({ cache, granularity }: Invalidation, where: string): void => {
@@ -64,22 +62,6 @@ const requireFlags = (flags: number, known: number, where: string): void => {
     throw new LinuxError("EINVAL", `flags ${hex(flags)}: the PASID must be given (1)`, where);
 };
 
-/** The addresses. EINVAL when the granules are none, are not pages, or end beyond 64 bits. */
-const rangeOf = ({ granu }: Invalidation, where: string): ChangedRange => {
-  const { flags, addr, granule_size: size, nb_granules: count } = granu.addr_info;
-  if (size < PAGE || (size & (size - 1n)) !== 0n)
-    throw new LinuxError("EINVAL", `granule_size ${hex(size)}: a power of two from 0x1000 on`, where);
-  if (addr % size !== 0n)
-    throw new LinuxError("EINVAL", `addr ${hex(addr)} is not a multiple of the granule, ${hex(size)}`, where);
-  if (count === 0n || addr + size * count > ADDRESS_SPACE)
-    throw new LinuxError(
-      "EINVAL",
-      `${count} granules of ${hex(size)} at ${hex(addr)}: one at least, within 64 bits`,
-      where,
-    );
-  return { start: addr, length: size * count, leavesOnly: (flags & IOMMU_INV_ADDR_FLAGS_LEAF) !== 0 };
-};
-
 /** The bindings that the host or the guest calls so, and which are the caller's. */
 const bindingsOf = ({ nesting, call }: Operation, pasid: bigint): Binding[] => {
   const found = [...nesting.bindings].filter((binding) => binding.isCalled(pasid));
@@ -101,8 +83,15 @@ export const invalidateCaches = (operation: Operation): void => {
   requireForm(operation, data);
   requireCaches(data, nesting.name);
   requireFeature(nesting, IOMMU_NESTING_FEAT_CACHE_INVLD, "invalidations by a guest");
+  const { tables } = nesting.format;
+  if (tables) invalidateTables(operation, data, tables);
+  else nesting.invalidatePasidTable(tableOf(operation), data);
+};
+
+const invalidateTables = (operation: Operation, data: Invalidation, tables: SingleTables): void => {
+  const { nesting } = operation;
   if (data.granularity === IOMMU_INV_GRANU_DOMAIN) {
-    for (const binding of nesting.bindings) binding.invalidate(nesting.format, undefined);
+    for (const binding of nesting.bindings) binding.invalidate(tables, undefined);
     return;
   }
   const byAddress = data.granularity === IOMMU_INV_GRANU_ADDR;
@@ -112,5 +101,5 @@ export const invalidateCaches = (operation: Operation): void => {
     : IOMMU_INV_PASID_FLAGS_PASID | IOMMU_INV_PASID_FLAGS_ARCHID;
   requireFlags(flags, known, nesting.name);
   const range = byAddress ? rangeOf(data, nesting.name) : undefined;
-  for (const binding of bindingsOf(operation, pasid)) binding.invalidate(nesting.format, range);
+  for (const binding of bindingsOf(operation, pasid)) binding.invalidate(tables, range);
 };

@@ -6,7 +6,9 @@
 import type { Call } from "../../kernel/call.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import {
+  SOFTIOMMU_NESTING_OP_BIND_PASID_TABLE,
   SOFTIOMMU_NESTING_OP_PAGE_RESPONSE,
+  SOFTIOMMU_NESTING_OP_UNBIND_PASID_TABLE,
   SOFTIOMMU_VFIO_INFO_CAP_PASID_QUOTA,
   SoftiommuVfioInfoCapPasidQuota,
 } from "../../uapi/extensions.ts";
@@ -21,9 +23,7 @@ import {
   VFIO_IOMMU_NESTING_OP_UNBIND_PGTBL,
   VFIO_IOMMU_PASID_BITS,
   VFIO_IOMMU_PASID_REQUEST,
-  VFIO_IOMMU_TYPE1_INFO_CAP_NESTING,
   VFIO_NESTING_OP_MASK,
-  VfioIommuType1InfoCapNesting,
   VfioIommuType1NestingOp,
   VfioIommuType1PasidRequest,
 } from "../../uapi/vsva.ts";
@@ -34,6 +34,7 @@ import { invalidateCaches } from "./invalidate-call.ts";
 import type { Nesting } from "./nesting.ts";
 import { type NestingOp, requireFeature } from "./operation.ts";
 import { respondToGroup } from "./respond-call.ts";
+import { bindPasidTable, unbindPasidTable } from "./table-calls.ts";
 
 /** One call on a nesting container; `undefined` when it knows no such request. */
 export const nestingCall = (
@@ -55,16 +56,15 @@ export const nestingCall = (
 };
 
 const getInfo = (nesting: Nesting, call: Call, at: bigint): number =>
-  answerInfo(nesting.type1, call, at, (chain) =>
-    chain
-      .add(VFIO_IOMMU_TYPE1_INFO_CAP_NESTING, 1, VfioIommuType1InfoCapNesting, { info: nesting.info })
-      .add(
-        SOFTIOMMU_VFIO_INFO_CAP_PASID_QUOTA,
-        1,
-        SoftiommuVfioInfoCapPasidQuota,
-        nesting.quotaOf(call.task),
-      ),
-  );
+  answerInfo(nesting.type1, call, at, (chain) => {
+    nesting.describe(chain);
+    chain.add(
+      SOFTIOMMU_VFIO_INFO_CAP_PASID_QUOTA,
+      1,
+      SoftiommuVfioInfoCapPasidQuota,
+      nesting.quotaOf(call.task),
+    );
+  });
 
 /** The PASID that was allocated, or 0. */
 const requestPasid = (nesting: Nesting, call: Call, at: bigint): number => {
@@ -91,6 +91,8 @@ const OPERATIONS: ReadonlyMap<number, NestingOp> = new Map([
   [VFIO_IOMMU_NESTING_OP_BIND_PGTBL, bindTable],
   [VFIO_IOMMU_NESTING_OP_UNBIND_PGTBL, unbindTable],
   [VFIO_IOMMU_NESTING_OP_CACHE_INVLD, invalidateCaches],
+  [SOFTIOMMU_NESTING_OP_BIND_PASID_TABLE, bindPasidTable],
+  [SOFTIOMMU_NESTING_OP_UNBIND_PASID_TABLE, unbindPasidTable],
   [SOFTIOMMU_NESTING_OP_PAGE_RESPONSE, respondToGroup],
 ]);
 

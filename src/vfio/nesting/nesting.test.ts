@@ -87,7 +87,7 @@ describe("the nesting type", () => {
   });
 
   it("fails with ENOENT where the unit's format of tables is not known, and the group stays free for another type", () => {
-    again(machineOf(["{model: smmuv3}"], [TEST], VSVA));
+    again(machineOf(["{model: smmuv3, nesting-information: empty}"], [TEST], VSVA));
     const container = client.container();
     const group = client.group(rig.groupOf(FIRST));
     client.setContainer(group, container);
@@ -482,6 +482,17 @@ describe("BIND_PGTBL and UNBIND_PGTBL", () => {
     expect(errno(() => client.unbind(s.container, pasid))).toBe(0);
     expect(errno(() => client.unbind(s.container, pasid))).toBe("ENOENT");
     expect(bind()).toBe(0);
+  });
+
+  it("a guest's PASID names one table: EBUSY for a second, and it is free again after unbind", () => {
+    const second = client.allocate(s.container);
+    const named = { flags: 1n, gpasid: 77n };
+    expect(bind(named)).toBe(0);
+    expect(bind(named, second)).toBe("EBUSY");
+    expect(bind({ gpasid: 77n }, second)).toBe(0); // without the flag it means nothing
+    client.unbind(s.container, second);
+    client.unbind(s.container, pasid);
+    expect(bind(named, second)).toBe(0);
   });
 
   it("unbind looks at the format and the PASID, and its errors are those of bind", () => {

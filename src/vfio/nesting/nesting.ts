@@ -1,26 +1,31 @@
 /**
  * The IOMMU of a nesting container (the proposal of 2020 for virtual SVA): a view of what stands behind every container and
  * HWPT. Its mappings are those of type 1 version 2 in a domain that is a nest parent, the second stage; each guest's table
- * that is bound is a nested domain above it, which all devices of the group have for one PASID. It has one group.
+ * that is bound is a nested domain above it, which all devices of the group have for one PASID, or in whose table their
+ * PASIDs are. It has one group.
  *
  * Who may do what is asked of the caller's address space, not of the container: a forked child that inherited the file can
  * neither bind nor free its parent's PASIDs.
  */
-import type { Group, IommuCore } from "../../iommu/core.ts";
+import type { Group } from "../../iommu/core.ts";
 import type { HardwareInfo, IommuDriver } from "../../iommu/driver.ts";
 import type { PasidSet } from "../../iommu/pasids.ts";
 import type { Task } from "../../kernel/call.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import type { InfoChain } from "../../uapi/info-chain.ts";
 import type { VfioContext } from "../context.ts";
 import type { FaultRegion } from "../fault-region.ts";
 import { Type1 } from "../type1.ts";
 import { Binding } from "./binding.ts";
-import type { BindData, NestingFormat, NestingInfo } from "./format.ts";
+import type { Invalidation } from "./changed-range.ts";
+import type { BindData, DevicesHave, NestingFormat, PasidTableData } from "./format.ts";
+import { PasidTable } from "./pasid-table.ts";
+import { smmuv3Format } from "./smmuv3.ts";
 import { vtdFormat } from "./vtd.ts";
 
 /** Formats of guests' tables, by the type of hardware information of their units. */
 const FORMATS: ReadonlyMap<number, NestingFormat> = new Map(
-  [vtdFormat].map((format) => [format.hardwareType, format]),
+  [vtdFormat, smmuv3Format].map((format) => [format.hardwareType, format]),
 );
 
 /** Type of hardware information: whatever the unit has. */
@@ -32,17 +37,18 @@ interface KnownUnit {
   readonly info: HardwareInfo;
 }
 
-const unitOf = (driver: IommuDriver): KnownUnit | undefined => {
+const unitOf = ({ untold }: VfioContext, driver: IommuDriver): KnownUnit | undefined => {
+  if (untold.has(driver.name)) return undefined;
   const info = driver.hardwareInfo?.(undefined, WHATEVER_IT_IS);
   const format = info && FORMATS.get(info.type);
   return format && { format, info };
 };
 
 /** Why no container of the machine can nest; undefined: they can where a unit's format is known. */
-export const nestingDisabled = (core: IommuCore): string | undefined => {
+export const nestingDisabled = (context: VfioContext): string | undefined => {
   for (const format of FORMATS.values()) {
-    const units = [...core.drivers].flatMap((driver) => {
-      const unit = unitOf(driver);
+    const units = [...context.core.drivers].flatMap((driver) => {
+      const unit = unitOf(context, driver);
       return unit?.format === format ? [{ name: driver.name, info: unit.info }] : [];
     });
     const reason = format.unfit(units);
@@ -59,6 +65,7 @@ export class Nesting {
   readonly #task: Task;
   /** By the host's PASID. */
   readonly #bindings = new Map<number, Binding>();
+  #pasidTable: PasidTable | undefined;
   #group: Group | undefined;
   #unit: KnownUnit | undefined;
 
@@ -76,10 +83,14 @@ export class Nesting {
   get bindings(): Iterable<Binding> {
     return this.#bindings.values();
   }
-  /** What the capability says, once a group is attached. */
-  get info(): NestingInfo {
+  /** IOMMU_NESTING_FEAT_*, once a group is attached. */
+  get features(): number {
     const { format, info } = this.#attached;
-    return format.info(info, { pasidBits: this.pasidBits, pageRequests: this.#asksForPages });
+    return format.features(info, this.#devicesHave);
+  }
+  /** The guest's table of PASIDs, while one is bound. */
+  get pasidTable(): PasidTable | undefined {
+    return this.#pasidTable;
   }
   /** Bits of the PASIDs that can be bound; 0: the unit has none. */
   get pasidBits(): number {
@@ -97,9 +108,13 @@ export class Nesting {
     return devices.flatMap(({ name }) => this.#context.device(name)?.faults ?? []);
   }
 
-  /** Page requests of every device can be passed on. */
-  get #asksForPages(): boolean {
-    return (this.#group?.devices ?? []).every(({ capabilities }) => capabilities.pageRequests);
+  get #devicesHave(): DevicesHave {
+    const devices = this.#group?.devices ?? [];
+    return {
+      pasidBits: this.pasidBits,
+      devicePasidBits: Math.min(...devices.map(({ capabilities }) => capabilities.pasidBits)),
+      pageRequests: devices.every(({ capabilities }) => capabilities.pageRequests),
+    };
   }
 
   get #attached(): KnownUnit {
@@ -108,8 +123,9 @@ export class Nesting {
   }
 
   /**
-   * Gives the group the second stage. Throws EINVAL for a second group and for devices made by software, ENOENT where the unit's format of tables is not
-   * known, EOPNOTSUPP where nesting is off or the unit has no second stage, and what attaching to a domain throws.
+   * Gives the group the second stage. Throws EINVAL for a second group and for devices made by software, ENOENT where the
+   * unit's format of tables is not known, EOPNOTSUPP where nesting is off or the unit has no second stage, and what
+   * attaching to a domain throws.
    */
   attach(group: Group): void {
     if (this.#group)
@@ -125,14 +141,14 @@ export class Nesting {
         `${group.devices[0]!.name} is not IOMMU-backed: no unit would walk a guest's tables for it`,
         this.name,
       );
-    const unit = unitOf(driver);
+    const unit = unitOf(this.#context, driver);
     if (!unit)
       throw new LinuxError(
         "ENOENT",
         `the format of guests' tables of ${driver.name} is not known, so a guest could not be told`,
         this.name,
       );
-    const disabled = nestingDisabled(this.#context.core);
+    const disabled = nestingDisabled(this.#context);
     if (disabled) throw new LinuxError("EOPNOTSUPP", `the machine nests no tables: ${disabled}`, this.name);
     this.type1.attach(group);
     this.#group = group;
@@ -144,6 +160,7 @@ export class Nesting {
   detach(group: Group): void {
     if (this.#group !== group) return;
     for (const binding of [...this.#bindings.values()]) binding.unbind();
+    if (this.#pasidTable) this.unbindPasidTable();
     this.type1.detach(group);
     this.#group = undefined;
     this.#unit = undefined;
@@ -199,8 +216,11 @@ export class Nesting {
 
   /** The PASID that has a table and that the guest, or else the host, calls so; undefined: none. */
   hostPasid(pasid: number): number | undefined {
-    for (const { guestPasid, pasid: host } of this.#bindings.values()) if (guestPasid === pasid) return host;
-    return this.#bindings.get(pasid)?.pasid;
+    return (this.#calledByGuest(pasid) ?? this.#bindings.get(pasid))?.pasid;
+  }
+
+  #calledByGuest(pasid: number): Binding | undefined {
+    return [...this.#bindings.values()].find(({ guestPasid }) => guestPasid === pasid);
   }
 
   bindingOf(pasid: number): Binding | undefined {
@@ -209,7 +229,7 @@ export class Nesting {
 
   /**
    * The table of the guest is every device's of the group for the PASID, or no device's. Throws EBUSY when one is bound,
-   * and what allocating and attaching throw.
+   * or the guest calls another one so already, and what allocating and attaching throw.
    */
   bind(set: PasidSet, data: BindData, guestPasid: number | undefined): void {
     const pasid = Number(data.hpasid);
@@ -219,16 +239,23 @@ export class Nesting {
         `PASID ${pasid} has a table; it must be unbound before another is bound`,
         this.name,
       );
+    const called = guestPasid === undefined ? undefined : this.#calledByGuest(guestPasid);
+    if (called)
+      throw new LinuxError(
+        "EBUSY",
+        `guest PASID ${guestPasid} is PASID ${called.pasid} already; a guest's number names one table`,
+        this.name,
+      );
     const group = this.#group!;
     const { format, info } = this.#attached;
     const without = group.devices.find(({ capabilities }) => capabilities.pasidBits === 0);
     if (without) throw new LinuxError("EOPNOTSUPP", "its requests carry no PASIDs", without.name);
     const { driver, function: requester } = group.devices[0]!;
-    const table = format.tableOf(data, info);
+    const table = format.tables!.tableOf(data, info);
     const parent = this.type1.domainOf(group)!;
     const nested = driver.allocateNested!(requester, parent, table, {
       pasid: true,
-      faults: this.#asksForPages,
+      faults: this.#devicesHave.pageRequests,
     });
     try {
       group.attach(nested, pasid);
@@ -240,5 +267,37 @@ export class Nesting {
     const binding = new Binding(this.#context, { group, nested, set, pasid, guestPasid, gone });
     this.#bindings.set(pasid, binding);
     set.use(pasid, binding);
+  }
+
+  /** Adds the nesting capability, once a group is attached. */
+  describe(chain: InfoChain): void {
+    const { format, info } = this.#attached;
+    format.describe(chain, info, this.#devicesHave);
+  }
+
+  /** The guest's whole table is every device's of the group, or no device's. Throws EBUSY when one is bound, and as `bind`. */
+  bindPasidTable(task: Task, data: PasidTableData): void {
+    const { format, info } = this.#attached;
+    if (this.#pasidTable)
+      throw new LinuxError(
+        "EBUSY",
+        "a PASID table is bound; it must be unbound before another is bound",
+        this.name,
+      );
+    const group = this.#group!;
+    const parent = this.type1.domainOf(group)!;
+    const entry = format.pasidTables!.entryOf(data, info, this.#devicesHave);
+    this.#pasidTable = new PasidTable(this.#context, { group, parent, entry, task });
+  }
+
+  unbindPasidTable(): void {
+    this.#pasidTable?.unbind();
+    this.#pasidTable = undefined;
+  }
+
+  /** The guest changed its table, or tables below it. Throws EINVAL for what names nothing, and what the unit answers. */
+  invalidatePasidTable(table: PasidTable, data: Invalidation): void {
+    const { format, info } = this.#attached;
+    table.invalidate(format.pasidTables!.commandsOf(data, info, this.#devicesHave, table.streams));
   }
 }

@@ -46,6 +46,6 @@ export const requireForm = (
 
 /** EOPNOTSUPP unless the container has the feature (IOMMU_NESTING_FEAT_*). */
 export const requireFeature = (nesting: Nesting, feature: number, what: string): void => {
-  if (nesting.info.features & feature) return;
+  if (nesting.features & feature) return;
   throw new LinuxError("EOPNOTSUPP", `the unit has no ${what}; the nesting capability says so`, nesting.name);
 };

@@ -56,7 +56,7 @@ export const respondToGroup = (operation: Operation): void => {
       `${what} is of another address space, not of ${call.task.name}`,
       nesting.name,
     );
-  if (pasid !== undefined) nesting.requireKnown(call.task, pasid);
+  if (pasid !== undefined && nesting.format.tables) nesting.requireKnown(call.task, pasid);
   throw new LinuxError(
     "ENOENT",
     `no page request of ${what} waits for an answer: it was answered, or denied with its table or device`,

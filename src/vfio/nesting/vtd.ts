@@ -4,7 +4,7 @@
  * (revision 4.1, §11.4.2 and §11.4.3) that first stages depend on; all units of a machine must have the same ones.
  */
 import { CapRegister, EcapRegister } from "../../hardware/vtd/spec.ts";
-import type { HardwareInfo } from "../../iommu/driver.ts";
+import type { HardwareInfo, UserArray, UserData } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_NESTING_FEAT_PAGE_RESP } from "../../uapi/extensions.ts";
 import type { BitField } from "../../uapi/layout.ts";
@@ -32,9 +32,19 @@ import {
   IOMMU_SVA_VTD_GPASID_PWT,
   IOMMU_SVA_VTD_GPASID_SRE,
   IommuNestingInfo,
+  VFIO_IOMMU_TYPE1_INFO_CAP_NESTING,
+  VfioIommuType1InfoCapNesting,
 } from "../../uapi/vsva.ts";
 import { hex } from "../argument.ts";
-import { type BindData, kernelData, kernelEntry, type NamedUnit, type NestingFormat } from "./format.ts";
+import type { ChangedRange } from "./changed-range.ts";
+import {
+  type BindData,
+  type DevicesHave,
+  kernelData,
+  kernelEntry,
+  type NamedUnit,
+  type NestingFormat,
+} from "./format.ts";
 
 const PAGE = 4096n;
 const EVERY_PAGE = 2n ** 64n - 1n;
@@ -116,49 +126,56 @@ const checkTable = ({ addr_width: width, gpgd }: BindData, cap: bigint): void =>
 const FEATURES =
   IOMMU_NESTING_FEAT_SYSWIDE_PASID | IOMMU_NESTING_FEAT_BIND_PGTBL | IOMMU_NESTING_FEAT_CACHE_INVLD;
 
+const features = (_unit: HardwareInfo, { pasidBits, pageRequests }: DevicesHave): number =>
+  pasidBits === 0 ? 0 : FEATURES | (pageRequests ? IOMMU_NESTING_FEAT_PAGE_RESP : 0);
+
+const tableOf = (data: BindData, unit: HardwareInfo): UserData => {
+  const { cap, ecap } = registersOf(unit);
+  const { flags } = data.vendor.vtd;
+  checkFlags(flags, ecap);
+  checkTable(data, cap);
+  const given = (flag: number, becomes: number): bigint => (flags & BigInt(flag) ? BigInt(becomes) : 0n);
+  const table = IommuHwptVtdS1.bytes({
+    flags:
+      given(IOMMU_SVA_VTD_GPASID_SRE, IOMMU_VTD_S1_SRE) | given(IOMMU_SVA_VTD_GPASID_EAFE, IOMMU_VTD_S1_EAFE),
+    pgtbl_addr: data.gpgd,
+    addr_width: data.addr_width,
+  });
+  return kernelData(IOMMU_HWPT_DATA_VTD_S1, table);
+};
+
+const changeOf = (range: ChangedRange | undefined): UserArray => {
+  const entry = IommuHwptVtdS1Invalidate.bytes(
+    range
+      ? {
+          addr: range.start,
+          npages: range.length / PAGE,
+          flags: range.leavesOnly ? IOMMU_VTD_INV_FLAGS_LEAF : 0,
+        }
+      : { addr: 0n, npages: EVERY_PAGE },
+  );
+  return kernelEntry(IOMMU_HWPT_INVALIDATE_DATA_VTD_S1, entry);
+};
+
 export const vtdFormat: NestingFormat = {
   number: IOMMU_PASID_FORMAT_INTEL_VTD,
   hardwareType: IOMMU_HW_INFO_TYPE_INTEL_VTD,
   unfit,
 
-  info(unit, { pasidBits, pageRequests }) {
+  features,
+
+  describe(chain, unit, devices) {
     const { cap, ecap } = registersOf(unit);
-    return {
+    const info = {
       argsz: IommuNestingInfo.size,
       format: IOMMU_PASID_FORMAT_INTEL_VTD,
-      features: pasidBits === 0 ? 0 : FEATURES | (pageRequests ? IOMMU_NESTING_FEAT_PAGE_RESP : 0),
+      features: features(unit, devices),
       addr_width: has(FL5LP, cap) ? 57 : 48,
-      pasid_bits: pasidBits,
+      pasid_bits: devices.pasidBits,
       vendor: { vtd: { cap_reg: masked(CAP_FIELDS, cap), ecap_reg: masked(ECAP_FIELDS, ecap) } },
     };
+    chain.add(VFIO_IOMMU_TYPE1_INFO_CAP_NESTING, 1, VfioIommuType1InfoCapNesting, { info });
   },
 
-  tableOf(data, unit) {
-    const { cap, ecap } = registersOf(unit);
-    const { flags } = data.vendor.vtd;
-    checkFlags(flags, ecap);
-    checkTable(data, cap);
-    const given = (flag: number, becomes: number): bigint => (flags & BigInt(flag) ? BigInt(becomes) : 0n);
-    const table = IommuHwptVtdS1.bytes({
-      flags:
-        given(IOMMU_SVA_VTD_GPASID_SRE, IOMMU_VTD_S1_SRE) |
-        given(IOMMU_SVA_VTD_GPASID_EAFE, IOMMU_VTD_S1_EAFE),
-      pgtbl_addr: data.gpgd,
-      addr_width: data.addr_width,
-    });
-    return kernelData(IOMMU_HWPT_DATA_VTD_S1, table);
-  },
-
-  changeOf(range) {
-    const entry = IommuHwptVtdS1Invalidate.bytes(
-      range
-        ? {
-            addr: range.start,
-            npages: range.length / PAGE,
-            flags: range.leavesOnly ? IOMMU_VTD_INV_FLAGS_LEAF : 0,
-          }
-        : { addr: 0n, npages: EVERY_PAGE },
-    );
-    return kernelEntry(IOMMU_HWPT_INVALIDATE_DATA_VTD_S1, entry);
-  },
+  tables: { tableOf, changeOf },
 };
