@@ -401,9 +401,14 @@ describe("a hostile user", () => {
         for (let step = 0; step < 60; step++) {
           const what = random.below(8);
           if (what === 0) {
-            const pasid = bindProcess(hostile, one, FROM, random.below(2) === 0 ? 5 : anyPasid());
-            allowed.add(pasid);
-            bound.push(pasid);
+            const pasid = outcome(() =>
+              bindProcess(hostile, one, FROM, random.below(2) === 0 ? 5 : anyPasid()),
+            );
+            // A guest's number that names a table already is refused.
+            if (typeof pasid === "number") {
+              allowed.add(pasid);
+              bound.push(pasid);
+            }
           } else if (what === 1 && bound.length > 0) hostile.unbind(one.container, bound.pop()!);
           else if (what === 2) hostile.restart(one);
           else if (what === 3)
