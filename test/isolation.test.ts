@@ -7,6 +7,8 @@ import { describe, expect, it } from "vitest";
 import { ManualClock, Random } from "../src/base/clock.ts";
 import { silent } from "../src/base/events.ts";
 import { type Scheduler, WorkQueue } from "../src/base/scheduler.ts";
+import { VirtualPasids } from "../src/drivers/vtd/virtual-pasids.ts";
+import { ContainerVmm } from "../src/guest/container-vmm.ts";
 import type { GuestDomain, GuestIommu } from "../src/guest/firmware.ts";
 import { Guest } from "../src/guest/guest.ts";
 import type { PassedDevice } from "../src/guest/passed-device.ts";
@@ -34,6 +36,8 @@ const RW = Protection.read | Protection.write;
 /** Where guests map pages: a few addresses, so that they are used again. */
 const IOVAS = [0x5000, 0x6000, 0x20_0000, 0x1_2345_6000, 0x7fff_ffff_f000];
 const PASIDS = [undefined, undefined, 1, 2, 3] as const;
+/** Where the host gives them out: some of every tenant's and of nobody's. */
+const GIVEN_PASIDS = Array.from({ length: 16 }, (_, index) => index + 1);
 const GUEST_RID = 0x0008;
 /** VT-d §3.14: writes without PASID to these addresses are interrupts. */
 const INTERRUPTS = { start: 0xfee0_0000, end: 0xfef0_0000 };
@@ -51,8 +55,11 @@ class Host {
   readonly machine: Machine;
   readonly witness: Witness;
   readonly tenants: Tenant[] = [];
+  /** Guests' tables are bound by the interface of 2020. */
+  readonly bound: boolean;
 
   constructor(count: number, { broken = new Set(), seed, preset }: Options) {
+    this.bound = preset === "vtd-vsva";
     this.random = new Random(seed);
     const devices = Array.from({ length: count }, (_, index) => parseDevice(`test@0000:7${index}:00.0`));
     const description = withDevices(parseMachine(PRESETS.get(preset)!, preset), devices);
@@ -87,7 +94,9 @@ class Host {
 class Tenant {
   readonly #host: Host;
   readonly #function: string;
-  #vmm!: Vmm;
+  #vmm!: Vmm | ContainerVmm;
+  /** PASIDs that the guest chooses from; without one: the device has a domain of its own. */
+  #pasids!: readonly (number | undefined)[];
   #guest!: Guest;
   #device!: TestDevice;
   #requester!: PassedDevice;
@@ -106,20 +115,8 @@ class Tenant {
 
   boot(): void {
     this.#turned = false;
-    const { machine, work, witness } = this.#host;
-    this.#vmm = new Vmm({
-      host: machine,
-      name: `VMM of ${this.#function}`,
-      ramBytes: RAM_BYTES,
-      devices: [{ path: machine.vfio.deviceNodes.get(this.#function)!.path, rid: GUEST_RID }],
-      events: silent,
-      follow: "nested",
-      addressWidth: ADDRESS_WIDTH,
-      scheduler: work,
-      record: ({ name, answered }) => {
-        if (name === "IOMMU_IOAS_ALLOC") this.#ioas = iommufd.IommuIoasAlloc.read(answered).out_ioas_id;
-      },
-    });
+    const { witness } = this.#host;
+    this.#vmm = this.#startVmm();
     witness.owns(this.#vmm.task, this.#vmm.ram.va, RAM_BYTES);
     this.#requester = this.#vmm.devices[0]!;
     this.#device = new TestDevice(this.#requester);
@@ -134,6 +131,39 @@ class Tenant {
     });
     this.#mapped = new Set([0, 1, 2, 3]);
     this.#domains = new Map();
+    this.#pasids = this.#vmm instanceof Vmm ? PASIDS : this.#takePasids();
+  }
+
+  #startVmm(): Vmm | ContainerVmm {
+    const { machine, work, bound } = this.#host;
+    const options = {
+      host: machine,
+      name: `VMM of ${this.#function}`,
+      ramBytes: RAM_BYTES,
+      events: silent,
+      addressWidth: ADDRESS_WIDTH,
+      scheduler: work,
+    };
+    if (bound) {
+      const group = `/dev/vfio/${machine.core.devices.get(this.#function)!.group.id}`;
+      return new ContainerVmm({ ...options, devices: [{ group, name: this.#function, rid: GUEST_RID }] });
+    }
+    return new Vmm({
+      ...options,
+      devices: [{ path: machine.vfio.deviceNodes.get(this.#function)!.path, rid: GUEST_RID }],
+      follow: "nested",
+      record: ({ name, answered }) => {
+        if (name === "IOMMU_IOAS_ALLOC") this.#ioas = iommufd.IommuIoasAlloc.read(answered).out_ioas_id;
+      },
+    });
+  }
+
+  /** The host's own, for tables; requests without any pass through. */
+  #takePasids(): readonly number[] {
+    const { driver } = this.#guest;
+    driver.attach(this.#requester, driver.identity);
+    const pasids = new VirtualPasids(this.#vmm.iommu, "guest");
+    return [pasids.take(), pasids.take(), pasids.take()];
   }
 
   /** Where the guest's memory begins on the host. */
@@ -149,28 +179,32 @@ class Tenant {
 
   /** Takes memory from the guest, or gives it back. */
   balloon(): void {
-    const { calls } = this.#vmm;
     const parts = Array.from({ length: RAM_BYTES / PART }, (_, part) => part);
     const missing = parts.filter((part) => !this.#mapped.has(part));
     for (const part of missing) this.#give(part);
     if (missing.length > 0) return;
     const taken = this.#host.pick(parts);
     // What was mapped by one call goes as a whole.
-    calls.unmap(this.#ioas, 0, RAM_BYTES);
+    this.#vmm.calls.unmap(this.#space, 0, RAM_BYTES);
     this.#mapped.clear();
     for (const part of parts) if (part !== taken) this.#give(part);
   }
 
+  /** What maps guest memory: an IOAS, or the container. */
+  get #space(): number {
+    return this.#vmm instanceof Vmm ? this.#ioas : this.#requester.id;
+  }
+
   #give(part: number): void {
     const { calls, ram } = this.#vmm;
-    calls.map(this.#ioas, { iova: part * PART, va: ram.va + part * PART, length: PART });
+    calls.map(this.#space, { iova: part * PART, va: ram.va + part * PART, length: PART });
     this.#mapped.add(part);
   }
 
   // The guest
 
   attach(): void {
-    const pasid = this.#host.pick(PASIDS);
+    const pasid = this.#host.pick(this.#pasids);
     if (this.#domains.has(pasid)) {
       this.#leave(pasid);
       return;
@@ -253,7 +287,7 @@ class Tenant {
     const places = [...IOVAS, page, foreign + page, RAM_BYTES - 1, 0xfee0_0000, 0];
     this.dma(
       this.#host.pick(places) + random.below(64),
-      this.#host.pick([...PASIDS, 0, 4, 0xf_ffff]),
+      this.#host.pick([...PASIDS, ...(this.#host.bound ? GIVEN_PASIDS : []), 0, 4, 0xf_ffff]),
       settle,
     );
   }
@@ -285,6 +319,14 @@ class Tenant {
       defer: (run) => work.defer(() => this.#perhaps(run)),
       deferPastPrograms: (run) => work.deferPastPrograms(() => this.#perhaps(run)),
     };
+  }
+
+  /** Its driver gives a table to a PASID that is somebody else's, or nobody's. */
+  steal(): void {
+    const { pick } = { pick: this.#host.pick.bind(this.#host) };
+    const [domain] = [...this.#domains.values()];
+    if (!domain) return;
+    this.#perhaps(() => this.#guest.driver.attach(this.#requester, domain.domain, pick(GIVEN_PASIDS)));
   }
 
   /** Changes an entry of its tables, or puts one where there was none. */
@@ -440,7 +482,8 @@ const behave = (tenant: Tenant, random: Random): void => {
 const misbehave = (tenant: Tenant, random: Random): void => {
   const chance = random.below(100);
   if (chance < 40) tenant.randomDma();
-  else if (chance < 75) tenant.corrupt();
+  else if (chance < 72) tenant.corrupt();
+  else if (chance < 75) tenant.steal();
   else if (chance < 82) tenant.abuse("queue");
   else if (chance < 88) tenant.abuse("scribble");
   else if (chance < 94) tenant.abuse("root");
@@ -465,9 +508,9 @@ const die = (tenant: Tenant): void => {
   tenant.boot();
 };
 
-type Preset = "vtd" | "smmuv3";
+type Preset = "vtd" | "smmuv3" | "vtd-vsva";
 
-describe.each<Preset>(["vtd", "smmuv3"])(
+describe.each<Preset>(["vtd", "smmuv3", "vtd-vsva"])(
   "isolation on %s, judged on every access and every fetch by the owners' system calls alone",
   (preset) => {
     it("two guests and a hostile one: nothing outside of their grants is read or written", () => {

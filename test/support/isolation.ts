@@ -7,12 +7,14 @@
  * What an IOMMU unit fetches on the way is judged too. In memory of processes it reads tables of the guest, where one is
  * nested, with the rights that the device has there. Elsewhere it finds what the host took for itself when it was switched
  * on, and for an access of a device the frames that the host took while it served calls about that device, or about
- * the address space that it is attached to. Left out: the requests of containers, mapping of files, addresses that the
- * kernel chooses.
+ * the address space that it is attached to. A nesting container of 2020 is an address space of its own: its device reaches
+ * what it maps, and with a PASID that is bound there whatever its guest likes of that. Left out: containers with several
+ * groups, mapping of files, addresses that the kernel chooses.
  */
 import * as iommufd from "../../src/uapi/iommufd.ts";
 import * as arm from "../../src/uapi/vendor/smmuv3.ts";
 import * as vfio from "../../src/uapi/vfio.ts";
+import * as vsva from "../../src/uapi/vsva.ts";
 
 /** A system call that was made. */
 export type SystemCall = { readonly process: number; readonly fd: number } & (
@@ -23,6 +25,8 @@ export type SystemCall = { readonly process: number; readonly fd: number } & (
       readonly request: number;
       readonly given: Uint8Array;
       readonly answered: Uint8Array;
+      /** What the call returned. */
+      readonly value: number;
       readonly failed: boolean;
     }
 );
@@ -82,10 +86,23 @@ interface Table {
 type Context = Map<number, Table>;
 
 interface BoundDevice {
-  readonly path: string;
+  path: string;
   context: Context | undefined;
   /** By PASID; undefined: without one. */
   readonly attached: Map<number | undefined, Table>;
+}
+
+/** A container, and the device of the group that is in it. */
+interface Container {
+  readonly process: number;
+  readonly table: Table;
+  device: BoundDevice | undefined;
+}
+
+/** A group's file, and the device that it gives out. */
+interface Group {
+  readonly device: BoundDevice;
+  container: Container | undefined;
 }
 
 /** What the host took a frame for: a call about this device, or about this address space. */
@@ -116,6 +133,10 @@ export interface MessageRanges {
 export class IsolationOracle {
   readonly #contexts = new Map<string, Context>();
   readonly #devices = new Map<string, BoundDevice>();
+  readonly #containers = new Map<string, Container>();
+  readonly #groups = new Map<string, Group>();
+  /** Path of a device's own file by the function's name. */
+  readonly #paths = new Map<string, string>();
   /** Devices by path, open or not. */
   readonly #open = new Map<string, BoundDevice>();
   /** What frames that the host has taken are for. */
@@ -130,8 +151,7 @@ export class IsolationOracle {
     const key = `${call.process} ${call.fd}`;
     switch (call.kind) {
       case "open":
-        if (call.path === "/dev/iommu") this.#contexts.set(key, new Map());
-        else this.#opened(key, call.path);
+        this.#opened(key, call.process, call.path);
         break;
       case "close":
         this.#closed(key);
@@ -142,6 +162,10 @@ export class IsolationOracle {
         const device = this.#devices.get(key);
         if (context) takeRequest(context, call.process, call.request, call.given, call.answered);
         if (device) this.#takeDevice(device, call.process, call.request, call.given);
+        const group = this.#groups.get(key);
+        const container = this.#containers.get(key);
+        if (group) this.#takeGroup(group, call);
+        if (container) takeContainer(container, this.#containers.values(), call);
       }
     }
   }
@@ -193,19 +217,48 @@ export class IsolationOracle {
 
   #purpose({ process, fd, request, given }: Served): Purpose {
     const key = `${process} ${fd}`;
-    const device = this.#devices.get(key);
+    const container = this.#containers.get(key) ?? this.#groups.get(key)?.container;
+    if (container) return { device: container.device, space: container.table.space };
+    const device = this.#devices.get(key) ?? this.#groups.get(key)?.device;
     const context = device?.context ?? this.#contexts.get(key);
     return { device, space: context?.get(subject(request, given) ?? 0)?.space };
   }
 
-  #opened(key: string, path: string): void {
+  /** The function of this name has its own file there. */
+  names(name: string, path: string): void {
+    this.#paths.set(name, path);
+  }
+
+  #opened(key: string, process: number, path: string): void {
     const device = { path, context: undefined, attached: new Map() };
-    this.#devices.set(key, device);
-    this.#open.set(path, device);
+    if (path === "/dev/iommu") this.#contexts.set(key, new Map());
+    else if (path === "/dev/vfio/vfio") {
+      const table = { space: new Map(), nested: false, everyPasid: false };
+      this.#containers.set(key, { process, table, device: undefined });
+    } else if (/^\/dev\/vfio\/\d+$/.test(path)) this.#groups.set(key, { device, container: undefined });
+    else {
+      this.#devices.set(key, device);
+      this.#open.set(path, device);
+    }
+  }
+
+  #takeGroup(group: Group, { process, request, given, value }: IoctlCall): void {
+    if (request === vfio.VFIO_GROUP_SET_CONTAINER) {
+      const fd = new DataView(given.buffer, given.byteOffset).getInt32(0, true);
+      group.container = this.#containers.get(`${process} ${fd}`);
+      if (group.container) group.container.device = group.device;
+    } else if (request === vfio.VFIO_GROUP_GET_DEVICE_FD) {
+      const name = Buffer.from(given).toString().replace(/\0.*$/s, "");
+      group.device.path = this.#paths.get(name) ?? name;
+      this.#devices.set(`${process} ${value}`, group.device);
+      this.#open.set(group.device.path, group.device);
+    }
   }
 
   #closed(key: string): void {
     this.#contexts.delete(key);
+    this.#containers.delete(key);
+    this.#groups.delete(key);
     const device = this.#devices.get(key);
     if (!device) return;
     this.#devices.delete(key);
@@ -230,6 +283,49 @@ export class IsolationOracle {
     }
   }
 }
+
+type IoctlCall = Extract<SystemCall, { readonly kind: "ioctl" }>;
+
+/** What a request on a container changed; freed PASIDs are unbound in all of the process's. */
+const takeContainer = (container: Container, all: Iterable<Container>, call: IoctlCall): void => {
+  const { process, request, given } = call;
+  const { device, table } = container;
+  switch (request) {
+    case vfio.VFIO_SET_IOMMU:
+      device?.attached.set(undefined, table);
+      break;
+    case vfio.VFIO_IOMMU_MAP_DMA: {
+      const { flags, vaddr, iova, size } = vfio.VfioIommuType1DmaMap.read(given);
+      const readable = (flags & vfio.VFIO_DMA_MAP_FLAG_READ) !== 0;
+      const writable = (flags & vfio.VFIO_DMA_MAP_FLAG_WRITE) !== 0;
+      for (let at = 0; at < Number(size); at += PAGE)
+        table.space.set(pageOf(Number(iova) + at), { process, va: Number(vaddr) + at, readable, writable });
+      break;
+    }
+    case vfio.VFIO_IOMMU_UNMAP_DMA: {
+      const { iova, size } = padded(vfio.VfioIommuType1DmaUnmap, given);
+      for (let at = 0; at < Number(size); at += PAGE) table.space.delete(pageOf(Number(iova) + at));
+      break;
+    }
+    case vsva.VFIO_IOMMU_PASID_REQUEST: {
+      const { flags, range } = vsva.VfioIommuType1PasidRequest.read(given);
+      if (flags !== vsva.VFIO_IOMMU_FLAG_FREE_PASID) break;
+      for (const { process: owner, device: has } of all)
+        for (const pasid of owner === process ? [...(has?.attached.keys() ?? [])] : [])
+          if (pasid !== undefined && pasid >= range.min && pasid <= range.max) has!.attached.delete(pasid);
+      break;
+    }
+    case vsva.VFIO_IOMMU_NESTING_OP: {
+      const { flags } = padded(vsva.VfioIommuType1NestingOp, given);
+      const data = given.subarray(vsva.VfioIommuType1NestingOp.offsets.data);
+      const bound = { ...table, nested: true };
+      if (flags === vsva.VFIO_IOMMU_NESTING_OP_BIND_PGTBL)
+        device?.attached.set(Number(vsva.IommuGpasidBindData.read(data).hpasid), bound);
+      else if (flags === vsva.VFIO_IOMMU_NESTING_OP_UNBIND_PGTBL)
+        device?.attached.delete(Number(vsva.IommuGpasidBindData.read(data).hpasid));
+    }
+  }
+};
 
 const isWithin = (range: AddressRange | undefined, address: number): boolean =>
   range !== undefined && address >= range.start && address < range.end;

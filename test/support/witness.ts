@@ -92,7 +92,9 @@ export class Witness {
     this.#building = false;
     for (const { name, rid } of machine.functions) {
       const node = machine.vfio.deviceNodes.get(name);
-      if (node) this.#paths.set(rid, node.path);
+      if (!node) continue;
+      this.#paths.set(rid, node.path);
+      this.oracle.names(name, node.path);
     }
     for (const { unit } of machine.units.values()) this.#undo.push(...this.#watchUnit(unit));
     this.#undo.push(...this.#watchCalls(), ...this.#watchPorts(), ...this.#watchMemory(machine.memory));
@@ -284,7 +286,8 @@ export class Witness {
             serving.pop();
             const answered = argument instanceof Uint8Array ? argument.slice() : given;
             const failed = !pending.settled || pending.error !== undefined;
-            oracle.take({ kind: "ioctl", process: this.pid, fd, request, given, answered, failed });
+            const { value } = pending;
+            oracle.take({ kind: "ioctl", process: this.pid, fd, request, given, answered, value, failed });
             return pending;
           },
       ),
