@@ -43,6 +43,7 @@ interface Use {
 
 export class AuxiliaryDriver implements IommuDriver {
   readonly name: string;
+  readonly sharesPasids = true;
   readonly identity: FixedDomain;
   readonly blocked: FixedDomain;
   onPageRequest: ((device: Requester, request: PageRequest) => void) | undefined;

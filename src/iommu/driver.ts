@@ -270,6 +270,8 @@ export interface IommuDriver {
   hardwareInfo?(device: Requester | undefined, type: number): HardwareInfo | undefined;
   /** Bits of PASIDs that mean one address space to all its functions and all units alike. Absent, or 0: it has none. */
   readonly pasidBits?: number;
+  /** Its devices have one table of PASIDs together, so that a number is one device's at a time. */
+  readonly sharesPasids?: boolean;
   /** A guest's page table above a nest parent. Throws EOPNOTSUPP for another kind of data, EINVAL. */
   allocateNested?(
     device: Requester,

@@ -167,6 +167,28 @@ describe("limits", () => {
     expect(pasids.inUse).toBe(3584);
   });
 
+  it("what a program chooses is its file's as often as it is attached, counts for its user, and must be nobody's", () => {
+    give({ bits: 4 });
+    const task = newTask({ uid: 7 });
+    const [file, other] = [{}, {}];
+    pasids.claim(task, 3, file);
+    pasids.claim(task, 3, file);
+    expect(outcome(() => pasids.claim(task, 3, other))).toBe("EBUSY");
+    const set = pasids.join(task, {});
+    expect(set.allocate(3, 5)).toBe(4);
+    for (const taken of [4, pasids.takeForHost()])
+      expect(outcome(() => pasids.claim(task, taken, file))).toBe("EBUSY");
+    pasids.unclaim(3, other);
+    pasids.unclaim(4, file);
+    pasids.unclaim(3, file);
+    expect(pasids.ownerOf(3)).toBeDefined();
+    expect(pasids.leftFor(7)).toBe(5); // of seven: half of fifteen less one for the host
+    pasids.unclaim(3, file);
+    expect(pasids.ownerOf(3)).toBeUndefined();
+    for (let pasid = 5; pasid < 11; pasid++) pasids.claim(task, pasid, file);
+    expect(outcome(() => pasids.claim(task, 12, file))).toBe("ENOSPC");
+  });
+
   it("without PASIDs nobody gets one", () => {
     give({ bits: 0 });
     expect(outcome(() => pasids.join(newTask(), {}).allocate(1, 100))).toBe("ENOSPC");

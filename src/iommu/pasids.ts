@@ -1,11 +1,12 @@
 /**
  * The machine's one allocator of PASIDs, for whoever needs numbers that mean one address space to every function: guests'
- * tables of the 2020 interface, and the host itself. Programs have a set for each address space (mm): threads and all
+ * tables of the 2020 interface, mediated devices, and the host itself. Programs have a set for each address space (mm): threads and all
  * containers of a process share it, a forked child and what is executed next have none of it. Three limits keep numbers for
  * others: so many for a process (`quota`), for a user, and some that only the host can have.
  *
- * Left out: PASIDs that a program chooses for a function of its own through iommufd, as Linux lets it. They lie in that
- * function's table only, whose group has one owner, so that they cannot meet anybody else's.
+ * PASIDs that a program chooses for a device itself, as iommufd lets it, are claimed here where the device shares its table
+ * with devices of others. Left out: those of whole functions. They lie in the function's own table, whose group has one
+ * owner, so that they cannot meet anybody else's.
  */
 import type { Task, UserMemory } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -38,8 +39,18 @@ export interface PasidUser {
   unbind(): void;
 }
 
+/** A PASID that a program chose: whoever holds it may attach it to several devices. */
+interface Claim {
+  readonly uid: number;
+  readonly holder: object;
+  count: number;
+}
+
+/** Who has a PASID: an address space, whoever chose it, or the host. */
+export type PasidOwner = PasidSet | Claim | "host";
+
 interface Entry {
-  readonly owner: PasidSet | "host";
+  readonly owner: PasidOwner;
   readonly users: Set<PasidUser>;
 }
 
@@ -101,13 +112,13 @@ export class Pasids {
   }
 
   /** Who has it; undefined: nobody. */
-  ownerOf(pasid: number): PasidSet | "host" | undefined {
+  ownerOf(pasid: number): PasidOwner | undefined {
     return this.#entries.get(pasid)?.owner;
   }
 
   /** Whether the caller may use what the owner has: the owner's set when it is of the caller's address space. */
-  grant(task: Task, owner: PasidSet | "host"): PasidSet | undefined {
-    return owner !== "host" && owner.isOf(task) ? owner : undefined;
+  grant(task: Task, owner: PasidOwner): PasidSet | undefined {
+    return owner instanceof PasidSet && owner.isOf(task) ? owner : undefined;
   }
 
   /** A PASID for the host's own use, which no limit of users reaches. Throws ENOSPC. */
@@ -123,6 +134,30 @@ export class Pasids {
     if (this.#entries.get(pasid)?.owner === "host") this.#give(pasid);
   }
 
+  /**
+   * The holder has this PASID, until `unclaim` for each time. Throws EBUSY when it is somebody else's, ENOSPC beyond the
+   * limits of users.
+   */
+  claim({ uid }: Task, pasid: number, holder: object): void {
+    const owner = this.ownerOf(pasid);
+    if (isClaim(owner) && owner.holder === holder) {
+      owner.count += 1;
+      return;
+    }
+    if (owner)
+      throw new LinuxError("EBUSY", `PASID ${pasid} is somebody else's, and the device shares its table`);
+    this.#requireRoom(uid);
+    this.#take(pasid, { uid, holder, count: 1 });
+  }
+
+  /** One of the holder's devices has it no more. */
+  unclaim(pasid: number, holder: object): void {
+    const owner = this.ownerOf(pasid);
+    if (!isClaim(owner) || owner.holder !== holder) return;
+    owner.count -= 1;
+    if (owner.count === 0) this.#give(pasid);
+  }
+
   /** PASIDs that the user may still have, as far as the user's and everybody's limits go. */
   leftFor(uid: number): number {
     const ofUser = this.#userLimit - (this.#byUser.get(uid) ?? 0);
@@ -131,14 +166,7 @@ export class Pasids {
 
   /** Used by sets: the lowest free one in [min, max]. Throws ENOSPC. */
   take(set: PasidSet, min: number, max: number): number {
-    if (this.leftFor(set.uid) === 0)
-      throw new LinuxError(
-        "ENOSPC",
-        this.#ofUsers >= this.#mostOfUsers
-          ? `users have all ${this.#mostOfUsers} PASIDs that are not kept for the host`
-          : `the processes of user ${set.uid} have all ${this.#userLimit} PASIDs that one user may have`,
-        set.name,
-      );
+    this.#requireRoom(set.uid);
     const pasid = this.#find(Math.max(min, FIRST), Math.min(max, 2 ** this.bits - 1));
     if (pasid < 0)
       throw new LinuxError(
@@ -164,7 +192,17 @@ export class Pasids {
     return this.#entries.get(pasid)!.users;
   }
 
-  #take(pasid: number, owner: PasidSet | "host"): void {
+  #requireRoom(uid: number): void {
+    if (this.leftFor(uid) > 0) return;
+    throw new LinuxError(
+      "ENOSPC",
+      this.#ofUsers >= this.#mostOfUsers
+        ? `users have all ${this.#mostOfUsers} PASIDs that are not kept for the host`
+        : `the processes of user ${uid} have all ${this.#userLimit} PASIDs that one user may have`,
+    );
+  }
+
+  #take(pasid: number, owner: PasidOwner): void {
     this.#taken[pasid >>> 5]! |= 1 << (pasid & 31);
     this.#entries.set(pasid, { owner, users: new Set() });
     if (owner !== "host") this.#charge(owner.uid, 1);
@@ -198,6 +236,9 @@ export class Pasids {
     return -1;
   }
 }
+
+const isClaim = (owner: PasidOwner | undefined): owner is Claim =>
+  owner !== undefined && owner !== "host" && !(owner instanceof PasidSet);
 
 /** The PASIDs of an address space. */
 export class PasidSet {

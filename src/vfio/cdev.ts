@@ -105,7 +105,9 @@ export class CdevFile implements KernelFile {
     this.#open = false;
     this.#context.live.cdevs -= 1;
     if (!this.#binding) return;
-    this.#binding.file.close();
+    const { file, object, pasids } = this.#binding;
+    file.close();
+    for (const pasid of pasids) this.#unclaim(object, pasid);
     this.#binding = undefined;
     this.#group.releaseCdev();
   }
@@ -164,30 +166,57 @@ export class CdevFile implements KernelFile {
     const id =
       pasid === undefined
         ? attachDevice(binding, first.pt_id)
-        : this.#attachPasid(binding, first.pt_id, pasid);
+        : this.#attachPasid(binding, call, first.pt_id, pasid);
     try {
       writeId(call, at + BigInt(layout.offsets.pt_id), id);
     } catch (error) {
-      detach(binding, pasid);
+      this.#detachFrom(binding, pasid);
       throw error;
     }
     return 0;
   }
 
-  #attachPasid({ object, pasids }: Binding, ptId: number, pasid: number): number {
+  #attachPasid({ object, pasids }: Binding, call: Call, ptId: number, pasid: number): number {
     if (pasids.has(pasid)) return object.replace(ptId, whole(pasid));
     if (pasid >= MOST_PASID)
       throw new LinuxError("ENOSPC", `PASID ${pasid} is beyond any that can be attached`, this.name);
-    const id = object.attach(ptId, whole(pasid));
-    pasids.add(pasid);
-    return id;
+    if (this.#sharesPasids) this.#context.pasids.claim(call.task, pasid, object.context);
+    try {
+      const id = object.attach(ptId, whole(pasid));
+      pasids.add(pasid);
+      return id;
+    } catch (error) {
+      this.#unclaim(object, pasid);
+      throw error;
+    }
+  }
+
+  /** Devices of others are behind the same table of PASIDs. */
+  get #sharesPasids(): boolean {
+    return this.#device.device.driver.sharesPasids ?? false;
+  }
+
+  #unclaim({ context }: DeviceObject, pasid: number): void {
+    if (this.#sharesPasids) this.#context.pasids.unclaim(pasid, context);
+  }
+
+  /** Nothing happens when it is not attached. */
+  #detachFrom(binding: Binding, pasid: number | undefined): void {
+    const { object, pasids } = binding;
+    if (pasid === undefined) {
+      if (binding.attached) object.detach();
+      binding.attached = false;
+    } else if (pasids.delete(pasid)) {
+      object.detach(whole(pasid));
+      this.#unclaim(object, pasid);
+    }
   }
 
   #detach(binding: Binding, call: Call, at: bigint): number {
     const layout = VfioDeviceDetachIommufdPt;
     const { flags } = readArgument(call, at, layout, layout.fieldEnd("flags"));
     this.#requireFlags(flags, VFIO_DEVICE_DETACH_PASID);
-    detach(binding, flags === 0 ? undefined : readArgument(call, at, layout, layout.size).pasid);
+    this.#detachFrom(binding, flags === 0 ? undefined : readArgument(call, at, layout, layout.size).pasid);
     return 0;
   }
 
@@ -207,14 +236,6 @@ const attachDevice = (binding: Binding, ptId: number): number => {
   const id = binding.object.attach(ptId);
   binding.attached = true;
   return id;
-};
-
-/** Nothing happens when it is not attached. */
-const detach = (binding: Binding, pasid: number | undefined): void => {
-  if (pasid === undefined) {
-    if (binding.attached) binding.object.detach();
-    binding.attached = false;
-  } else if (binding.pasids.delete(pasid)) binding.object.detach(whole(pasid));
 };
 
 const whole = (pasid: number): number | undefined => (pasid === NO_PASID ? undefined : pasid);

@@ -519,6 +519,31 @@ describe("mediated devices of a function", () => {
     task.exit();
   });
 
+  it("may not be attached to PASIDs of somebody else, and nobody is given those that are attached", () => {
+    const other = newClient();
+    const { container } = other.setUp(FIRST);
+    const theirs = other.allocate(container, 40, 50);
+    const task = new ModelTask(rig.machine.memory);
+    const client = new CdevClient(task, rig.machine);
+    const fd = client.iommu();
+    const ioas = client.ioas(fd);
+    const device = client.open(rig.machine.vfio.deviceNodes.get(ONE)!.path);
+    const id = client.bind(device, fd);
+    const table = client.hwpt(fd, id, ioas, IOMMU_HWPT_ALLOC_PASID);
+    client.attachTo(device, table);
+    expect(outcome(() => client.attachTo(device, table, theirs))).toBe("EBUSY");
+    expect(reasonOf(() => client.attachTo(device, table, theirs))).toContain("somebody else's");
+    expect(client.attachTo(device, table, theirs + 1)).toBe(table);
+    expect(outcome(() => client.attachTo(device, 999, theirs + 2))).toBe("ENOENT");
+    expect(other.allocate(container, theirs, 50)).toBe(theirs + 2);
+    expect(outcome(() => other.bind(container, theirs + 1))).toBe("EACCES");
+    client.detachFrom(device, theirs + 1);
+    expect(other.allocate(container, theirs, 50)).toBe(theirs + 1);
+    client.attachTo(device, table, 60);
+    task.exit();
+    expect(other.allocate(container, 60, 60)).toBe(60);
+  });
+
   it("have default PASIDs that no part of the function has", () => {
     const { pasids, core } = rig.machine;
     const next = pasids.takeForHost();
