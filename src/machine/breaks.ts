@@ -12,7 +12,7 @@ import {
   Register,
   WIDE_DESCRIPTOR_BYTES,
 } from "../hardware/vtd/spec.ts";
-import { type PasidSet, Pasids } from "../iommu/pasids.ts";
+import { type PasidOwner, PasidSet, Pasids } from "../iommu/pasids.ts";
 import type { Task } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 
@@ -27,8 +27,8 @@ export const isBreak = (name: string): name is Break => Object.hasOwn(BREAKS, na
 
 /** PASIDs whose owner is not asked for. */
 export class UnguardedPasids extends Pasids {
-  override grant(_task: Task, owner: PasidSet | "host"): PasidSet | undefined {
-    return owner === "host" ? undefined : owner;
+  override grant(_task: Task, owner: PasidOwner): PasidSet | undefined {
+    return owner instanceof PasidSet ? owner : undefined;
   }
 }
 
