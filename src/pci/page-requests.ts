@@ -118,10 +118,10 @@ export class PageRequests {
     this.#waiting.push(end);
   }
 
-  /** §10.4.2 The response to a group. */
+  /** §10.4.2 The response to a group. A failure is of the whole interface, and needs no PASID. */
   answer(pasid: number, number: number, response: number): void {
     const group = this.#groups.get(number);
-    if (!group || group.pasid !== pasid) {
+    if (!group || (group.pasid !== pasid && response !== PageResponse.failure)) {
       // After a failure, responses are ignored until software enables the interface again.
       if (this.failed) return;
       this.counts.unexpected += 1;

@@ -81,7 +81,7 @@ const smmu = (): Silicon => {
   rig.ste(RID, { CONFIG: Config.stage1, S1CONTEXTPTR: contexts, EATS: 1 });
   rig.write(SmmuRegister.PRIQ_BASE, rig.memory.allocate(1) + 4, 8);
   rig.enable(Cr0.SMMUEN | Cr0.EVENTQEN | Cr0.CMDQEN | Cr0.PRIQEN | Cr0.ATSCHK);
-  const resp = { [PageResponse.invalid]: 0, [PageResponse.failure]: 1, [PageResponse.success]: 2 };
+  const resp = { [PageResponse.failure]: 0, [PageResponse.invalid]: 1, [PageResponse.success]: 2 };
   return {
     memory: rig.memory,
     unit: rig.unit,

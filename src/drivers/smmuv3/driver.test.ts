@@ -1,5 +1,6 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { codeOf } from "../../../test/support/code-of.ts";
+import { PageResponse } from "../../hardware/ats.ts";
 import { Config, Register } from "../../hardware/smmuv3/spec.ts";
 import { TranslateStatus } from "../../hardware/unit.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
@@ -552,8 +553,8 @@ it("page requests of functions are denied, group by group", () => {
   ask(5, 4, true);
   scheduler.run();
   expect(answers).toEqual([
-    [FIRST.rid, -1, 3, 1],
-    [FIRST.rid, 5, 4, 1],
+    [FIRST.rid, -1, 3, PageResponse.failure],
+    [FIRST.rid, 5, 4, PageResponse.failure],
   ]);
   expect(driver.faultCount).toBe(0);
 });

@@ -45,10 +45,11 @@ const STAGE2_REASONS: ReadonlyMap<number, FaultReason> = new Map([
 /** An event that is not waiting. Where stage 2 kept something from being fetched, the guest's address of it is told. */
 export const faultOf = (record: Uint32Array): UnrecoverableFault => {
   const { TYPE, SSV, SSID, S2, CLASS, FETCH } = EventRecord.fields;
+  const tagged = SSV.get(record) === 1 || TYPE.get(record) === EventCode.C_BAD_SUBSTREAMID;
   const behind = S2.get(record) ? STAGE2_REASONS.get(CLASS.get(record)) : undefined;
   const own = S2.get(record) ? undefined : REASONS.get(TYPE.get(record));
   return {
-    ...(SSV.get(record) === 1 && { pasid: SSID.get(record) }),
+    ...(tagged && { pasid: SSID.get(record) }),
     ...(WITH_ADDRESS.has(TYPE.get(record)) && { address: inputAddress(record) }),
     permissions: WITH_ADDRESS.has(TYPE.get(record)) ? permissionsOf(record) : 0,
     reason: behind ?? own ?? "unknown",

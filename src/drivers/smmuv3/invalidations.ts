@@ -24,7 +24,7 @@ const MOST_SCALE_LG2 = 31;
 const RANGE_4K = 1;
 /** §4.5.1 ATC_INV.Size of all addresses. */
 const EVERY_PAGE_LG2 = 52;
-/** §4.5.2 PRI_RESP.Resp: the pages cannot be had. */
+/** §4.5.2 PRI_RESP.Resp: a failure, as there are no page requests here. */
 const DENIED = 0;
 
 /** Which of the translations of an address space. */

@@ -52,13 +52,33 @@ describe("§3.9.1 translation requests", () => {
     const { rig } = nested({ EATS: 0 });
     expect(ask(rig, 0x5000, read)).toEqual({ fault: EventCode.F_BAD_ATS_TREQ });
     expect(rig.takeEvents()).toMatchObject([{ TYPE: BigInt(EventCode.F_BAD_ATS_TREQ), ADDRESS: 0x5000n }]);
-    rig.write(Register.CR0, 0);
-    expect(ask(rig, 0x5000, read)).toEqual({ fault: 0x100 });
+    rig.write(Register.CR0, Cr0.EVENTQEN);
+    expect(ask(rig, 0x5000, read)).toEqual({ fault: EventCode.F_BAD_ATS_TREQ });
+    expect(rig.takeEvents()).toMatchObject([{ TYPE: 5n, SID: BigInt(RID) }]);
   });
 
-  it("pass through a stream that bypasses", () => {
-    const { rig } = nested({ CONFIG: Config.bypass, EATS: 1 });
-    expect(ask(rig, 0x5000, read)).toMatchObject({ pa: 0x5000, granted: read | write | Access.execute });
+  it.each<[string, SteFields, number]>([
+    ["bypasses", { CONFIG: Config.bypass, EATS: 1 }, ON | Cr0.ATSCHK],
+    ["splits its stages without CR0.ATSCHK", { EATS: 2 }, ON],
+    ["has the reserved EATS", { EATS: 3 }, ON | Cr0.ATSCHK],
+  ])("are refused, and recorded, of a stream that %s", (_, ste, cr0) => {
+    const { rig } = nested(ste, cr0);
+    expect(ask(rig, 0x5000, read)).toEqual({ fault: EventCode.F_BAD_ATS_TREQ });
+    expect(rig.takeEvents()).toMatchObject([{ TYPE: 5n }]);
+  });
+
+  it("are refused without an event of a stream that aborts, or is not configured as it must be", () => {
+    const aborts = nested({ CONFIG: Config.abort, EATS: 1 }).rig;
+    expect(ask(aborts, 0x5000, read)).toEqual({ fault: 0x100 });
+    const bad = nested({ V: false }).rig;
+    expect(ask(bad, 0x5000, read)).toEqual({ fault: EventCode.C_BAD_STE });
+    expect([...aborts.takeEvents(), ...bad.takeEvents()]).toEqual([]);
+  });
+
+  it("are granted nothing where stage 2 does not have the context descriptor", () => {
+    const { rig } = nested({ EATS: 1, S1CONTEXTPTR: 0x50_0000_0000 });
+    expect(ask(rig, 0x5000, read)).toEqual({ pa: 0, span: 0x1000, granted: 0 });
+    expect(rig.takeEvents()).toEqual([]);
   });
 
   it("with split stages give the intermediate address, and translated accesses take stage 2", () => {
@@ -79,8 +99,27 @@ describe("§3.9.1 translated accesses", () => {
     expect(translated(rig, 0x7000_0000)).toBe(-EventCode.F_TRANSL_FORBIDDEN);
     expect(rig.takeEvents()).toMatchObject([{ TYPE: 7n, ADDRESS: 0x7000_0000n }]);
     expect(translated(nested({ EATS: 0 }, ON).rig, 0x7000_0000)).toBe(0x7000_0000);
-    const off = nested({ EATS: 1 }, 0).rig;
-    expect(translated(off, 0x7000_0000)).toBe(-0x100);
+    const off = nested({ EATS: 1 }, Cr0.EVENTQEN).rig;
+    expect(translated(off, 0x7000_0000)).toBe(-EventCode.F_TRANSL_FORBIDDEN);
+    expect(off.takeEvents()).toMatchObject([{ TYPE: 7n, SID: BigInt(RID) }]);
+  });
+
+  it("are forbidden of a stream that bypasses, if they are checked", () => {
+    const { rig } = nested({ CONFIG: Config.bypass, EATS: 1 });
+    expect(translated(rig, 0x7000_0000)).toBe(-EventCode.F_TRANSL_FORBIDDEN);
+  });
+
+  it("find no entry without an event, and need none if they are not checked", () => {
+    const checked = nested({ V: false }).rig;
+    expect(translated(checked, 0x7000_0000)).toBe(-EventCode.C_BAD_STE);
+    expect(checked.takeEvents()).toEqual([]);
+    expect(translated(nested({ V: false }, ON).rig, 0x7000_0000)).toBe(0x7000_0000);
+  });
+
+  it("beyond the output size are aborted, without an event", () => {
+    const { rig } = nested({ EATS: 1 });
+    expect(translated(rig, 2 ** 44)).toBe(-0x100);
+    expect(rig.takeEvents()).toEqual([]);
   });
 });
 
@@ -130,6 +169,19 @@ describe("§8 page requests", () => {
     rig.write(Register.PRIQ_CONS, 0x8000_0002);
     rig.unit.requestPage(request());
     expect(rig.read(Register.PRIQ_PROD)).toBe(0x8000_0003n);
+  });
+
+  it("that come after an overflow are dropped until it is acknowledged, though there is room", () => {
+    const { rig, answered } = running();
+    for (let at = 0; at < 3; at++) rig.unit.requestPage(request({ last: false }));
+    rig.write(Register.PRIQ_CONS, 2);
+    rig.unit.requestPage(request());
+    expect(rig.read(Register.PRIQ_PROD)).toBe(0x8000_0002n);
+    expect(answered).toEqual([[RID, NO_PASID, 3, PageResponse.success]]);
+    rig.write(Register.PRIQ_CONS, 0x8000_0002);
+    rig.unit.requestPage(request());
+    expect(rig.read(Register.PRIQ_PROD)).toBe(0x8000_0003n);
+    expect(answered).toHaveLength(1);
   });
 
   it("fail while the queue is disabled or its memory does not answer", () => {

@@ -169,6 +169,7 @@ export const completeCapabilities = (chosen: SmmuCapabilities = {}): Capabilitie
       Idr3.make({
         HAD: hierarchyDisable,
         XNX: stage2,
+        PPS: pri,
         RIL: rangeInvalidation,
         BBML: breakBeforeMake,
       }),

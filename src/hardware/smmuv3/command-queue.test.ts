@@ -120,21 +120,27 @@ describe("§4.5 ATS and page request commands", () => {
   const atc = (values: Parameters<typeof AtcCommand.make>[0]) =>
     AtcCommand.make({ OPCODE: Opcode.ATC_INV, ...values });
 
-  it("ATC_INV asks the function to forget a range of a substream, of all, or everything", () => {
+  it("ATC_INV asks the function to forget a range of a substream, of all, or everything, while the unit is enabled", () => {
     const rig = running(full);
     const asked: DeviceTlbInvalidation[] = [];
     rig.unit.invalidateDeviceTlb = (what) => {
       asked.push(what);
       return "done";
     };
+    rig.write(Register.CR0, Cr0.CMDQEN);
+    rig.submit(atc({ SID: 0x18 }));
+    expect([asked, rig.consumed.error]).toEqual([[], 0]);
+    rig.write(Register.CR0, Cr0.SMMUEN | Cr0.CMDQEN);
     rig.submit(
       atc({ SID: 0x18, SSV: true, SSID: 5, SIZE: 3, ADDRESS: 0x1_2345_6000n }),
-      atc({ SID: 0x19, SIZE: 52 }),
+      atc({ SID: 0x19, SIZE: 52, ADDRESS: 0x1_2345_6000n }),
+      atc({ SID: 0x19, SIZE: 22, ADDRESS: 0xb_2345_6000n }),
       atc({ SID: 0x19, SSV: true, G: true }),
     );
     expect(asked).toEqual([
-      { rid: 0x18, pasid: 5, global: false, lo: 0x2345_6000, hi: 1, lg2: 15 },
+      { rid: 0x18, pasid: 5, global: false, lo: 0x2345_0000, hi: 1, lg2: 15 },
       { rid: 0x19, pasid: NO_PASID, global: false, lo: 0, hi: 0, lg2: 64 },
+      { rid: 0x19, pasid: NO_PASID, global: false, lo: 0, hi: 8, lg2: 34 },
       { rid: 0x19, pasid: 0, global: true, lo: 0, hi: 0, lg2: 12 },
     ]);
   });
@@ -150,12 +156,16 @@ describe("§4.5 ATS and page request commands", () => {
     expect(rig.consumed.at).toBe(4);
   });
 
-  it("PRI_RESP answers a group of page requests", () => {
+  it("PRI_RESP answers a group of page requests, while the unit is enabled", () => {
     const rig = running(full);
     const answered: unknown[] = [];
     rig.unit.onPageResponse = (...response) => answered.push(response);
     const respond = (values: Parameters<typeof PriCommand.make>[0]) =>
       PriCommand.make({ OPCODE: Opcode.PRI_RESP, SID: 0x18, ...values });
+    rig.write(Register.CR0, Cr0.CMDQEN);
+    rig.submit(respond({ RESP: 2 }));
+    expect([answered, rig.consumed.error]).toEqual([[], 0]);
+    rig.write(Register.CR0, Cr0.SMMUEN | Cr0.CMDQEN);
     rig.submit(
       respond({ PRGINDEX: 511, RESP: 2 }),
       respond({ SSV: true, SSID: 9, RESP: 0 }),
@@ -163,8 +173,8 @@ describe("§4.5 ATS and page request commands", () => {
     );
     expect(answered).toEqual([
       [0x18, NO_PASID, 511, PageResponse.success],
-      [0x18, 9, 0, PageResponse.invalid],
-      [0x18, NO_PASID, 0, PageResponse.failure],
+      [0x18, 9, 0, PageResponse.failure],
+      [0x18, NO_PASID, 0, PageResponse.invalid],
     ]);
     expect(errorOf(rig, respond({ RESP: 3 })).error).toBe(CommandError.illegal);
   });

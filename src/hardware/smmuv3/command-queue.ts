@@ -55,8 +55,8 @@ export interface CommandQueueContext {
 /** Commands one write may set going: a queue that is fed by its own completions ends here. */
 const BUDGET = 0x10_0000;
 const ENTRY_LG2 = 4;
-/** PRI_RESP.Resp: denied, failure, success; the last is reserved. */
-const responses = [PageResponse.invalid, PageResponse.failure, PageResponse.success] as const;
+/** PRI_RESP.Resp: failure, invalid, success; the last is reserved. */
+const responses = [PageResponse.failure, PageResponse.invalid, PageResponse.success] as const;
 
 interface Kind {
   readonly layout: Layout;
@@ -258,17 +258,24 @@ export class CommandQueue {
     return CommandError.none;
   }
 
+  /** §6.3.9 While the unit is disabled there is no way to the functions: commands to them are passed over. */
+  get #reachesFunctions(): boolean {
+    return (this.#context.registers.get(Register.CR0) & Cr0.SMMUEN) !== 0;
+  }
+
   /** §4.5.1 */
   #invalidateDeviceTlb(): number {
+    if (!this.#reachesFunctions) return CommandError.none;
     const words = this.#words;
     const { SID, SSV, SSID, G, SIZE } = AtcCommand.fields;
     const lg2 = Math.min(12 + SIZE.get(words), 64);
+    const [low, high] = lg2 >= 64 ? [0, 0] : lg2 >= 32 ? [0, -1 << (lg2 - 32)] : [-1 << lg2, -1];
     const answer = this.#context.commands.invalidateDeviceTlb({
       rid: SID.get(words),
       pasid: SSV.get(words) ? SSID.get(words) : NO_PASID,
       global: SSV.get(words) === 1 && G.get(words) === 1,
-      lo: words[2]! & 0xffff_f000,
-      hi: words[3]!,
+      lo: (words[2]! & low) >>> 0,
+      hi: (words[3]! & high) >>> 0,
       lg2,
     });
     if (answer === "timeout") this.#timedOut = true;
@@ -281,6 +288,7 @@ export class CommandQueue {
     const { SID, SSV, SSID, PRGINDEX, RESP } = PriCommand.fields;
     const response = responses[RESP.get(words)];
     if (response === undefined) return CommandError.illegal;
+    if (!this.#reachesFunctions) return CommandError.none;
     const pasid = SSV.get(words) ? SSID.get(words) : NO_PASID;
     this.#context.commands.respond(SID.get(words), pasid, PRGINDEX.get(words), response);
     return CommandError.none;

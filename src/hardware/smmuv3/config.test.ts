@@ -56,18 +56,30 @@ describe("§5.2 stream table entries", () => {
     ["V = 0", { ste: { V: false } }, C_BAD_STE],
     ["stage 1 that is not there", { capabilities: { stage1: false } }, C_BAD_STE],
     ["more contexts than SubstreamIDs", { ste: { S1CDMAX: 9 } }, C_BAD_STE],
-    ["a reserved S1Fmt", { ste: { S1CDMAX: 2, S1FMT: 3 } }, C_BAD_STE],
+    ["the reserved S1Fmt is as 0", { ste: { S1CDMAX: 2, S1FMT: 3, S1DSS: 2 } }, 0],
+    ["contexts beyond the output size", { ste: { S1CONTEXTPTR: 2 ** 44 } }, C_BAD_STE],
     [
       "S1Fmt of two levels, not implemented",
       { ste: { S1CDMAX: 2, S1FMT: 1 }, capabilities: { twoLevelContexts: false } },
       C_BAD_STE,
     ],
     ["S1Fmt without substreams", { ste: { S1FMT: 3 } }, 0],
-    ["EL2 that is not there", { ste: { STRW: 2 } }, C_BAD_STE],
+    ["STRW on a unit without EL2", { ste: { STRW: 1 } }, 0],
     ["EL2", { ste: { STRW: 2 }, capabilities: { hyp: true } }, 0],
     ["EL3", { ste: { STRW: 1 }, capabilities: { hyp: true } }, C_BAD_STE],
     ["EATS, not implemented", { ste: { EATS: 3 } }, 0],
-    ["a reserved EATS", { ste: { EATS: 3 }, capabilities: { ats: true } }, C_BAD_STE],
+    ["the reserved EATS is as 0", { ste: { EATS: 3 }, capabilities: { ats: true } }, 0],
+    ["EATS where nothing translates", { ste: { CONFIG: 4, EATS: 2 }, capabilities: { ats: true } }, 0],
+    [
+      "a VMID of 16 bits on a unit with 8",
+      { ste: { S2VMID: 256 }, capabilities: { vmid16: false } },
+      C_BAD_STE,
+    ],
+    [
+      "a VMID on a unit without stage 2",
+      { ste: { S2VMID: 256 }, capabilities: { vmid16: false, stage2: false } },
+      0,
+    ],
     ["split stages with one", { ste: { EATS: 2 }, capabilities: { ats: true } }, C_BAD_STE],
   ])("%s", (_, made, code) => {
     expect(codeOf(made)).toBe(code);
@@ -87,6 +99,9 @@ describe("§5.2 stream table entries", () => {
     ["dirty updates where only access flags are", { S2HA: true, S2HD: true }, { updates: "accessed" }],
     ["a table beyond the output size", { S2TTB: 0x8_0000_0000, S2PS: 0 }, {}],
     ["stalls that are not there", { S2S: true }, {}],
+    ["stalls and full ATS", { S2S: true, EATS: 1 }, { ats: true, stalls: "both" }],
+    ["more input than 48 bits with 4 KiB pages", { S2T0SZ: 12, S2SL0: 2, S2PS: 6 }, { outputBits: 52 }],
+    ["a table beyond 48 bits with 4 KiB pages", { S2TTB: 2 ** 48, S2PS: 6 }, { outputBits: 52 }],
   ])("stage 2 is not valid with %s", (_, ste, capabilities) => {
     const rig = new SmmuRig({ stages: "stage2", capabilities });
     rig.ste(RID, { CONFIG: Config.stage2, ...rig.stage2Fields(rig.table(), 1), ...ste });
@@ -129,6 +144,13 @@ describe("§5.4 context descriptors", () => {
     ["V = 0", { cd: { V: false } }, C_BAD_CD],
     ["AArch32", { cd: { AA64: false } }, C_BAD_CD],
     ["big-endian", { cd: { ENDI: true } }, C_BAD_CD],
+    ["big-endian, but no tables", { cd: { ENDI: true, EPD0: true } }, F_TRANSLATION],
+    ["an ASID of 16 bits on a unit with 8", { cd: { ASID: 256 }, capabilities: { asid16: false } }, C_BAD_CD],
+    [
+      "a table beyond 48 bits with 4 KiB pages",
+      { cd: { TTB0: 2 ** 48, IPS: 6 }, capabilities: { outputBits: 52 } },
+      C_BAD_CD,
+    ],
     ["more than 48 bits", { cd: { T0SZ: 15 } }, C_BAD_CD],
     ["fewer than 25", { cd: { T0SZ: 40 } }, C_BAD_CD],
     ["sizes that are disabled are not looked at", { cd: { T1SZ: 0, EPD1: true } }, 0],
@@ -224,7 +246,7 @@ describe("§3.9 substreams", () => {
     expect(many({ S1DSS: 3 }, -1)).toBe(-F_STREAM_DISABLED);
     expect(many({ S1DSS: 1 }, -1)).toBe(0x5000);
     expect(many({ S1DSS: 2 }, -1)).toBe(PA);
-    expect(many({ S1DSS: 2 }, 0)).toBe(-C_BAD_SUBSTREAMID);
+    expect(many({ S1DSS: 2 }, 0)).toBe(-F_STREAM_DISABLED);
     expect(many({ S1DSS: 1 }, 0)).toBe(PA);
   });
 
@@ -249,6 +271,9 @@ describe("§3.9 substreams", () => {
     rig.store64(first, 0xf_0000_0001n);
     rig.submit(cfgi(Opcode.CFGI_CD_ALL, { SID: 0x20 }));
     expect(access(rig, 0x20, 0x5000, read, 3)).toEqual({ ok: false, code: EventCode.F_CD_FETCH });
+    rig.store64(first, 0x1000_0000_0001n);
+    rig.submit(cfgi(Opcode.CFGI_CD_ALL, { SID: 0x20 }));
+    expect(access(rig, 0x20, 0x5000, read, 3)).toEqual({ ok: false, code: C_BAD_SUBSTREAMID });
     expect(Cd.bytes).toBe(64);
   });
 });

@@ -7,7 +7,7 @@ import type { PageTableFormat } from "../../pagetable/format.ts";
 import { type Granule, levelShift, stage1Start } from "../../pagetable/vmsa.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { stage1Format, stage2Format } from "./formats.ts";
-import { ADDRESS_BITS, Cd, Config, GRANULE_TG0, GRANULE_TG1, S1Dss, Ste, StreamWorld } from "./spec.ts";
+import { ADDRESS_BITS, Cd, Config, Eats, GRANULE_TG0, GRANULE_TG1, S1Dss, Ste, StreamWorld } from "./spec.ts";
 
 /** Words of a structure of 64 bytes. */
 export type Words = ArrayLike<number>;
@@ -37,12 +37,11 @@ export interface Stream {
   readonly contextLg2: number;
   readonly withoutSubstream: number;
   readonly stallDisabled: boolean;
+  /** `Eats`; split stages only while CR0.ATSCHK is set. */
   readonly ats: number;
   readonly world: number;
   readonly privilege: number;
   readonly instruction: number;
-  /** PPAR: automatic page responses carry the PASID. */
-  readonly pasidInResponse: boolean;
 }
 
 /** One of the two ranges of a context. */
@@ -82,21 +81,38 @@ export const intermediateBits = ({ outputBits }: Capabilities): number => output
 const inputLimit = (granule: number, { wideInput }: Capabilities): number =>
   granule === 16 && wideInput ? 52 : 48;
 
+/** S1Fmt; the reserved one is as the linear one. */
+const contextFormat = (words: Words): number => s.S1FMT.get(words) % 3;
+
+/** §5.2.2 STRW is ignored unless there is EL2 and stage 1 is alone. */
+const worldOf = (words: Words, unit: Capabilities): number =>
+  unit.hyp && s.CONFIG.get(words) === Config.stage1 ? s.STRW.get(words) : StreamWorld.el1;
+
 const badStage1 = (words: Words, unit: Capabilities): Illegal | undefined => {
   if (!unit.stage1) return "stage 1 is not implemented";
   const contexts = s.S1CDMAX.get(words);
   if (contexts > unit.substreamIdBits)
     return `S1CDMax = ${contexts} is more than the ${unit.substreamIdBits} bits of a SubstreamID`;
-  const format = s.S1FMT.get(words);
-  if (contexts > 0 && (format === 3 || (format !== 0 && !unit.twoLevelContexts)))
-    return `S1Fmt = ${format} is not implemented`;
+  const format = contextFormat(words);
+  if (contexts > 0 && format !== 0 && !unit.twoLevelContexts) return `S1Fmt = ${format} is not implemented`;
   if (s.S1STALLD.get(words) && unit.stalls !== "both")
     return "S1STALLD = 1 needs a unit that can stall and terminate";
-  const world = s.STRW.get(words);
-  const nested = s.CONFIG.get(words) === Config.nested;
-  if (world === StreamWorld.el1) return undefined;
-  if (world !== StreamWorld.el2 || !unit.hyp) return `STRW = ${world} is not implemented`;
-  return nested ? "STRW is not EL1, with stage 2" : undefined;
+  if (s.S1CONTEXTPTR.get(words) >= 2 ** unit.outputBits)
+    return `S1ContextPtr is beyond ${unit.outputBits} bits`;
+  const world = worldOf(words, unit);
+  const known = world === StreamWorld.el1 || world === StreamWorld.el2;
+  return known ? undefined : `STRW = ${world} is not implemented`;
+};
+
+/** What EATS comes to: it is ignored where nothing translates, and 3 is as 0. */
+const effectiveEats = (words: Words, unit: Capabilities, config: number): number =>
+  unit.ats && (config & 3) !== 0 ? s.EATS.get(words) % 3 : Eats.none;
+
+const badEats = (eats: number, words: Words, config: number): Illegal | undefined => {
+  const stalls = s.S2S.get(words) === 1;
+  if (eats === Eats.split && (config !== Config.nested || stalls))
+    return "EATS = 2 needs both stages, and S2S = 0";
+  return eats === Eats.full && stalls && (config & 2) !== 0 ? "EATS = 1 with S2S = 1" : undefined;
 };
 
 /** The level that S2SL0 names for a granule, or -1. */
@@ -112,13 +128,14 @@ const decodeStage2 = (words: Words, unit: Capabilities): Stage2 | Illegal => {
   const granuleLg2 = GRANULE_TG0[s.S2TG.get(words)]!;
   if (!unit.granules.includes(granuleLg2)) return `S2TG = ${s.S2TG.get(words)} is not implemented`;
   const inputBits = 64 - s.S2T0SZ.get(words);
-  if (inputBits > intermediateBits(unit) || inputBits < 25)
-    return `S2T0SZ: ${inputBits} bits are not within 25 to ${intermediateBits(unit)}`;
+  const wide = granuleLg2 === 16 && unit.outputBits === 52;
+  const limit = wide ? 52 : Math.min(intermediateBits(unit), 48);
+  if (inputBits > limit || inputBits < 25) return `S2T0SZ: ${inputBits} bits are not within 25 to ${limit}`;
   const level = startLevel(granuleLg2, s.S2SL0.get(words));
   const indexed = level < 0 ? 0 : inputBits - levelShift(granuleLg2, level);
   if (indexed < 1 || indexed > granuleLg2 - 3 + 4)
     return `S2SL0 = ${s.S2SL0.get(words)} does not fit ${inputBits} bits with this granule`;
-  const outputBits = addressBits(s.S2PS.get(words), unit);
+  const outputBits = Math.min(addressBits(s.S2PS.get(words), unit), wide ? 52 : 48);
   const [accessed, dirty] = [s.S2HA.get(words) === 1, s.S2HD.get(words) === 1];
   if (!canUpdate(unit, accessed, dirty)) return "S2HA or S2HD = 1: the unit does not update tables so";
   const updates = updatesOf(accessed, dirty);
@@ -128,15 +145,14 @@ const decodeStage2 = (words: Words, unit: Capabilities): Stage2 | Illegal => {
   // The table is aligned to its size, concatenated ones together.
   const table = alignedDown(s.S2TTB.get(words), indexed + 3);
   if (s.S2TTB.get(words) >= 2 ** outputBits) return `S2TTB is beyond ${outputBits} bits`;
-  const wide = granuleLg2 === 16 && unit.outputBits === 52;
   return {
-    vmid: s.S2VMID.get(words) & unit.vmidMask,
+    vmid: s.S2VMID.get(words),
     table,
     format: stage2Format({
       granuleLg2: granuleLg2 as Granule,
       inputBits,
       startLevel: level,
-      outputBits: wide ? outputBits : Math.min(outputBits, 48),
+      outputBits,
       wide,
       ...updates,
       accessFlag: !s.S2AFFD.get(words),
@@ -171,16 +187,20 @@ export const decodeSte = (words: Words, unit: Capabilities): Stream | Illegal =>
   const stage2 = config === Config.stage2 || config === Config.nested ? decodeStage2(words, unit) : undefined;
   if (typeof stage2 === "string") return stage2;
   const dss = s.S1DSS.get(words);
-  const ats = unit.ats ? s.EATS.get(words) : 0;
-  if (ats === 3 || (ats === 2 && config !== Config.nested)) return `EATS = ${ats} is not possible here`;
-  const world = stage1 ? s.STRW.get(words) : StreamWorld.el1;
+  const ats = effectiveEats(words, unit, config);
+  const disallowed = badEats(ats, words, config);
+  if (disallowed) return disallowed;
+  const world = worldOf(words, unit);
+  const tagged = unit.stage2 && (config & 3) !== 0 && world === StreamWorld.el1;
+  if (tagged && s.S2VMID.get(words) > unit.vmidMask)
+    return `S2VMID = ${s.S2VMID.get(words)} has more than 8 bits`;
   return {
     config,
     stage1,
     stage2,
-    vmid: unit.stage2 && world === StreamWorld.el1 ? s.S2VMID.get(words) & unit.vmidMask : 0,
+    vmid: tagged ? s.S2VMID.get(words) : 0,
     contexts: s.S1CONTEXTPTR.get(words),
-    contextFormat: s.S1FMT.get(words),
+    contextFormat: contextFormat(words),
     contextLg2: stage1 ? s.S1CDMAX.get(words) : 0,
     withoutSubstream: dss === 3 ? S1Dss.terminate : dss,
     stallDisabled: s.S1STALLD.get(words) === 1,
@@ -188,7 +208,6 @@ export const decodeSte = (words: Words, unit: Capabilities): Stream | Illegal =>
     world,
     privilege: s.PRIVCFG.get(words),
     instruction: s.INSTCFG.get(words),
-    pasidInResponse: s.PPAR.get(words) === 1,
   };
 };
 
@@ -216,11 +235,11 @@ const decodeRange = (
   const inputBits = 64 - size;
   const limit = inputLimit(granuleLg2, unit);
   if (inputBits < 25 || inputBits > limit) return `${name}: ${inputBits} bits are not within 25 to ${limit}`;
-  const outputBits = addressBits(c.IPS.get(words), unit);
+  const wide = granuleLg2 === 16 && unit.outputBits === 52;
+  const outputBits = Math.min(addressBits(c.IPS.get(words), unit), wide ? 52 : 48);
   if (fields.table >= 2 ** (stage2 ? Math.min(outputBits, intermediateBits(unit)) : outputBits))
     return `${name}: the table is beyond ${outputBits} bits`;
   const start = stage1Start(granuleLg2, inputBits);
-  const wide = granuleLg2 === 16 && unit.outputBits === 52;
   const updates = updatesOf(c.HA.get(words) === 1, c.HD.get(words) === 1);
   return {
     table: alignedDown(fields.table, inputBits - levelShift(granuleLg2, start) + 3),
@@ -230,7 +249,7 @@ const decodeRange = (
       granuleLg2: granuleLg2 as Granule,
       // The bits above the input size are looked at before: contexts that differ in them share a walker.
       inputBits: Math.min(levelShift(granuleLg2, start) + granuleLg2 - 3, limit),
-      outputBits: wide ? outputBits : Math.min(outputBits, 48),
+      outputBits,
       wide,
       ...updates,
       accessFlag: !c.AFFD.get(words),
@@ -240,10 +259,18 @@ const decodeRange = (
   };
 };
 
-const badContext = (words: Words, unit: Capabilities, stream: Stream): Illegal | undefined => {
+const badContext = (
+  words: Words,
+  unit: Capabilities,
+  stream: Stream,
+  twoRanges: boolean,
+): Illegal | undefined => {
   if (!c.V.get(words)) return "V = 0";
   if (!c.AA64.get(words)) return "AA64 = 0: AArch32 tables are not implemented";
-  if (c.ENDI.get(words)) return "ENDI = 1: big-endian tables are not implemented";
+  const walks = c.EPD0.get(words) === 0 || (twoRanges && c.EPD1.get(words) === 0);
+  if (walks && c.ENDI.get(words)) return "ENDI = 1: big-endian tables are not implemented";
+  if (twoRanges && c.ASID.get(words) > unit.asidMask)
+    return `ASID = ${c.ASID.get(words)} has more than 8 bits`;
   if (!canUpdate(unit, c.HA.get(words) === 1, c.HD.get(words) === 1))
     return "HA or HD = 1: the unit does not update tables so";
   const stalls = c.S.get(words) === 1;
@@ -261,9 +288,9 @@ export const decodeCd = (
   stream: Stream,
   e2h: boolean,
 ): Context | Illegal => {
-  const illegal = badContext(words, unit, stream);
-  if (illegal) return illegal;
   const twoRanges = stream.world === StreamWorld.el1 || e2h;
+  const illegal = badContext(words, unit, stream, twoRanges);
+  if (illegal) return illegal;
   const lower = decodeRange(
     {
       name: "TTB0",
@@ -297,7 +324,7 @@ export const decodeCd = (
   );
   if (typeof upper === "string") return upper;
   return {
-    asid: twoRanges ? c.ASID.get(words) & unit.asidMask : 0,
+    asid: twoRanges ? c.ASID.get(words) : 0,
     lower,
     upper,
     twoRanges,

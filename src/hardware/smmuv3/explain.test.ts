@@ -73,8 +73,8 @@ describe("an explained transaction", () => {
     );
     expect(reasonOf(rig, 0x6000)).toMatch(/^F_TRANSLATION \(§7\.3\.13\).*L3 descriptor.* not present/);
     expect(reasonOf(rig, 0x5000, Access.read, 4)).toMatch(/^C_BAD_SUBSTREAMID.*no substreams/);
-    rig.ste(RID, { CONFIG: Config.stage1, STRW: 2 });
-    expect(reasonOf(rig, 0x5000)).toMatch(/^C_BAD_STE.*STRW = 2 is not implemented/);
+    rig.ste(RID, { CONFIG: Config.stage1, S1CDMAX: 9 });
+    expect(reasonOf(rig, 0x5000)).toMatch(/^C_BAD_STE.*S1CDMax = 9 is more than the 8 bits/);
     rig.ste(RID, { CONFIG: Config.abort });
     expect(reasonOf(rig, 0x5000)).toMatch(/^abort \(§5\.2\).*STE\.Config aborts/);
   });

@@ -31,7 +31,7 @@ import { ABORTED, describeFault, walkFaultCode } from "./faults.ts";
 import { EventCode } from "./queue-spec.ts";
 import { needOf, rightsOf, wantOf } from "./rights.ts";
 import { Kind } from "./spaces.ts";
-import { Cd, Config, L1Cd, L1Std, S1Dss, Ste, StreamWorld } from "./spec.ts";
+import { Cd, Config, Eats, L1Cd, L1Std, S1Dss, Ste, StreamWorld } from "./spec.ts";
 import { contextAddress, contextSplit, type StreamTable, spanEntries, streamIndices } from "./tables.ts";
 import type { Tlb } from "./tlb.ts";
 import { canonicalHigh, indexedHigh, indexedLow, isInside, isUpper, PART_LG2, rangeOf } from "./translate.ts";
@@ -83,14 +83,10 @@ class Explainer {
 
   /** The way of the transaction; with `tables` as the unit goes it. */
   *way(tables: Ending | undefined): Steps<Ending> {
-    const { enabled, aborting, table } = this.#unit;
+    const { enabled, table, checksTranslated } = this.#unit;
     const { rid, translated: before } = this.#transaction;
-    if (!enabled) {
-      const why = aborting ? "CR0.SMMUEN = 0 and GBPA.ABORT = 1" : "CR0.SMMUEN = 0: nothing is translated";
-      return aborting || before || this.#beyond()
-        ? endOf(new Refusal(ABORTED, why))
-        : this.#pass("CR0.SMMUEN = 0: nothing is translated");
-    }
+    if (!enabled) return this.#disabled();
+    if (before && !checksTranslated) return this.#passTranslated("translated before; CR0.ATSCHK = 0");
     const read = yield* this.#readStream(table, rid);
     const slot = this.#unit.streams.slot(rid);
     const held = tables && slot?.held ? slot.stream : undefined;
@@ -98,6 +94,19 @@ class Explainer {
     return stream instanceof Refusal
       ? endOf(stream)
       : yield* this.#translate(stream, tables && { tables, slot });
+  }
+
+  #disabled(): Ending {
+    const { aborting } = this.#unit;
+    const note = "CR0.SMMUEN = 0: nothing is translated";
+    if (this.#transaction.translated) return endOf(new Refusal(EventCode.F_TRANSL_FORBIDDEN, note));
+    const why = aborting ? "CR0.SMMUEN = 0 and GBPA.ABORT = 1" : note;
+    return aborting || this.#beyond() ? endOf(new Refusal(ABORTED, why)) : this.#pass(note);
+  }
+
+  #passTranslated(note: string): Ending {
+    if (!this.#beyond()) return this.#pass(note);
+    return endOf(new Refusal(ABORTED, `more than ${this.#has.outputBits} bits; ${note}`));
   }
 
   #beyond(): boolean {
@@ -169,6 +178,8 @@ class Explainer {
       const note = valid ? `context descriptors at ${hex(next)}` : "V = 0";
       yield { what, address: where, value, fields: L1Cd.decode(value), note };
       if (!valid) return new Refusal(EventCode.C_BAD_SUBSTREAMID, `${what} at ${hex(where)}: V = 0`);
+      if (next >= 2 ** this.#has.outputBits)
+        return new Refusal(EventCode.C_BAD_SUBSTREAMID, `L2Ptr is beyond ${this.#has.outputBits} bits`);
       at = next + (ssid % 2 ** split) * 64;
     }
     const where = yield* this.#throughStage2(stream, at);
@@ -198,12 +209,11 @@ class Explainer {
     const { translated: before, access, pasid } = this.#transaction;
     const want = wantOf(access, stream, stream.world === StreamWorld.el1 || this.#unit.e2h);
     if (before) {
-      const { checksTranslated } = this.#unit;
-      if (checksTranslated && stream.ats === 0)
-        return endOf(new Refusal(EventCode.F_TRANSL_FORBIDDEN, "STE.EATS = 0"));
-      return checksTranslated && stream.ats === 2
+      if (stream.ats === Eats.none)
+        return endOf(new Refusal(EventCode.F_TRANSL_FORBIDDEN, "the stream has no ATS (STE.EATS, Config)"));
+      return stream.ats === Eats.split
         ? yield* this.#stage2(stream, known, want)
-        : this.#bypass("translated before");
+        : this.#passTranslated("translated before");
     }
     const substream = substreamOf(stream, pasid);
     if (substream instanceof Refusal) return endOf(substream);
@@ -346,7 +356,7 @@ const substreamOf = (stream: Stream, pasid: number): number | Refusal => {
   if (!stage1 || contextLg2 === 0) return refuse("the stream has no substreams");
   if (pasid >= 2 ** contextLg2) return refuse(`SubstreamID ${pasid} has more than ${contextLg2} bits`);
   if (pasid === 0 && withoutSubstream === S1Dss.substream0)
-    return refuse("substream 0 is for transactions without SubstreamID");
+    return new Refusal(EventCode.F_STREAM_DISABLED, "substream 0 is for transactions without SubstreamID");
   return pasid;
 };
 

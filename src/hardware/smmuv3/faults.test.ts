@@ -45,7 +45,7 @@ describe("§7.3 event records", () => {
       TYPE: 0x10n,
       ADDRESS: 0xff00_0000_0000_1234n,
     });
-    expect(told(rig, 0x5010, read, 3)).toEqual({ TYPE: 8n, SID: BigInt(RID), SSV: 1n, SSID: 3n });
+    expect(told(rig, 0x5010, read, 3)).toEqual({ TYPE: 8n, SID: BigInt(RID), SSID: 3n });
   });
 
   it("STE.PRIVCFG and INSTCFG override what comes in", () => {
@@ -264,6 +264,20 @@ describe("§3.12.2 stalls", () => {
     expect(resumed.map(([, ok]) => ok)).toEqual([false, true, false, true]);
     rig.unit.reset();
     expect(resumed).toHaveLength(20);
+  });
+
+  it("whose record found no memory is recorded when that is acknowledged", () => {
+    const { rig } = stalling();
+    rig.memory.poison(rig.eventQueue, 1);
+    expect(rig.unit.translate(requestOf(RID, 0x5000, write))).toBe(TranslateStatus.stalled);
+    expect(rig.read(Register.EVENTQ_PROD)).toBe(0n);
+    // Another place for the queue, and then the error is seen to.
+    rig.write(Register.CR0, Cr0.SMMUEN | Cr0.CMDQEN);
+    rig.write(Register.EVENTQ_BASE, rig.memory.allocate(1) + 4, 8);
+    rig.write(Register.CR0, Cr0.SMMUEN | Cr0.CMDQEN | Cr0.EVENTQEN);
+    expect(rig.read(Register.EVENTQ_PROD)).toBe(0n);
+    rig.write(Register.GERRORN, Gerror.EVENTQ_ABT_ERR);
+    expect(rig.read(Register.EVENTQ_PROD)).toBe(1n);
   });
 
   it("with S1STALLD or on a unit that cannot, S is illegal; on one that always does, its absence", () => {

@@ -68,7 +68,7 @@ export const PriCommand = layout("PRI_RESP", 16, {
   SSID: bits(12, 31, "SubstreamID"),
   SID: bits(32, 63, "StreamID"),
   PRGINDEX: bits(64, 72, "page request group"),
-  RESP: bits(76, 77, "response", { 0: "denied", 1: "failure", 2: "success" }),
+  RESP: bits(76, 77, "response", { 0: "failure", 1: "invalid", 2: "success" }),
 });
 export const ResumeCommand = layout("RESUME", 16, {
   ...command,

@@ -67,10 +67,15 @@ export class RecordQueue {
     return "written";
   }
 
+  /** Records were lost, and software has not acknowledged it. */
+  get overflowing(): boolean {
+    const { prod, cons } = this.#place;
+    return ((this.#registers.get(prod) ^ this.#registers.get(cons)) & OVERFLOW) !== 0;
+  }
+
   /** §7.4 Records were lost: the flag differs from the consumer's until it has seen it. */
   overflow(): void {
-    const { prod, cons } = this.#place;
-    const flags = this.#registers.get(prod) ^ this.#registers.get(cons);
-    if ((flags & OVERFLOW) === 0) this.#registers.set(prod, this.#registers.get(prod) ^ OVERFLOW);
+    const { prod } = this.#place;
+    if (!this.overflowing) this.#registers.set(prod, this.#registers.get(prod) ^ OVERFLOW);
   }
 }

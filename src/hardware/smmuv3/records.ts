@@ -14,6 +14,12 @@ const FETCH = EventRecord.fields.FETCH.word;
 const e = EventRecord.fields;
 const p = PageRequestRecord.fields;
 
+/** §7.3.7, §7.3.8 Events that say nothing of the SubstreamID. */
+const WITHOUT_SUBSTREAM: ReadonlySet<number> = new Set([
+  EventCode.F_STREAM_DISABLED,
+  EventCode.F_TRANSL_FORBIDDEN,
+]);
+
 /** The record of a fault. `tag`: of the stall, or -1. */
 export const buildEvent = (
   transaction: Transaction,
@@ -26,8 +32,8 @@ export const buildEvent = (
   const { code } = fault;
   e.TYPE.set(words, code);
   e.SID.set(words, rid >>> 0);
-  if (pasid !== NO_PASID) {
-    e.SSV.set(words, 1);
+  if (pasid !== NO_PASID && !WITHOUT_SUBSTREAM.has(code)) {
+    e.SSV.set(words, code === EventCode.C_BAD_SUBSTREAMID ? 0 : 1);
     e.SSID.set(words, pasid & 0xf_ffff);
   }
   const translation = isTranslationFault(code);

@@ -252,6 +252,7 @@ export const Ste = layout("stream table entry", 64, {
 });
 export const Config = { abort: 0, bypass: 4, stage1: 5, stage2: 6, nested: 7 } as const;
 export const S1Dss = { terminate: 0, bypass: 1, substream0: 2 } as const;
+export const Eats = { none: 0, full: 1, split: 2 } as const;
 export const StreamWorld = { el1: 0, el3: 1, el2: 2 } as const;
 
 /** §5.3 Level 1 context descriptor. */

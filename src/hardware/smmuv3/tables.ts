@@ -132,6 +132,7 @@ const throughStage2 = (
 /** Fetches the context descriptor of a stream and SubstreamID; false: the fault says why there is none, or not readable. */
 export const fetchCd = (
   memory: HostMemory,
+  unit: Capabilities,
   stream: Stream,
   ssid: number,
   into: Uint32Array,
@@ -144,7 +145,9 @@ export const fetchCd = (
     if (pa < 0) return false;
     if (!fetchWords(memory, pa, 1, into)) return fault.set(EventCode.F_CD_FETCH, pa) < 0;
     if (!L1Cd.fields.V.get(into)) return fault.set(EventCode.C_BAD_SUBSTREAMID) < 0;
-    at = L1Cd.fields.L2PTR.get(into) + (ssid % 2 ** split) * 64;
+    const table = L1Cd.fields.L2PTR.get(into);
+    if (table >= 2 ** unit.outputBits) return fault.set(EventCode.C_BAD_SUBSTREAMID) < 0;
+    at = table + (ssid % 2 ** split) * 64;
   }
   const pa = throughStage2(memory, stream.stage2, at, fault);
   if (pa < 0) return false;
@@ -160,7 +163,7 @@ export const readContext = (
   e2h: boolean,
   fault: Fault,
 ): Context | undefined => {
-  if (!fetchCd(memory, stream, ssid, words, fault)) return undefined;
+  if (!fetchCd(memory, unit, stream, ssid, words, fault)) return undefined;
   const context = decodeCd(words, unit, stream, e2h);
   if (typeof context !== "string") return context;
   return void fault.set(EventCode.C_BAD_CD);

@@ -12,10 +12,10 @@ import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts"
 import { type ContextSlot, StreamCache, type StreamSlot } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { type Context, intermediateBits, type Stream } from "./config.ts";
-import { ABORTED, Fault } from "./faults.ts";
+import { ABORTED, Fault, isTranslationFault } from "./faults.ts";
 import { EventCode } from "./queue-spec.ts";
 import { EVERY_RIGHT, Right, wantOf } from "./rights.ts";
-import { Config, S1Dss, StreamWorld } from "./spec.ts";
+import { Config, Eats, S1Dss, StreamWorld } from "./spec.ts";
 import { readContext, readStream, type StreamTable } from "./tables.ts";
 import { Tlb, TlbSpace } from "./tlb.ts";
 import {
@@ -106,16 +106,19 @@ export class Transactions {
 
   /** §6.3.14 SMMUEN = 0: everything passes, or everything aborts. Without an event. */
   #disabled(transaction: Transaction): TranslateStatus {
-    const beyond = transaction.hi >>> (this.#unit.outputBits - 32) !== 0;
-    if (this.aborting || beyond || transaction.translated) {
-      this.#fault.set(ABORTED);
-      return this.#refuse(transaction, undefined, undefined);
-    }
-    return pass(transaction);
+    if (transaction.translated) this.#fault.set(EventCode.F_TRANSL_FORBIDDEN);
+    else if (this.aborting || this.#beyond(transaction)) this.#fault.set(ABORTED);
+    else return pass(transaction);
+    return this.#refuse(transaction, undefined, undefined);
+  }
+
+  #beyond({ hi }: Transaction): boolean {
+    return hi >>> (this.#unit.outputBits - 32) !== 0;
   }
 
   #translate(transaction: Transaction): TranslateStatus {
     if (this.#options.policy === "paranoid") this.#forgetAtRandom();
+    if (transaction.translated && !this.checksTranslated) return this.#passTranslated(transaction, undefined);
     const slot = this.#streamOf(transaction.rid);
     const { stream } = slot;
     if (!stream) return this.#refuse(transaction, undefined, undefined);
@@ -141,14 +144,15 @@ export class Transactions {
       fault.set(EventCode.F_STREAM_DISABLED);
       return REFUSED;
     }
+    const known = stream.stage1 && stream.contextLg2 > 0 && pasid < 2 ** stream.contextLg2;
     const taken = pasid === 0 && stream.withoutSubstream === S1Dss.substream0;
-    if (stream.stage1 && stream.contextLg2 > 0 && pasid < 2 ** stream.contextLg2 && !taken) return pasid;
-    fault.set(EventCode.C_BAD_SUBSTREAMID);
+    if (known && !taken) return pasid;
+    fault.set(known ? EventCode.F_STREAM_DISABLED : EventCode.C_BAD_SUBSTREAMID);
     return REFUSED;
   }
 
   #bypass(transaction: Transaction, stream: Stream): TranslateStatus {
-    if (transaction.hi >>> (this.#unit.outputBits - 32) === 0) return pass(transaction);
+    if (!this.#beyond(transaction)) return pass(transaction);
     this.#fault.set(EventCode.F_ADDR_SIZE);
     return this.#refuse(transaction, stream, undefined);
   }
@@ -236,30 +240,36 @@ export class Transactions {
 
   // ATS
 
-  /** §3.9.1 A translated transaction passes; where stages are split, stage 2 is still to come. */
+  /** §3.9.1.3 A translated transaction that is checked: it passes, or where stages are split takes stage 2. */
   #translated(transaction: Transaction, slot: StreamSlot, stream: Stream): TranslateStatus {
-    if (this.checksTranslated && stream.ats === 0) {
+    if (stream.ats === Eats.none) {
       this.#fault.set(EventCode.F_TRANSL_FORBIDDEN);
       return this.#refuse(transaction, stream, undefined);
     }
-    if (this.checksTranslated && stream.ats === SPLIT)
+    if (stream.ats === Eats.split)
       return this.#stage2(transaction, slot, stream, slot.wants[transaction.access & 31]!);
-    return this.#bypass(transaction, stream);
+    return this.#passTranslated(transaction, stream);
+  }
+
+  /** §3.9.1.1 An address that the unit cannot put out is aborted, without an event. */
+  #passTranslated(transaction: Transaction, stream: Stream | undefined): TranslateStatus {
+    if (!this.#beyond(transaction)) return pass(transaction);
+    this.#fault.set(ABORTED);
+    return this.#refuse(transaction, stream, undefined);
   }
 
   /**
-   * §3.9.1.1 A translation request: the page with what it grants, or nothing granted when the walk faults as software may
+   * §3.9.1.2 A translation request: the page with what it grants, or nothing granted when the walk faults as software may
    * mend. Nothing is remembered but by the device. Refused requests leave their code in `transaction.fault`.
    */
   request(transaction: Transaction): TranslateStatus {
-    if (!this.enabled) return refused(transaction, ABORTED);
+    if (!this.enabled) return this.#refuseRequest(transaction, undefined);
     const slot = this.#streamOf(transaction.rid);
     const { stream } = slot;
     if (!stream) return refused(transaction, this.#fault.code);
-    if (stream.config === Config.abort || stream.ats === 0) {
-      this.#fault.set(EventCode.F_BAD_ATS_TREQ);
-      return this.#refuse(transaction, stream, undefined);
-    }
+    if (stream.config === Config.abort) return refused(transaction, ABORTED);
+    const usable = stream.ats === Eats.full || (stream.ats === Eats.split && this.checksTranslated);
+    if (!usable) return this.#refuseRequest(transaction, stream);
     const substream = this.#substreamOf(stream, transaction.pasid);
     if (substream === REFUSED) return refused(transaction, this.#fault.code);
     if (substream === BYPASS && !stream.stage2) {
@@ -269,9 +279,17 @@ export class Transactions {
     let context: Context | undefined;
     if (substream !== BYPASS) {
       context = this.#contextOf(slot, stream, substream)?.context;
-      if (!context) return refused(transaction, this.#fault.code);
+      if (!context) {
+        const { code } = this.#fault;
+        return isTranslationFault(code) ? grantNothing(transaction) : refused(transaction, code);
+      }
     }
     return this.#grant(transaction, slot, stream, context);
+  }
+
+  #refuseRequest(transaction: Transaction, stream: Stream | undefined): TranslateStatus {
+    this.#fault.set(EventCode.F_BAD_ATS_TREQ);
+    return this.#refuse(transaction, stream, undefined);
   }
 
   #grant(
@@ -282,7 +300,7 @@ export class Transactions {
   ): TranslateStatus {
     const { lo, hi, access } = transaction;
     const page = this.#page;
-    const split = stream.ats === SPLIT;
+    const split = stream.ats === Eats.split;
     const walk = (want: number) =>
       context
         ? walkStage1(this.#memory, stream, context, lo, hi, want, this.tlb.guests, page, this.#fault)
@@ -291,10 +309,7 @@ export class Transactions {
     let code = walk(slot.wants[access & 31]!);
     if (code === EventCode.F_PERMISSION) code = walk(0);
     if (code === EventCode.F_WALK_EABT) return refused(transaction, code);
-    transaction.granted = 0;
-    transaction.pa = 0;
-    transaction.span = 4096 - (lo & 0xfff);
-    if (code !== 0) return TranslateStatus.ok;
+    if (code !== 0) return grantNothing(transaction);
     const privileged = slot.wants[access & 31]! > (Right.read | Right.write | Right.execute);
     transaction.granted = (privileged ? page.rights >> 3 : page.rights) & 7;
     transaction.pa = split && context ? page.guestAddress : page.pa;
@@ -349,14 +364,19 @@ export class Transactions {
   }
 }
 
-/** STE.EATS of split stages. */
-const SPLIT = 2;
-
 const refused = (transaction: Transaction, code: number): TranslateStatus => {
   transaction.fault = code;
   transaction.pa = 0;
   transaction.span = 0;
   return TranslateStatus.fault;
+};
+
+/** The answer to a request for a page that is not there. */
+const grantNothing = (transaction: Transaction): TranslateStatus => {
+  transaction.granted = 0;
+  transaction.pa = 0;
+  transaction.span = 4096 - (transaction.lo & 0xfff);
+  return TranslateStatus.ok;
 };
 
 const pass = (transaction: Transaction): TranslateStatus => {

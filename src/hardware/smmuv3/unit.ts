@@ -21,6 +21,7 @@ import {
 import type { Downstream } from "../downstream.ts";
 import {
   type IommuUnit,
+  NO_PASID,
   type SendMessage,
   type Transaction,
   TranslateStatus,
@@ -69,6 +70,19 @@ export interface SmmuOptions extends UnitContext {
   /** For a unit that is not silicon: who makes its commands true. */
   readonly downstream?: Downstream;
 }
+
+/** Faults of the way to a stream's entry. */
+const STREAM_FAULTS: ReadonlySet<number> = new Set([
+  EventCode.C_BAD_STREAMID,
+  EventCode.F_STE_FETCH,
+  EventCode.C_BAD_STE,
+]);
+
+/** §6.3.9 CR0.VMW: VMID bits that do not count; values that are reserved are as 0. */
+const wildcardBits = (cr0: number): number => {
+  const bits = (cr0 & Cr0.VMW) >> CR0_VMW_SHIFT;
+  return bits <= 4 ? bits : 0;
+};
 
 export class SmmuV3Unit implements IommuUnit, AtsUnit {
   readonly name: string;
@@ -203,6 +217,9 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
         registers.set(Register.IRQ_CTRLACK, registers.get(Register.IRQ_CTRL));
         return;
       case Register.GERRORN:
+        this.#commandQueue.run();
+        this.#writePending();
+        return;
       case Register.CMDQ_PROD:
         this.#commandQueue.run();
         return;
@@ -244,7 +261,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     transactions.checksTranslated = (cr0 & Cr0.ATSCHK) !== 0;
     transactions.aborting = (registers.get(Register.GBPA) & Gbpa.ABORT) !== 0;
     transactions.e2h = (registers.get(Register.CR2) & Cr2.E2H) !== 0;
-    transactions.tlb.spaces.vmidMask = 0xffff & (-1 << ((cr0 & Cr0.VMW) >> CR0_VMW_SHIFT));
+    transactions.tlb.spaces.vmidMask = 0xffff & (-1 << wildcardBits(cr0));
     transactions.table = streamTableOf(
       registers.address(Register.STRTAB_BASE, STRTAB_ADDRESS_LO),
       registers.get(Register.STRTAB_BASE_CFG),
@@ -266,7 +283,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     const governed = isTranslationFault(code) && policy !== undefined;
     const stalls = governed && policy.stalls && this.capabilities.stallMax > 0;
     const record = stalls ? this.#stall(transaction) : !governed || policy.recorded;
-    const told = record !== false && code !== ABORTED && !this.#unrecorded(code);
+    const told = record !== false && code !== ABORTED && !this.#unrecorded(code, transaction);
     if (told) {
       const tag = typeof record === "number" ? record : -1;
       const event = buildEvent(transaction, fault, stream, tag);
@@ -276,8 +293,9 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     return stalls ? TranslateStatus.stalled : TranslateStatus.fault;
   }
 
-  /** §6.3.12 Streams without an entry are recorded when CR2 says so. */
-  #unrecorded(code: number): boolean {
+  /** §6.3.12 Streams without an entry are recorded when CR2 says so; §3.9.1.3 those of translated accesses never are. */
+  #unrecorded(code: number, { translated }: Transaction): boolean {
+    if (translated && STREAM_FAULTS.has(code)) return true;
     return code === EventCode.C_BAD_STREAMID && (this.#registers.get(Register.CR2) & Cr2.RECINVSID) === 0;
   }
 
@@ -385,13 +403,17 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     return this.#transactions.request(transaction);
   }
 
-  /** §8.1 A request goes into the queue; one that cannot is answered by the unit when it is the last of its group. */
+  /**
+   * §8.1 A request goes into the queue; one that cannot is answered by the unit when it is the last of its group. While an
+   * overflow is not acknowledged, nothing is written.
+   */
   requestPage(request: PageRequest): void {
     const enables = Cr0.SMMUEN | Cr0.PRIQEN;
     const enabled = (this.#registers.get(Register.CR0) & enables) === enables;
     const broken = !enabled || this.#errors.active(Gerror.PRIQ_ABT_ERR);
     const wasEmpty = this.#pageRequests.empty;
-    const written = broken ? "abort" : this.#pageRequests.write(buildPageRequest(request));
+    const lost = this.#pageRequests.overflowing;
+    const written = broken ? "abort" : lost ? "full" : this.#pageRequests.write(buildPageRequest(request));
     if (written === "written") {
       if (wasEmpty) this.#errors.interrupt("priq");
       return;
@@ -400,12 +422,8 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     else if (!broken) this.#errors.raise(Gerror.PRIQ_ABT_ERR);
     // §8.2 What does not fit the device may ask for again.
     const { rid, pasid, group, last } = request;
-    if (last)
-      this.onPageResponse(
-        rid,
-        pasid,
-        group,
-        written === "full" ? PageResponse.success : PageResponse.failure,
-      );
+    if (!last) return;
+    if (written === "full") this.onPageResponse(rid, pasid, group, PageResponse.success);
+    else this.onPageResponse(rid, NO_PASID, group, PageResponse.failure);
   }
 }

@@ -137,10 +137,9 @@ describe("a guest's SMMUv3 over a host that nests, without a driver", () => {
   it.each([
     ["that is not valid", {}],
     ["with more context descriptors than there are", { V: true, CONFIG: Config.stage1, S1CDMAX: 31 }],
-    ["of a reserved form", { V: true, CONFIG: Config.stage1, S1CDMAX: 1, S1FMT: 3 }],
+    ["with contexts out of reach", { V: true, CONFIG: Config.stage1, S1CONTEXTPTR: 2n ** 51n }],
     ["of stage 2, which the guest's unit has not", { V: true, CONFIG: Config.stage2 }],
     ["of both stages", { V: true, CONFIG: Config.nested }],
-    ["of a world that it has not", { V: true, CONFIG: Config.stage1, STRW: 2 }],
     ["with ATS of split stages", { V: true, CONFIG: Config.stage1, EATS: 2 }],
   ])("§7.3.5 under an entry %s each access is an event of the guest", (_, fields) => {
     switchOn();

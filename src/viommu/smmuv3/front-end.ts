@@ -125,8 +125,11 @@ export class SmmuFrontEnd implements Downstream {
     if (typeof stream === "string") return NO_ENTRY;
     if (stream.config === Config.abort) return ABORT;
     if (stream.config === Config.bypass) return BYPASS;
-    const { EATS } = Ste.fields;
-    if (!capabilities.ats) EATS.set(this.#words, 0);
+    // What the guest's unit ignores is not the host's to look at.
+    const { EATS, S1FMT, S1CDMAX } = Ste.fields;
+    EATS.set(this.#words, stream.ats);
+    S1FMT.set(this.#words, stream.contextFormat);
+    S1CDMAX.set(this.#words, stream.contextLg2);
     return Ste.fromWords(this.#words) & GUEST_STE_BITS;
   }
 

@@ -65,7 +65,7 @@ export class GuestContexts {
     const found: number[] = [];
     const part = 2 ** contextSplit(stream);
     for (let ssid = 0; ssid < 2 ** stream.contextLg2; ) {
-      const there = fetchCd(this.#memory, stream, ssid, this.#words, this.#fault);
+      const there = fetchCd(this.#memory, this.#unit, stream, ssid, this.#words, this.#fault);
       if (there && Cd.fields.V.get(this.#words)) found.push(ssid);
       if (found.length > MOST_SUBSTREAMS)
         throw new LinuxError(
@@ -85,7 +85,7 @@ export class GuestContexts {
   }
 
   #context(stream: Stream, ssid: number): Translation {
-    if (!fetchCd(this.#memory, stream, ssid, this.#words, this.#fault)) return BLOCKED;
+    if (!fetchCd(this.#memory, this.#unit, stream, ssid, this.#words, this.#fault)) return BLOCKED;
     const context = decodeCd(this.#words, this.#unit, stream, false);
     if (typeof context === "string") return BLOCKED;
     const key = Array.from(this.#words, (word) => word.toString(16)).join(" ");
