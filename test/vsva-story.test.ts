@@ -81,7 +81,7 @@ describe("virtual SVA on the machine vtd-vsva", () => {
     const made = await run();
     const told = tell();
     expect(made.transfers).toEqual(told.transfers);
-    expect(made.transfers).toHaveLength(14);
+    expect(made.transfers).toHaveLength(15);
     // The demo's third process has a work queue as well. The C program's trace has the other program's PASID too.
     expect(told.requests.filter((request) => request === "BIND_PGTBL 0x5")).toHaveLength(2);
     const expected = [...told.requests];

@@ -2,6 +2,7 @@
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { Host } from "../src/attach/host.ts";
 import { PRESETS } from "../src/machine/presets.ts";
 import { hostOf, leftOver, runOn as runOnHost, start } from "./support/host.ts";
 import { client, scratch, softiommu } from "./support/run.ts";
@@ -110,6 +111,24 @@ describe("a nesting container", () => {
       /VFIO_GROUP_SET_CONTAINER .*EINVAL.*one group/,
     ])
       expect(stderr.replaceAll(/\n\s+/g, " ")).toMatch(line);
+  });
+});
+
+describe("by iommufd, where PASIDs are of files", () => {
+  let host: Host;
+  beforeAll(() => {
+    host = hostOf("vtd-vsva");
+  });
+  afterAll(() => host.stop());
+
+  it.each([
+    ["one table for a PASID of two functions, their files closed in every order", "orders"],
+    ["a file that is passed carries its PASIDs to who gets it, and nothing else does", "passed"],
+    ["a container that is passed carries none: there they are the process's", "containers"],
+  ])("%s", async (_, what) => {
+    const { status, stdout, stderr } = await runOnHost(host, client("vsva-files"), what);
+    expect({ status, stdout, stderr }).toEqual({ status: 0, stdout: "vsva-files\n", stderr: "" });
+    expect(await leftOver(host)).toEqual({});
   });
 });
 
