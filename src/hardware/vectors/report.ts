@@ -2,12 +2,17 @@
  * Runs whole files of vectors and counts: as recorded, known deviations of the recording, failed. The command around it is
  * `npm run vectors`.
  */
+import { amdviSubject } from "./amdvi.ts";
 import { runVector, type SubjectFactory } from "./run.ts";
 import { smmuv3Subject } from "./smmuv3.ts";
 import { parseVectors, type Vector } from "./vector.ts";
 import { vtdSubject } from "./vtd.ts";
 
-const subjects: { readonly [unit: string]: SubjectFactory } = { vtd: vtdSubject, smmuv3: smmuv3Subject };
+const subjects: { readonly [unit: string]: SubjectFactory } = {
+  vtd: vtdSubject,
+  smmuv3: smmuv3Subject,
+  amdvi: amdviSubject,
+};
 
 /** What became of one vector. */
 export interface Verdict {

@@ -11,6 +11,7 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import { WalkFault } from "../../pagetable/format.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import { WalkResult } from "../../pagetable/walker.ts";
+import { FIRST_STAGE_SPACES } from "../first-stage-spaces.ts";
 import { type Iotlb, unitIotlb } from "../iotlb.ts";
 import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
 import { CACHED_FAULT_SHIFT, ContextCache, type ContextSlot, cachedFault } from "./caches.ts";
@@ -19,7 +20,6 @@ import { explainTranslation } from "./explain.ts";
 import { explainScalable } from "./explain-scalable.ts";
 import type { FaultLog } from "./fault-log.ts";
 import { describeFault, FaultCode, faultReasons, modeFault } from "./faults.ts";
-import { FIRST_STAGE_SPACES } from "./pasid-cache.ts";
 import { ScalableRemapping } from "./scalable.ts";
 import { Granularity, TranslationType, Ttm } from "./spec.ts";
 import {

@@ -9,11 +9,12 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import { Permission } from "../../pagetable/format.ts";
 import { GuestCache, type GuestTranslation } from "../../pagetable/guest-cache.ts";
 import { Fetch, NestedResult } from "../../pagetable/nested.ts";
+import { FirstStageSpaces } from "../first-stage-spaces.ts";
 import type { Iotlb } from "../iotlb.ts";
 import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { FaultCode, scalableFault } from "./faults.ts";
-import { FirstStageSpaces, PasidCache, type PasidSlot } from "./pasid-cache.ts";
+import { PasidCache, type PasidSlot } from "./pasid-cache.ts";
 import { PasidCacheGranularity, PasidIotlbGranularity, Pgtt } from "./scalable-spec.ts";
 import {
   admit,
