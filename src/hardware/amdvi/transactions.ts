@@ -340,7 +340,9 @@ export class Transactions {
       this.#fault.invalid(InvalidRequest.translationRequest, guest);
       return this.#refuse(transaction, slot, device.domain);
     }
-    const passage = isInterrupt(transaction) ? REFUSED : passageOf(device, this.exclusion, transaction);
+    const passage = isInterrupt(transaction)
+      ? InvalidRequest.interruptRead
+      : passageOf(device, this.exclusion, transaction);
     if (passage !== TRANSLATED && passage !== PASSES) {
       this.#fault.invalid(InvalidRequest.translationRange, guest);
       return this.#refuse(transaction, slot, device.domain);
