@@ -43,6 +43,15 @@ describe("a range", () => {
     expect(reasonOf(() => set.allocate(256, 2 ** 31 - 1))).toContain("8 bits");
   });
 
+  it("of one number that is taken is refused with who has it", () => {
+    const [mine, other] = [pasids.join(newTask(), {}), pasids.join(newTask(), {})];
+    const ofHost = pasids.takeForHost();
+    other.allocate(9, 9);
+    expect(reasonOf(() => mine.allocate(ofHost, ofHost))).toContain("the host has it");
+    expect(reasonOf(() => mine.allocate(9, 9))).toContain(`${other.name} has it`);
+    expect(reasonOf(() => mine.allocate(0, 0))).not.toContain("has it");
+  });
+
   it("free takes those of the set that are in it, and leaves everybody else's", () => {
     const [mine, other] = [pasids.join(newTask(), {}), pasids.join(newTask(), {})];
     for (let i = 0; i < 4; i++) {

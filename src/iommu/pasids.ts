@@ -173,11 +173,17 @@ export class Pasids {
         "ENOSPC",
         min >= 2 ** this.bits
           ? `PASIDs from ${min} on: the machine's have ${this.bits} bits`
-          : `no PASID in [${min}, ${max}] is free; the machine's are ${FIRST} to ${2 ** this.bits - 1}`,
+          : `no PASID in [${min}, ${max}] is free${this.#holderOf(min, max)}; the machine's are ${FIRST} to ${2 ** this.bits - 1}`,
         set.name,
       );
     this.#take(pasid, set);
     return pasid;
+  }
+
+  /** Who has the one PASID that was asked for, as the end of a clause. */
+  #holderOf(min: number, max: number): string {
+    const owner = min === max ? this.ownerOf(min) : undefined;
+    return owner ? ` (${owner === "host" ? "the host" : owner.name} has it)` : "";
   }
 
   /** Used by sets: takes it from every function, then makes it free. Throws what the units answer. */
