@@ -47,6 +47,8 @@ describe("a range", () => {
     const [mine, other] = [pasids.join(newTask(), {}), pasids.join(newTask(), {})];
     const ofHost = pasids.takeForHost();
     other.allocate(9, 9);
+    pasids.claim(newTask(), 10, {});
+    expect(reasonOf(() => mine.allocate(10, 10))).toContain("through iommufd");
     expect(reasonOf(() => mine.allocate(ofHost, ofHost))).toContain("the host has it");
     expect(reasonOf(() => mine.allocate(9, 9))).toContain(`${other.name} has it`);
     expect(reasonOf(() => mine.allocate(0, 0))).not.toContain("has it");

@@ -183,7 +183,9 @@ export class Pasids {
   /** Who has the one PASID that was asked for, as the end of a clause. */
   #holderOf(min: number, max: number): string {
     const owner = min === max ? this.ownerOf(min) : undefined;
-    return owner ? ` (${owner === "host" ? "the host" : owner.name} has it)` : "";
+    if (!owner) return "";
+    if (isClaim(owner)) return " (a device has it through iommufd)";
+    return ` (${owner === "host" ? "the host" : owner.name} has it)`;
   }
 
   /** Used by sets: takes it from every function, then makes it free. Throws what the units answer. */

@@ -180,7 +180,7 @@ export class CdevFile implements KernelFile {
     if (pasids.has(pasid)) return object.replace(ptId, whole(pasid));
     if (pasid >= MOST_PASID)
       throw new LinuxError("ENOSPC", `PASID ${pasid} is beyond any that can be attached`, this.name);
-    if (this.#sharesPasids) this.#context.pasids.claim(call.task, pasid, object.context);
+    if (this.#mustClaim(pasid)) this.#context.pasids.claim(call.task, pasid, object.context);
     try {
       const id = object.attach(ptId, whole(pasid));
       pasids.add(pasid);
@@ -191,13 +191,13 @@ export class CdevFile implements KernelFile {
     }
   }
 
-  /** Devices of others are behind the same table of PASIDs. */
-  get #sharesPasids(): boolean {
-    return this.#device.device.driver.sharesPasids ?? false;
+  /** Devices of others are behind the same table of PASIDs, and it is one: PASID 0 is the device as a whole. */
+  #mustClaim(pasid: number): boolean {
+    return pasid !== NO_PASID && (this.#device.device.driver.sharesPasids ?? false);
   }
 
   #unclaim({ context }: DeviceObject, pasid: number): void {
-    if (this.#sharesPasids) this.#context.pasids.unclaim(pasid, context);
+    if (this.#mustClaim(pasid)) this.#context.pasids.unclaim(pasid, context);
   }
 
   /** Nothing happens when it is not attached. */

@@ -544,6 +544,19 @@ describe("mediated devices of a function", () => {
     expect(other.allocate(container, 60, 60)).toBe(60);
   });
 
+  it("of two programs may both be attached by PASID 0, which is the device as a whole", () => {
+    const programs = [ONE, TWO].map((uuid) => {
+      const client = new CdevClient(new ModelTask(rig.machine.memory), rig.machine);
+      const fd = client.iommu();
+      const device = client.open(rig.machine.vfio.deviceNodes.get(uuid)!.path);
+      const id = client.bind(device, fd);
+      const table = client.hwpt(fd, id, client.ioas(fd), IOMMU_HWPT_ALLOC_PASID);
+      expect(client.attachTo(device, table, 0)).toBe(table);
+      return client.task;
+    });
+    for (const program of programs) program.exit();
+  });
+
   it("have default PASIDs that no part of the function has", () => {
     const { pasids, core } = rig.machine;
     const next = pasids.takeForHost();
