@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { requests } from "../src/uapi/requests.ts";
 import { ROOT, softiommu } from "./support/run.ts";
 
 const read = (path: string): string => readFileSync(join(ROOT, path), "utf8");
@@ -35,6 +36,24 @@ describe("docs/commands.md", () => {
   it("has every exit code of ours", () => {
     for (const [, code] of read("src/cli/exit.ts").matchAll(/^ {2}\w+: (\d+),$/gm))
       expect(manual, code).toMatch(new RegExp(`^\\| ${code} \\|`, "m"));
+  });
+});
+
+describe("docs/vsva.md", () => {
+  const manual = read("docs/vsva.md");
+
+  it("shows pieces of programs that are run", () => {
+    const pieces = [...manual.matchAll(/<!-- (examples\/\S+) -->\n```c\n(.*?)\n```/gs)];
+    expect(pieces.length).toBeGreaterThan(8);
+    expect(manual.match(/```c/g)).toHaveLength(pieces.length);
+    for (const [, path, piece] of pieces) expect(read(path!), path).toContain(`${piece}\n`);
+  });
+
+  it("names requests as the code has them", () => {
+    const known = Object.values(requests).flatMap((kind) => [...kind.values()].map(({ name }) => name));
+    const named = [...manual.matchAll(/`((?:VFIO|IOMMU)_[A-Z_]+)`/g)].map(([, name]) => name!);
+    expect(named.length).toBeGreaterThan(10);
+    for (const name of named) expect(known).toContain(name);
   });
 });
 
