@@ -16,7 +16,8 @@ import type { BackEnd } from "../viommu/vtd/back-end.ts";
 
 /** By name: what the VMM does wrong. */
 export const VMM_BREAKS = {
-  "stale-iotlb": "the VMM tells the guest that its IOTLB invalidations are done, and does not tell the host",
+  "stale-iotlb":
+    "the VMM tells the guest that its invalidations, or its requests to unmap, are done, and does not tell the host",
   "wrong-page": "the VMM maps the page after the guest's own",
   "wrong-pasid": "the VMM takes a PASID for the one after it when it tells the host about the guest's tables",
   "lost-response": "the VMM loses the guest's answers to page requests",
@@ -25,7 +26,7 @@ export type VmmBreak = keyof typeof VMM_BREAKS;
 
 export const isVmmBreak = (name: string): name is VmmBreak => Object.hasOwn(VMM_BREAKS, name);
 
-/** Calls of a VMM that is wrong about pages, PASIDs or answers. */
+/** Calls of a VMM that is wrong about pages, PASIDs or answers, or forgets to unmap. */
 export class MistakenCalls extends HostCalls {
   readonly mistakes: ReadonlySet<VmmBreak>;
 
@@ -38,6 +39,10 @@ export class MistakenCalls extends HostCalls {
     const off = this.mistakes.has("wrong-page") ? FRAME_BYTES : 0;
     const length = Math.max(FRAME_BYTES, mapping.length - off);
     super.map(ioas, { ...mapping, va: mapping.va + off, length });
+  }
+
+  override unmap(ioas: number, iova: number, length: number): void {
+    if (!this.mistakes.has("stale-iotlb")) super.unmap(ioas, iova, length);
   }
 
   override attach(device: number, table: number, pasid?: number): void {

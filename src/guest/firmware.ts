@@ -15,21 +15,24 @@ import { compileWalker } from "../pagetable/compile.ts";
 import { vmsaStage1 } from "../pagetable/vmsa.ts";
 import type { Walker } from "../pagetable/walker.ts";
 import { x86Paging } from "../pagetable/x86-64.ts";
+import { VirtioIommuDriver } from "./virtio/driver.ts";
 
-/** The registers of an IOMMU, and what firmware says it is (DMAR, IORT). */
+/** The registers of an IOMMU, and what firmware says it is (DMAR, IORT, VIOT). */
 export interface GuestIommu {
-  readonly model: "vtd" | "smmuv3";
+  readonly model: "vtd" | "smmuv3" | "virtio";
   /** It may remember that nothing was there: what it has no register to say so. */
   readonly remembersAbsent?: boolean;
   /** Messages of functions must pass through every table at their own addresses, which are reserved (RMR). */
   readonly messagesPass?: boolean;
   mmioRead(offset: number, width: 4 | 8): bigint;
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
+  /** Its wired interrupt, when it has one; set by the driver. */
+  onInterrupt?: (() => void) | undefined;
 }
 
 /** A domain of the guest's driver. */
 export interface GuestDomain extends PagingDomain {
-  /** Guest physical address of its top table. */
+  /** Guest physical address of its top table; 0: it has none. */
   readonly root: number;
 }
 
@@ -75,6 +78,8 @@ export const driverFor = (platform: GuestPlatform): GuestDriver => {
           messagesPass: iommu.messagesPass ?? false,
         },
       });
+    case "virtio":
+      return new VirtioIommuDriver(`${name}'s virtio-iommu`, iommu, memory);
   }
 };
 
@@ -86,8 +91,11 @@ export interface GuestPasids {
 export const pasidsOf = (iommu: GuestIommu, name: string): GuestPasids =>
   iommu.model === "vtd" && VirtualPasids.has(iommu) ? new VirtualPasids(iommu, name) : new Ids(1, 2 ** 20);
 
+const x86Walker = compileWalker(x86Paging(4));
+
 /** How a processor walks the tables of its processes. */
 export const processorWalkers: { readonly [Model in GuestIommu["model"]]: Walker } = {
-  vtd: compileWalker(x86Paging(4)),
+  vtd: x86Walker,
+  virtio: x86Walker,
   smmuv3: compileWalker(vmsaStage1({ granuleLg2: 12, inputBits: 48, outputBits: 48 })),
 };

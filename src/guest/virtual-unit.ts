@@ -20,6 +20,8 @@ export interface VirtualUnitParts<Calls extends DeviceCalls = HostCalls> {
   /** Bits of guest physical addresses. */
   readonly addressWidth: number;
   readonly scheduler: Scheduler;
+  /** What the guest's processors run later. */
+  readonly processors: Scheduler;
   readonly events: EventSink;
   /** Interrupts the guest. */
   readonly interrupt: SendMessage;

@@ -97,6 +97,7 @@ export class VmmProcess<Calls extends DeviceCalls = DeviceCalls> {
       ...options,
       ...{ name: `${name}'s vIOMMU`, calls, ram: this.ram, memory: this.memory },
       devices: this.devices,
+      processors: this.processors,
       broken,
       interrupt: (address: bigint, data: number) => this.#interrupt(Number(address), data),
     });

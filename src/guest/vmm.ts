@@ -1,13 +1,17 @@
-/** A modelled VMM on iommufd, whose guest has an IOMMU of the model that the host has, or of another: a VT-d unit or an SMMUv3. */
+/**
+ * A modelled VMM on iommufd, whose guest has an IOMMU of the model that the host has, or of another: a VT-d
+ * unit, an SMMUv3 or a virtio-iommu.
+ */
 import { HostCalls } from "../viommu/host-calls.ts";
 import { MistakenCalls } from "./breaks.ts";
 import { nestedSmmu, shadowedSmmu } from "./virtual-smmuv3.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
+import { virtioIommu } from "./virtual-virtio.ts";
 import { nestedVtd, shadowedVtd } from "./virtual-vtd.ts";
 import { openNode, VmmProcess, type VmmProcessOptions } from "./vmm-process.ts";
 
-/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3. */
-export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3";
+/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, virtio-iommu. */
+export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3" | "virtio";
 
 /** A host's device, and the requester id that the guest is to know it by. */
 export interface Assignment {
@@ -45,5 +49,7 @@ export class Vmm extends VmmProcess<HostCalls> {
 const nested = (parts: VirtualUnitParts): VirtualUnit =>
   parts.devices.every(({ info }) => info.smmu !== undefined) ? nestedSmmu(parts) : nestedVtd(parts);
 
-const shadowed = (parts: VirtualUnitParts, shows: ShownUnit): VirtualUnit =>
-  shows === "smmuv3" ? shadowedSmmu(parts) : shadowedVtd(parts, shows === "vtd");
+const shadowed = (parts: VirtualUnitParts, shows: ShownUnit): VirtualUnit => {
+  if (shows === "smmuv3") return shadowedSmmu(parts);
+  return shows === "virtio" ? virtioIommu(parts) : shadowedVtd(parts, shows === "vtd");
+};

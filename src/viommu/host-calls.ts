@@ -33,6 +33,7 @@ import {
   type Record,
   type TakenDevice,
 } from "./device-calls.ts";
+import type { AddressRange } from "./shadow/table.ts";
 
 export interface HostMapping {
   readonly iova: number;
@@ -189,8 +190,8 @@ export class HostCalls extends DeviceCalls {
     this.#iommu(iommufd.IOMMU_DESTROY, layout.bytes({ size: layout.size, id }));
   }
 
-  /** The last address that can be mapped with the devices that it has, and what addresses must be a multiple of. */
-  iovaRanges(ioas: number): { readonly last: bigint; readonly alignment: bigint } {
+  /** Addresses that can be mapped with the devices that it has, in order, and what addresses must be a multiple of. */
+  iovaRanges(ioas: number): { readonly ranges: readonly AddressRange[]; readonly alignment: bigint } {
     const layout = iommufd.IommuIoasIovaRanges;
     const range = iommufd.IommuIovaRange;
     const bytes = layout.bytes({
@@ -201,9 +202,13 @@ export class HostCalls extends DeviceCalls {
     });
     this.#iommu(iommufd.IOMMU_IOAS_IOVA_RANGES, bytes);
     const { num_iovas, out_iova_alignment: alignment } = layout.read(bytes);
-    const found = new Uint8Array(range.size);
-    this.task.memory.read(BigInt(DATA_VA + (num_iovas - 1) * range.size), found);
-    return { last: range.read(found).last, alignment };
+    const found = new Uint8Array(num_iovas * range.size);
+    this.task.memory.read(BigInt(DATA_VA), found);
+    const ranges = Array.from({ length: num_iovas }, (_, index) => {
+      const { start, last } = range.read(found, index * range.size);
+      return { start: Number(start), end: Number(last + 1n) };
+    });
+    return { ranges, alignment };
   }
 
   // Page tables

@@ -5,11 +5,10 @@
  *
  * For hosts without nesting, and for guests with another IOMMU than their host: nothing here knows the model of either.
  */
-import { LinuxError } from "../../uapi/errno.ts";
-import { IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_FAULT_ID_VALID } from "../../uapi/iommufd.ts";
 import type { AssignedDevice, GuestRam } from "../assigned.ts";
 import { forEvery } from "../every.ts";
 import { Budget, Copy, type ShadowCalls } from "./copy.ts";
+import { allocateSpace, attachSpace, type Space } from "./space.ts";
 import type { AddressRange, GuestTable } from "./table.ts";
 
 /** What a device, or a PASID of it, is to have. */
@@ -29,12 +28,6 @@ export interface CopiesOptions {
   /** Mappings of all copies together, and pages and holes looked at for one request. */
   readonly mostMappings?: number;
   readonly mostSteps?: number;
-}
-
-/** An address space of the host, with the page tables that devices behind different units have of it. */
-interface Space {
-  readonly ioas: number;
-  readonly hwpts: number[];
 }
 
 interface Shadow<Tag> extends Space {
@@ -63,7 +56,7 @@ export class Copies<Tag> {
     this.#options = options;
     this.#untagged = untagged;
     this.#budget = new Budget(mostMappings, mostSteps);
-    this.#identity = { ioas: calls.allocateIoas(), hwpts: [] };
+    this.#identity = allocateSpace(calls);
     calls.map(this.#identity.ioas, { iova: 0, va: ram.va, length: ram.bytes });
   }
 
@@ -98,7 +91,9 @@ export class Copies<Tag> {
       const shadow = wanted.kind === "table" ? this.#shadowOf(key, wanted) : undefined;
       if (shadow) shadow.users += 1;
       try {
-        this.#attach(device, tag, shadow ?? this.#identity, shadow !== undefined);
+        const { calls, pasids, faults } = this.#options;
+        const use = { pasids, faults: shadow ? faults : undefined };
+        attachSpace(calls, shadow ?? this.#identity, device, use, tag);
       } catch (error) {
         this.#leave(key);
         throw error;
@@ -137,34 +132,6 @@ export class Copies<Tag> {
     const shadow = { copy, tag, ioas: copy.ioas, hwpts: [], users: 0 };
     this.#shadows.set(key, shadow);
     return shadow;
-  }
-
-  /** The space's page table that takes the device, or a new one of it. `waits`: with the fault queue. */
-  #attach(device: AssignedDevice, pasid: number | undefined, space: Space, waits: boolean): void {
-    const { calls, pasids, faults } = this.#options;
-    const queue = waits ? faults : undefined;
-    const flags =
-      (pasids ? IOMMU_HWPT_ALLOC_PASID : 0) | (queue === undefined ? 0 : IOMMU_HWPT_FAULT_ID_VALID);
-    if (flags === 0) {
-      calls.attach(device.fd, space.ioas, pasid);
-      return;
-    }
-    for (const hwpt of space.hwpts)
-      try {
-        calls.attach(device.fd, hwpt, pasid);
-        return;
-      } catch (error) {
-        // It is of another unit, perhaps.
-        if (!(error instanceof LinuxError && error.code === "EINVAL")) throw error;
-      }
-    const hwpt = calls.allocateHwpt(device.id, space.ioas, flags, queue);
-    try {
-      calls.attach(device.fd, hwpt, pasid);
-    } catch (error) {
-      calls.destroy(hwpt);
-      throw error;
-    }
-    space.hwpts.push(hwpt);
   }
 
   #leave(key: string): void {

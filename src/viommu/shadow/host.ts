@@ -7,8 +7,11 @@ import { IOMMU_HWPT_ALLOC_PASID, IOMMU_HWPT_FAULT_ID_VALID } from "../../uapi/io
 import type { AssignedDevice } from "../assigned.ts";
 import type { DeviceInfo } from "../device-calls.ts";
 import type { HostCalls } from "../host-calls.ts";
+import type { AddressRange } from "./table.ts";
 
 export interface HostRoom {
+  /** Addresses that the host maps for all of the devices, in order. */
+  readonly ranges: readonly AddressRange[];
   /** The host maps no address with more bits. */
   readonly addressBits: number;
   /** log2 of the bytes that mappings must be whole multiples of. */
@@ -27,7 +30,7 @@ export interface ProbedDevice extends AssignedDevice {
 export const probeHost = (calls: HostCalls, devices: readonly ProbedDevice[]): HostRoom => {
   const ioas = calls.allocateIoas();
   for (const { fd } of devices) calls.attach(fd, ioas);
-  const { last, alignment } = calls.iovaRanges(ioas);
+  const { ranges, alignment } = calls.iovaRanges(ioas);
   for (const { fd } of devices) calls.detach(fd);
   const all = (flags: number, queue?: number): boolean =>
     devices.every((device) => takes(calls, device, ioas, flags, queue));
@@ -39,11 +42,22 @@ export const probeHost = (calls: HostCalls, devices: readonly ProbedDevice[]): H
   calls.destroy(queue.id);
   calls.destroy(ioas);
   return {
-    addressBits: Math.floor(Math.log2(Number(last) + 1)),
+    ranges,
+    addressBits: Math.floor(Math.log2(ranges.at(-1)!.end)),
     pageLg2: Math.log2(Number(alignment)),
     pasidBits,
     faults,
   };
+};
+
+/** Addresses that the host maps for the device alone, in order. It must have nothing yet, and has nothing afterwards. */
+export const rangesOf = (calls: HostCalls, { fd }: AssignedDevice): readonly AddressRange[] => {
+  const ioas = calls.allocateIoas();
+  calls.attach(fd, ioas);
+  const { ranges } = calls.iovaRanges(ioas);
+  calls.detach(fd);
+  calls.destroy(ioas);
+  return ranges;
 };
 
 /** Whether the device can be given a page table with these flags. */
