@@ -49,10 +49,16 @@ describe("softiommu demo", () => {
     expect(status).toBe(0);
   });
 
+  it("tells of a guest's virtio-iommu when the machine is called so", async () => {
+    const { status, stdout } = await softiommu("demo", "nested", "--machine=virtio", "--json");
+    expect(JSON.parse(stdout)).toMatchObject({ story: "virtio", machine: "vtd", ok: true });
+    expect(status).toBe(0);
+  });
+
   it("knows no other story and no other fault", async () => {
     expect(await softiommu("demo", "nothing")).toMatchObject({
       status: 2,
-      stderr: expect.stringContaining("there is basics, nested, fallback"),
+      stderr: expect.stringContaining("there is basics, nested, vsva, virtio, fallback"),
     });
     expect(await softiommu("demo", "--break=nothing")).toMatchObject({
       status: 2,

@@ -30,8 +30,10 @@ const faultOf = (name: string, story: Story): Fault => {
 
 export const demo = (name: string, options: DemoOptions): number => {
   const { break: broken, json = false } = options;
-  const story = storyOf(name);
-  const machine = options.machine ?? story.machine ?? "vtd";
+  const asked = storyOf(name);
+  const guest = asked.guests?.[options.machine ?? ""];
+  const story = guest === undefined ? asked : storyOf(guest);
+  const machine = (guest === undefined ? options.machine : undefined) ?? story.machine ?? "vtd";
   const faults = broken === undefined ? [] : [faultOf(broken, story)];
   const teller = json ? new Teller(plain, () => {}) : new Teller(colorsOf(process.stdout), print);
   const description = loadMachine(machine);
@@ -45,7 +47,15 @@ export const demo = (name: string, options: DemoOptions): number => {
   const { claims, failed } = teller;
   if (json) {
     const { seed } = description;
-    const told = { story: name, machine, seed, break: broken, ok: failed === 0, claims, ...recordOf(stage) };
+    const told = {
+      story: guest ?? name,
+      machine,
+      seed,
+      break: broken,
+      ok: failed === 0,
+      claims,
+      ...recordOf(stage),
+    };
     print(JSON.stringify(told, undefined, 2));
   } else print(`\n${claims.length - failed} of ${claims.length} claims hold.`);
   return failed === 0 ? ExitCode.ok : ExitCode.failed;

@@ -8,42 +8,16 @@ import type { Scheduler } from "../base/scheduler.ts";
 import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
 import { VirtualPasids } from "../drivers/vtd/virtual-pasids.ts";
-import type { IommuDriver, PagingDomain, PagingOptions, Requester } from "../iommu/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { compileWalker } from "../pagetable/compile.ts";
 import { vmsaStage1 } from "../pagetable/vmsa.ts";
 import type { Walker } from "../pagetable/walker.ts";
 import { x86Paging } from "../pagetable/x86-64.ts";
+import type { GuestDriver, GuestIommu } from "./iommu.ts";
 import { VirtioIommuDriver } from "./virtio/driver.ts";
 
-/** The registers of an IOMMU, and what firmware says it is (DMAR, IORT, VIOT). */
-export interface GuestIommu {
-  readonly model: "vtd" | "smmuv3" | "virtio";
-  /** It may remember that nothing was there: what it has no register to say so. */
-  readonly remembersAbsent?: boolean;
-  /** Messages of functions must pass through every table at their own addresses, which are reserved (RMR). */
-  readonly messagesPass?: boolean;
-  mmioRead(offset: number, width: 4 | 8): bigint;
-  mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
-  /** Its wired interrupt, when it has one; set by the driver. */
-  onInterrupt?: (() => void) | undefined;
-}
-
-/** A domain of the guest's driver. */
-export interface GuestDomain extends PagingDomain {
-  /** Guest physical address of its top table; 0: it has none. */
-  readonly root: number;
-}
-
-export interface GuestDriver extends IommuDriver {
-  /** Domains that were allocated and not freed. */
-  readonly domains: number;
-  /** Faults that the driver was told of. */
-  readonly faultCount: number;
-  allocatePaging(device: Requester, options?: PagingOptions): GuestDomain;
-  close(): void;
-}
+export type { GuestDomain, GuestDriver, GuestIommu } from "./iommu.ts";
 
 export interface GuestPlatform {
   readonly name: string;

@@ -30,8 +30,12 @@ export interface VirtualUnitParts<Calls extends DeviceCalls = HostCalls> {
 
 export interface VirtualUnit {
   readonly iommu: GuestIommu;
-  /** What the host holds because of the guest's tables: mappings, HWPTs, or bound tables. */
-  readonly backEnd: { readonly held: number };
+  readonly backEnd: {
+    /** What the host holds because of the guest's tables, or its requests: mappings, HWPTs, or bound tables. */
+    readonly held: number;
+    /** The guest is told of accesses to what it has not mapped, as the host can tell of them. */
+    readonly reports?: boolean;
+  };
   /**
    * Where in guest memory a message of a device goes that is written to this address, or -1; left out: just there. The
    * guest's unit translates messages like any access.

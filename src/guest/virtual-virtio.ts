@@ -49,6 +49,7 @@ export const virtioIommu = (parts: VirtualUnitParts): VirtualUnit => {
       get held() {
         return domains.mappings;
       },
+      reports: faults !== undefined,
     },
   };
 };

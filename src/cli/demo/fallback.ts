@@ -1,13 +1,13 @@
 /**
  * The story of guests on a host that does not nest, or that has another IOMMU than they: each guest has a unit and tables of
- * its own, and the VMM copies what they say into mappings whenever the guest invalidates. The VMM does not ask what its
- * host has.
+ * its own, and the VMM copies what they say into mappings whenever the guest invalidates; a guest with a virtio-iommu asks for
+ * its mappings. The VMM does not ask what its host has.
  */
 import type { GuestDomain } from "../../guest/firmware.ts";
 import type { ShownUnit } from "../../guest/vmm.ts";
 import { Protection } from "../../iommu/driver.ts";
 import { reached, walk } from "../../trace/walk.ts";
-import { brief } from "./brief.ts";
+import { brief, refusalOf } from "./brief.ts";
 import { GuestStage } from "./guest-stage.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
@@ -24,6 +24,7 @@ const GUESTS: { readonly [Unit in ShownUnit]: string } = {
   "vtd-legacy": "an Intel VT-d unit in legacy mode",
   vtd: "an Intel VT-d unit in scalable mode",
   smmuv3: "an Arm SMMUv3",
+  virtio: "a virtio-iommu",
 };
 
 export const fallback = (stage: Stage, teller: Teller): void => {
@@ -56,7 +57,9 @@ const booting = (scene: GuestStage, teller: Teller): void => {
   teller.scene("The guest boots, with the IOMMU driver that hosts use");
   const asked = scene.stage.calls.length;
   const { domains } = scene.guest.driver;
-  teller.say("It finds a unit by its registers, writes its tables and turns translation on.");
+  teller.say(
+    "It finds a unit by its registers and turns translation on: with tables of its own, or by requests.",
+  );
   teller.show(scene.asked(asked));
   teller.claim("the device reaches nothing now", domains === 0 && scene.fetch(0x10_0000, 4) === "fault");
 };
@@ -77,7 +80,7 @@ const mapping = (scene: GuestStage, teller: Teller): Mapped => {
   guest.write(buffer, TEXT);
   domain.map(IOVA, buffer, PAGE, RW);
   teller.say(
-    `Its page at ${hex(buffer)} is to be at ${hex(IOVA)}: an entry in its table, and an invalidation.`,
+    `Its page at ${hex(buffer)} is to be at ${hex(IOVA)}: an entry in its table and an invalidation, or a request.`,
   );
   teller.show(scene.asked(asked));
   const told = device.interrupts;
@@ -92,7 +95,7 @@ const mapping = (scene: GuestStage, teller: Teller): Mapped => {
     device.interrupts === told + 2,
   );
   const walked = walk(machine, { device: stage.device, iova: BigInt(IOVA), write: true });
-  teller.say("The host's unit walks the copy that the VMM made:");
+  teller.say("The host's unit walks what the VMM has mapped:");
   teller.show(brief(walked));
   const found = walked.steps.at(-1)?.outcome;
   teller.claim(
@@ -106,10 +109,11 @@ const straying = (scene: GuestStage, teller: Teller, domain: GuestDomain): void 
   const { stage, vmm } = scene;
   teller.scene("The guest names memory that is not its own");
   const beyond = IOVA + 16 * PAGE;
-  domain.map(beyond, vmm.ram.bytes, PAGE, RW);
+  const refused = refusalOf(() => domain.map(beyond, vmm.ram.bytes, PAGE, RW));
+  if (refused !== undefined) teller.say(`Its unit says at once that it cannot: ${refused}.`);
   teller.claim("the device does not reach it", scene.store(beyond, "stray") === "fault");
   teller.show(stage.explained.slice(-1));
-  domain.unmap(beyond, PAGE);
+  if (refused === undefined) domain.unmap(beyond, PAGE);
 };
 
 const unmapping = (scene: GuestStage, teller: Teller, domain: GuestDomain, buffer: number): void => {

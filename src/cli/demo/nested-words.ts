@@ -16,7 +16,10 @@ export interface Words {
   readonly told: string | undefined;
 }
 
-export const WORDS: { readonly [Model in GuestIommu["model"]]: Words } = {
+/** Units that can lie above a host's. */
+export type NestingModel = Exclude<GuestIommu["model"], "virtio">;
+
+export const WORDS: { readonly [Model in NestingModel]: Words } = {
   vtd: {
     boots: "It finds a unit in scalable mode by its registers, writes its tables and turns translation on.",
     attaches:

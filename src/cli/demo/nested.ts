@@ -273,7 +273,11 @@ const ending = ({ stage: { machine, device }, vmm }: GuestStage, teller: Teller)
   );
 };
 
-const wordsOf = ({ vmm }: GuestStage): Words => WORDS[vmm.iommu.model];
+const wordsOf = ({ vmm }: GuestStage): Words => {
+  const { model } = vmm.iommu;
+  if (model === "virtio") throw new RangeError("a virtio-iommu has no tables for a host to walk");
+  return WORDS[model];
+};
 
 /** The host physical address that a walk ended at; undefined: it was refused. */
 const outcomeOf = ({ steps }: Walk): number | undefined => {

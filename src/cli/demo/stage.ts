@@ -45,7 +45,7 @@ export class Stage {
     });
     this.broken = broken;
     this.events = events;
-    this.machine = new Machine(withDevices(description, [parseDevice(`test@${DEVICE}`)]), {
+    this.machine = new Machine(withDevices(stalling(description), [parseDevice(`test@${DEVICE}`)]), {
       events,
       clock,
       scheduler: this.work,
@@ -62,3 +62,11 @@ export class Stage {
     this.machine.close();
   }
 }
+
+/** Where firmware says whose accesses may wait, the device's may. */
+const stalling = (description: MachineDescription): MachineDescription => ({
+  ...description,
+  units: description.units.map((unit) =>
+    unit.model === "smmuv3" ? { ...unit, "can-stall": [...unit["can-stall"], DEVICE] } : unit,
+  ),
+});

@@ -5,6 +5,7 @@ import type { Fault } from "./faults.ts";
 import { nested } from "./nested.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
+import { virtio } from "./virtio.ts";
 import { vsva } from "./vsva.ts";
 
 export interface Story {
@@ -13,13 +14,19 @@ export interface Story {
   readonly faults: readonly Fault[];
   /** Where it takes place unless it is told where; left out: `vtd`. */
   readonly machine?: string;
+  /** Words for `--machine` that say what the guest has, and not the host: another story then, where that takes place. */
+  readonly guests?: { readonly [word: string]: string };
 }
 
 export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
   ["basics", { tell: basics, faults: ["skip-flush"] }],
   [
     "nested",
-    { tell: nested, faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response"] },
+    {
+      tell: nested,
+      faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response"],
+      guests: { virtio: "virtio" },
+    },
   ],
   [
     "vsva",
@@ -29,6 +36,7 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
       machine: "vtd-vsva",
     },
   ],
+  ["virtio", { tell: virtio, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
   ["fallback", { tell: fallback, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
 ]);
 

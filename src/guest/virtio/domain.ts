@@ -6,7 +6,7 @@ import type { DomainGeometry } from "../../iommu/driver.ts";
 import { Protection } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { MapFlag, MapRequest, RequestType, requestBytes, UnmapRequest } from "../../viommu/virtio/spec.ts";
-import type { GuestDomain } from "../firmware.ts";
+import type { GuestDomain } from "../iommu.ts";
 import type { VirtioIommuDevice } from "./device.ts";
 
 interface Mapping {

@@ -30,7 +30,7 @@ import {
   ReservedKind,
   ReservedMemory,
 } from "../../viommu/virtio/spec.ts";
-import type { GuestDriver } from "../firmware.ts";
+import type { GuestDriver } from "../iommu.ts";
 import { type Fault, VirtioIommuDevice, type VirtioRegisters } from "./device.ts";
 import { VirtioDomain } from "./domain.ts";
 

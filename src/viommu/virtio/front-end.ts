@@ -8,7 +8,7 @@ import type { EventSink } from "../../base/events.ts";
 import { type PageRequest, type PageResponder, PageResponse } from "../../hardware/ats.ts";
 import { Access } from "../../hardware/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import type { PageRequestTaker } from "../page-faults.ts";
+import type { PageRequestTaker } from "../page-groups.ts";
 import type { Domains } from "./domains.ts";
 import { MmioDevice, type VirtioModel } from "./mmio-device.ts";
 import { carryOut } from "./requests.ts";

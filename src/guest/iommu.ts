@@ -1,0 +1,30 @@
+/** What a guest finds as its IOMMU, and what it asks of the driver for it. */
+import type { IommuDriver, PagingDomain, PagingOptions, Requester } from "../iommu/driver.ts";
+
+/** The registers of an IOMMU, and what firmware says it is (DMAR, IORT, VIOT). */
+export interface GuestIommu {
+  readonly model: "vtd" | "smmuv3" | "virtio";
+  /** It may remember that nothing was there: what it has no register to say so. */
+  readonly remembersAbsent?: boolean;
+  /** Messages of functions must pass through every table at their own addresses, which are reserved (RMR). */
+  readonly messagesPass?: boolean;
+  mmioRead(offset: number, width: 4 | 8): bigint;
+  mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
+  /** Its wired interrupt, when it has one; set by the driver. */
+  onInterrupt?: (() => void) | undefined;
+}
+
+/** A domain of the guest's driver. */
+export interface GuestDomain extends PagingDomain {
+  /** Guest physical address of its top table; 0: it has none. */
+  readonly root: number;
+}
+
+export interface GuestDriver extends IommuDriver {
+  /** Domains that were allocated and not freed. */
+  readonly domains: number;
+  /** Faults that the driver was told of. */
+  readonly faultCount: number;
+  allocatePaging(device: Requester, options?: PagingOptions): GuestDomain;
+  close(): void;
+}
