@@ -140,7 +140,6 @@ describe("§6.5.2 malformed descriptors", () => {
     ["IOTLB, reserved bit 40", iotlb({ G: 1 }) | (1n << 40n), 4],
     ["IOTLB, reserved bit 71", iotlb({ G: 3 }) | (1n << 71n), 4],
     ["IOTLB, address mask beyond MAMV", iotlb({ G: 3, AM: 19 }), 4],
-    ["IOTLB, an address with domain granularity", iotlb({ G: 2, ADDR: 0x1000 }), 4],
     ["IOTLB, page-selective without PSI", iotlb({ G: 3 }), 4, { pageSelective: false }],
     ["wait, reserved bit 31", wait({ SW: true }) | (1n << 31n), 4],
     ["wait, address bit 1", wait({ SW: true }) | (1n << 65n), 4],
@@ -183,6 +182,20 @@ describe("§6.5.2 malformed descriptors", () => {
     expect(fsts(rig)).toBe(0);
     expect(loaded(rig, status)).toBe(2);
     expect(rig.read(Register.IQERCD, 8)).toBe(0n);
+  });
+
+  it("looks at address, mask and hint of an IOTLB invalidation for pages only", () => {
+    const { rig } = queueing();
+    rig.submit(iotlb({ G: 2, DID: 1, ADDR: 0x1000, AM: 63 }), iotlb({ G: 1, IH: true, ADDR: 0x1000 }));
+    expect([fsts(rig), rig.head]).toEqual([0, 0x20]);
+  });
+
+  it("has no descriptors of 256 bits without scalable mode", () => {
+    const { rig } = queueing({ version: { major: 5, minor: 0 } });
+    rig.write(Register.IQA, BigInt(rig.queue) | 0x800n, 8);
+    rig.submit(iotlb({ G: 1 }));
+    expect([fsts(rig), rig.head]).toEqual([Fsts.IQE, 0]);
+    expect(IqercdRegister.fields.IQEI.of(rig.read(Register.IQERCD, 8))).toBe(5n);
   });
 
   it("a queue that cannot be read, and a tail beyond it", () => {
@@ -297,6 +310,17 @@ describe("§4.3, §6.5.2.5 device-TLB invalidation", () => {
     expect(rig.head).toBe(0x30);
     rig.write(Register.FSTS, Fsts.ITE);
     expect(loaded(rig, status)).toBe(2);
+  });
+
+  it("§11.4.9.9 the first function of a time-out, and that of an invalid completion, is recorded", () => {
+    const { rig } = queueing({ deviceTlb: true, version: { major: 5, minor: 0 } });
+    const other = DeviceTlbInvalidate.make({ TYPE: DescriptorType.deviceTlb, SID: 0x456 });
+    rig.unit.invalidateDeviceTlb = () => "invalid";
+    rig.submit(invalidate, other);
+    rig.unit.invalidateDeviceTlb = () => "timeout";
+    rig.submit(other, invalidate, wait({}));
+    expect(fsts(rig)).toBe(Fsts.ICE | Fsts.ITE);
+    expect(rig.read(Register.IQERCD, 8)).toBe(IqercdRegister.make({ ICESID: 0x123, ITESID: 0x456 }));
   });
 
   it("a time-out with no wait behind it is told when the queue is empty", () => {

@@ -4,7 +4,8 @@
  * the queue with IQE and the head at it, until software clears IQE.
  *
  * Device-TLBs are asked at once; one that does not answer in time aborts the next wait descriptor and stops the queue
- * with ITE. Both widths of descriptors are taken whatever the table mode; the upper half of a wide one is reserved.
+ * with ITE. Which descriptors there are depends on their width and on the translation table mode (table 26); the upper
+ * half of a wide one is reserved.
  */
 import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
@@ -38,7 +39,9 @@ import {
   InvalidationWait,
   IotlbInvalidate,
   IqaRegister,
+  IqercdRegister,
   Register,
+  Ttm,
   WIDE_DESCRIPTOR_BYTES,
 } from "./spec.ts";
 
@@ -68,7 +71,16 @@ const encodedLg2 = (lo: number, hi: number): number => {
 };
 
 /** IQERCD.IQEI. */
-const Iqei = { unknown: 0, tail: 1, fetch: 2, type: 3, reserved: 4, tailAlignment: 6 } as const;
+const Iqei = {
+  unknown: 0,
+  tail: 1,
+  fetch: 2,
+  type: 3,
+  reserved: 4,
+  width: 5,
+  tailAlignment: 6,
+  mode: 7,
+} as const;
 
 interface Kind {
   readonly layout: Layout;
@@ -93,6 +105,8 @@ export interface QueueContext {
   readonly faults: FaultLog;
   readonly completion: EventMessage;
   readonly invalidations: Invalidations;
+  /** The translation table mode in use, `Ttm`. */
+  mode(): number;
   readonly events: EventSink;
   /** Told of bytes of the queue; what it refuses stops the queue with IQE. */
   readonly downstream?: Downstream | undefined;
@@ -105,8 +119,8 @@ export class InvalidationQueue {
   readonly #words = new Uint32Array(2 * Descriptor.words);
   #enabled = false;
   #running = false;
-  /** A device-TLB did not answer; the next wait descriptor finds out. */
-  #timedOut = false;
+  /** Requester id of a device-TLB that did not answer, or -1; the next wait descriptor finds out. */
+  #timedOut = -1;
   /** Type of the last descriptor that was carried out; 0: none since the queue was enabled. */
   #last = 0;
 
@@ -142,7 +156,7 @@ export class InvalidationQueue {
   /** QIE changed: the head begins at 0. */
   enable(on: boolean): void {
     this.#enabled = on;
-    this.#timedOut = false;
+    this.#timedOut = -1;
     this.#last = 0;
     this.#context.registers.set(Register.IQH, 0);
   }
@@ -157,7 +171,8 @@ export class InvalidationQueue {
       const size = this.#size();
       const tail = registers.get(Register.IQT);
       const bytes = this.#descriptorBytes();
-      const wrong = tail >= size ? Iqei.tail : tail % bytes !== 0 ? Iqei.tailAlignment : 0;
+      const misplaced = tail >= size ? Iqei.tail : tail % bytes !== 0 ? Iqei.tailAlignment : 0;
+      const wrong = this.#wrongWidth() || misplaced;
       if (wrong !== 0) {
         this.#stop(wrong);
         break;
@@ -174,7 +189,7 @@ export class InvalidationQueue {
       this.#execute();
     }
     if (this.#enabled) this.#refused(this.#context.downstream?.drain());
-    if (this.#timedOut && !this.#ready()) this.#timeOut();
+    if (this.#timedOut >= 0 && !this.#ready()) this.#timeOut();
     this.#running = false;
   }
 
@@ -203,6 +218,15 @@ export class InvalidationQueue {
     return wide === 0 ? DESCRIPTOR_BYTES : WIDE_DESCRIPTOR_BYTES;
   }
 
+  /** Table 26: what the width of descriptors has to do with the mode. */
+  #wrongWidth(): number {
+    const { mode, capabilities } = this.#context;
+    const wide = this.#descriptorBytes() === WIDE_DESCRIPTOR_BYTES;
+    if (wide && !capabilities.has.scalable) return Iqei.width;
+    if (mode() === Ttm.reserved) return Iqei.mode;
+    return mode() !== Ttm.legacy && !wide ? Iqei.width : 0;
+  }
+
   #stop(error: number): void {
     const { registers, capabilities, faults } = this.#context;
     if (capabilities.has.queueErrorRecord) registers.set(Register.IQERCD, error);
@@ -210,8 +234,22 @@ export class InvalidationQueue {
   }
 
   #timeOut(): void {
-    this.#timedOut = false;
-    this.#context.faults.raise(Fsts.ITE);
+    this.#blame(Fsts.ITE, IqercdRegister.fields.ITESID, this.#timedOut);
+    this.#timedOut = -1;
+  }
+
+  /** §11.4.9.9 Raises an error of a device-TLB; the first one is recorded with the function. */
+  #blame(
+    error: number,
+    { shift, mask }: { readonly shift: number; readonly mask: number },
+    rid: number,
+  ): void {
+    const { registers, capabilities, faults } = this.#context;
+    const first = (registers.get(Register.FSTS) & error) === 0;
+    const record = Register.IQERCD + 4;
+    if (first && capabilities.has.queueErrorRecord)
+      registers.set(record, (registers.get(record) & ~mask) | (rid << shift));
+    faults.raise(error);
   }
 
   /** Fetches and checks the descriptor at the head: 0, or what is wrong with it. */
@@ -227,7 +265,8 @@ export class InvalidationQueue {
       words[at + 1] = memory.hi;
     }
     const found = this.#kinds.get(this.#type());
-    if (found === undefined) return Iqei.type;
+    const foreign = this.#context.mode() === Ttm.legacy && this.#type() > DescriptorType.wait;
+    if (found === undefined || foreign) return Iqei.type;
     for (let i = 0; i < Descriptor.words; i++)
       if ((words[i]! & found.reserved[i]!) !== 0) return Iqei.reserved;
     for (let i = Descriptor.words; i < wide; i++) if (words[i] !== 0) return Iqei.reserved;
@@ -246,22 +285,19 @@ export class InvalidationQueue {
       case DescriptorType.contextCache:
         return ContextCacheInvalidate.fields.G.get(words) === Granularity.reserved;
       case DescriptorType.iotlb: {
-        const { G, AM, IH } = IotlbInvalidate.fields;
+        const { G, AM } = IotlbInvalidate.fields;
         const granularity = G.get(words);
         if (granularity === Granularity.reserved) return true;
-        // AM, IH and ADDR are reserved unless the granularity is a page.
-        if (granularity !== Granularity.page)
-          return (words[2]! & (AM.mask | IH.mask | PAGE)) !== 0 || words[3]! !== 0;
+        if (granularity !== Granularity.page) return false;
         const { has, maximumAddressMask } = this.#context.capabilities;
         return !has.pageSelective || AM.get(words) > maximumAddressMask;
       }
       case DescriptorType.pasidCache:
         return PasidCacheInvalidate.fields.G.get(words) === PasidCacheGranularity.reserved;
       case DescriptorType.pasidIotlb: {
-        const { G, AM, IH } = PasidIotlbInvalidate.fields;
+        const { G, AM } = PasidIotlbInvalidate.fields;
         const granularity = G.get(words);
-        if (granularity === PasidIotlbGranularity.pasid)
-          return (words[2]! & (AM.mask | IH.mask | PAGE)) !== 0 || words[3]! !== 0;
+        if (granularity === PasidIotlbGranularity.pasid) return false;
         return (
           granularity !== PasidIotlbGranularity.page ||
           AM.get(words) > this.#context.capabilities.maximumAddressMask
@@ -341,13 +377,13 @@ export class InvalidationQueue {
     const [below, above] = lg2 >= 64 ? [0, 0] : lg2 >= 32 ? [0, -1 << (lg2 - 32)] : [-1 << lg2, -1];
     const start = { lo: (lo & below) >>> 0, hi: (hi & above) >>> 0 };
     const answer = this.#context.invalidations.deviceTlb({ rid, pasid, global, ...start, lg2 });
-    if (answer === "timeout") this.#timedOut = true;
-    if (answer === "invalid") this.#context.faults.raise(Fsts.ICE);
+    if (answer === "timeout" && this.#timedOut < 0) this.#timedOut = rid;
+    if (answer === "invalid") this.#blame(Fsts.ICE, IqercdRegister.fields.ICESID, rid);
   }
 
   /** §6.5.2.8 Status write, then the interrupt. A wait after a device-TLB that timed out is aborted (§6.5.2.11). */
   #wait(): void {
-    if (this.#timedOut) {
+    if (this.#timedOut >= 0) {
       this.#timeOut();
       return;
     }

@@ -76,7 +76,7 @@ describe("§11.2 register accesses", () => {
     rig.write(Register.RTADDR + 4, 0x9);
     expect(rig.read(Register.RTADDR, 8)).toBe(0x9_1234_5000n);
     rig.write(Register.IQA, 0xf_fffd_ef8fn, 8);
-    expect(rig.read(Register.IQA)).toBe(0xfffd_e007n);
+    expect(rig.read(Register.IQA)).toBe(0xfffd_e807n);
     expect(rig.read(Register.IQA + 4)).toBe(0xfn);
   });
 

@@ -68,7 +68,7 @@ const wordsOf = (capabilities: Capabilities): Word[] => {
       { offset: Register.IQT, writable: IQ_POINTER_MASK },
       {
         offset: Register.IQA,
-        writable: PAGE + IqaRegister.fields.QS.mask + (has.scalable ? IqaRegister.fields.DW.mask : 0),
+        writable: PAGE + IqaRegister.fields.QS.mask + IqaRegister.fields.DW.mask,
       },
       { offset: Register.IQA + 4, writable: ALL },
       { offset: Register.ICS, clear: Ics.IWC },

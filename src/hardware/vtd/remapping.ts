@@ -132,6 +132,7 @@ export class Remapping {
   }
 
   invalidateContexts(granularity: number, domain: number, rid: number, functionMask: number): void {
+    if (granularity === Granularity.reserved) return;
     this.scalable.invalidateContexts(granularity, rid, functionMask);
     if (granularity === Granularity.global) this.contexts.invalidateAll();
     else if (granularity === Granularity.domain) this.contexts.invalidateDomain(domain);

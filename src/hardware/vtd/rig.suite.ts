@@ -7,12 +7,15 @@ import { Access } from "../unit.ts";
 import {
   ContextCacheInvalidate,
   ContextEntry,
+  DESCRIPTOR_BYTES,
   DescriptorType,
   Gcmd,
   InvalidationWait,
   IotlbInvalidate,
+  IqaRegister,
   Register,
   RootEntry,
+  WIDE_DESCRIPTOR_BYTES,
 } from "./spec.ts";
 import { type CachePolicy, type VtdCapabilities, VtdUnit } from "./unit.ts";
 
@@ -149,19 +152,23 @@ export class VtdRig implements UnitUnderTest {
   }
 
   /** Makes a queue of 2^lg2 pages and enables it. */
+  /** Of a descriptor; the upper half of a wide one is 0. */
+  readonly descriptorBytes: number = DESCRIPTOR_BYTES;
+
   enableQueue(lg2 = 0): void {
     this.queue = this.memory.allocate(2 ** lg2);
     this.queueBytes = 0x1000 * 2 ** lg2;
     this.tail = 0;
     this.write(Register.IQT, 0, 8);
-    this.write(Register.IQA, BigInt(this.queue) | BigInt(lg2), 8);
+    const wide = this.descriptorBytes === WIDE_DESCRIPTOR_BYTES;
+    this.write(Register.IQA, IqaRegister.make({ QS: lg2, DW: wide, IQA: this.queue }), 8);
     this.command(Gcmd.QIE);
   }
 
   /** Puts a descriptor in the queue without telling. */
   put(descriptor: bigint): void {
     this.store128(this.queue + this.tail, descriptor);
-    this.tail = (this.tail + 16) % this.queueBytes;
+    this.tail = (this.tail + this.descriptorBytes) % this.queueBytes;
   }
 
   kick(): void {

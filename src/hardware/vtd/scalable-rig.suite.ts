@@ -9,7 +9,7 @@ import {
   ScalableContextEntry,
   ScalableRootEntry,
 } from "./scalable-spec.ts";
-import { Gcmd, Register, RtaddrRegister, Ttm } from "./spec.ts";
+import { Gcmd, Register, RtaddrRegister, Ttm, WIDE_DESCRIPTOR_BYTES } from "./spec.ts";
 import type { ScalableCapabilities } from "./unit.ts";
 
 const MASK = (1n << 64n) - 1n;
@@ -130,6 +130,8 @@ export class ScalableRig extends VtdRig implements UnitUnderTest {
     });
     return tables;
   }
+
+  override readonly descriptorBytes = WIDE_DESCRIPTOR_BYTES;
 
   override map(rid: number, iova: number, pa: number, lg2: number, access: number): void {
     const { first, second } = this.tablesOf(rid);

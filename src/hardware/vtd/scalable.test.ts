@@ -15,7 +15,17 @@ import {
   Pgtt,
   Prs,
 } from "./scalable-spec.ts";
-import { DescriptorType, FaultRecording, Fsts, Register, RtaddrRegister } from "./spec.ts";
+import {
+  CcmdRegister,
+  DescriptorType,
+  FaultRecording,
+  Fsts,
+  Gcmd,
+  IotlbRegister,
+  Register,
+  RtaddrRegister,
+  Ttm,
+} from "./spec.ts";
 import type { CachePolicy } from "./unit.ts";
 
 const RID = 0x18;
@@ -461,7 +471,6 @@ describe("§6.5.2 descriptors of scalable mode", () => {
       pasidCache({ G: 2 }),
       pasidIotlb({ G: 0 }),
       pasidIotlb({ G: 1 }),
-      pasidIotlb({ G: 2, AM: 1 }),
       pasidIotlb({ G: 3, AM: 50 }),
       response,
     ]) {
@@ -469,6 +478,61 @@ describe("§6.5.2 descriptors of scalable mode", () => {
       rig.submit(bad);
       expect(fsts(rig)).toBe(Fsts.IQE);
     }
+  });
+
+  it("table 26: are of no valid width with 128 bits, whatever they are", () => {
+    const rig = started(Pgtt.first, { capabilities: { version: { major: 5, minor: 0 } } });
+    rig.write(Register.IQA, rig.queue, 8);
+    rig.submit(iotlb({ G: 1 }));
+    expect([fsts(rig), rig.head]).toEqual([Fsts.IQE, 0]);
+    expect(rig.read(Register.IQERCD, 8)).toBe(5n);
+  });
+
+  it("table 26: those of PASIDs are of no valid type in legacy mode; the others are there", () => {
+    const rig = new ScalableRig({ capabilities: { version: { major: 5, minor: 0 } } });
+    rig.enableQueue();
+    rig.submit(iotlb({ G: 1 }), pasidCache({ G: 3 }));
+    expect([fsts(rig), rig.head]).toEqual([Fsts.IQE, 32]);
+    expect(rig.read(Register.IQERCD, 8)).toBe(3n);
+  });
+
+  it("table 26: there are none in a mode that is reserved", () => {
+    const rig = new ScalableRig({ capabilities: { version: { major: 5, minor: 0 } } });
+    rig.write(Register.RTADDR, RtaddrRegister.make({ TTM: Ttm.reserved }), 8);
+    rig.command(Gcmd.SRTP);
+    rig.enableQueue();
+    rig.submit(iotlb({ G: 1 }));
+    expect([fsts(rig), rig.read(Register.IQERCD, 8)]).toEqual([Fsts.IQE, 7n]);
+  });
+
+  it("of all of a PASID look neither at addresses nor at hints", () => {
+    const rig = started(Pgtt.first);
+    rig.submit(pasidIotlb({ G: 2, AM: 50, IH: true, ADDR: 0x5000 }));
+    expect([fsts(rig), rig.head]).toEqual([0, 32]);
+  });
+
+  it("table 24: of all of a PASID take away what a second stage alone translated", () => {
+    const rig = started(Pgtt.second);
+    expect(ask(rig, Access.read)).toMatchObject({ ok: true, pa: PA });
+    rig.map(RID, IOVA, PA + 0x1000, 12, readWrite);
+    rig.submit(pasidIotlb({ G: 3, DID: 1, ADDR: IOVA }));
+    expect(ask(rig)).toMatchObject({ pa: PA });
+    rig.submit(pasidIotlb({ G: 2, DID: 1 }));
+    expect(ask(rig)).toMatchObject({ pa: PA + 0x1000 });
+  });
+
+  it("§11.4.7, §11.4.8 the registers for invalidations do nothing, and say so", () => {
+    const rig = new ScalableRig({ pgtt: Pgtt.second });
+    rig.map(RID, IOVA, PA, 12, readWrite);
+    rig.enable();
+    expect(ask(rig, Access.read)).toMatchObject({ pa: PA });
+    rig.map(RID, IOVA, PA + 0x1000, 12, readWrite);
+    rig.write(Register.CCMD, CcmdRegister.make({ ICC: true, CIRG: 1 }), 8);
+    const at = rig.unit.capabilities.iotlbOffset + 8;
+    rig.write(at, IotlbRegister.make({ IVT: true, IIRG: 1 }), 8);
+    expect(CcmdRegister.fields.CAIG.of(rig.read(Register.CCMD, 8))).toBe(0n);
+    expect(IotlbRegister.fields.IAIG.of(rig.read(at, 8))).toBe(0n);
+    expect(ask(rig, Access.read)).toMatchObject({ pa: PA });
   });
 
   it("are of no valid type without what they are for", () => {

@@ -170,7 +170,10 @@ export class ScalableRemapping {
     }
   }
 
-  /** §6.5.2.4 A page of the first stage that is held in parts goes with all of its space. */
+  /**
+   * §6.5.2.4 A page of the first stage that is held in parts goes with all of its space. What a PASID has of a second stage
+   * alone is not known by PASID: all of the domain goes (table 24).
+   */
   invalidatePasidIotlb(
     granularity: number,
     domain: number,
@@ -179,6 +182,8 @@ export class ScalableRemapping {
     hi: number,
     addressMask: number,
   ): void {
+    if (granularity === PasidIotlbGranularity.pasid && domain < this.config.domains)
+      this.#iotlb.invalidateContext(domain);
     for (const space of this.#spaces.ofPasid(domain, pasid)) {
       if (granularity === PasidIotlbGranularity.page && !space.parted)
         this.#iotlb.invalidateRange(space.index, lo, hi, 12 + addressMask);

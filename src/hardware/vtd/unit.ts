@@ -112,6 +112,7 @@ export class VtdUnit implements IommuUnit, AtsUnit {
     this.#queue = new InvalidationQueue({
       ...common,
       registers,
+      mode: () => remapping.mode,
       completion: this.#completion,
       downstream: options.downstream,
       invalidations: {
@@ -251,9 +252,10 @@ export class VtdUnit implements IommuUnit, AtsUnit {
       registers.set(Register.CCMD + 4, registers.get(Register.CCMD + 4) | ICC.mask);
       return;
     }
-    // A domain-selective request is performed globally, and CAIG says so.
+    // A domain-selective request is performed globally, and CAIG says so; CAIG 0: it is none of legacy mode, and ignored.
     const requested = (value & CIRG.mask) >>> CIRG.shift;
-    const granularity = requested === Granularity.domain ? Granularity.global : requested;
+    const wide = requested === Granularity.domain ? Granularity.global : requested;
+    const granularity = this.#remapping.mode === Ttm.legacy ? wide : Granularity.reserved;
     const domain = registers.get(Register.CCMD) & DID.mask;
     this.#remapping.invalidateContexts(granularity, domain, this.#ccmdSource, value & FM.mask);
     registers.set(
@@ -278,6 +280,7 @@ export class VtdUnit implements IommuUnit, AtsUnit {
     const { has, maximumAddressMask } = this.capabilities;
     if (granularity === Granularity.page && !has.pageSelective) granularity = Granularity.domain;
     if (granularity === Granularity.page && addressMask > maximumAddressMask) granularity = 0;
+    if (this.#remapping.mode !== Ttm.legacy) granularity = Granularity.reserved;
     const domain = (value & DID.mask) >>> DID.shift;
     this.#remapping.invalidateIotlb(granularity, domain, this.#ivaLo & ADDR.mask, this.#ivaHi, addressMask);
     registers.set(offset, (registers.get(offset) & ~IAIG.mask) | (granularity << IAIG.shift));
