@@ -430,6 +430,7 @@ describe("BIND_PGTBL and UNBIND_PGTBL", () => {
     ["an address width of 47 bits", { addr_width: 47 }, "EINVAL"],
     ["an address width of 57 bits, which the unit has not", { addr_width: 57 }, "EINVAL"],
     ["a table that is not at a page", { gpgd: BigInt(ROOT + 8) }, "EINVAL"],
+    ["a table above all guest addresses", { gpgd: 2n ** 48n }, "EINVAL"],
     ["an unknown vendor flag", { vendor: { vtd: { flags: 64n } } }, "EINVAL"],
     ["PCD", { vendor: { vtd: { flags: 4n } } }, "EOPNOTSUPP"],
     ["PWT", { vendor: { vtd: { flags: 8n } } }, "EOPNOTSUPP"],

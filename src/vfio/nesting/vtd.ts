@@ -49,7 +49,7 @@ import {
 const PAGE = 4096n;
 const EVERY_PAGE = 2n ** 64n - 1n;
 
-const { FL1GP, FL5LP } = CapRegister.fields;
+const { FL1GP, FL5LP, MGAW } = CapRegister.fields;
 const { NEST, PRS, ERS, SRS, EAFS, PASID, MTS } = EcapRegister.fields;
 /** Fields that nesting depends on. */
 const CAP_FIELDS = { FL1GP, FL5LP };
@@ -121,6 +121,9 @@ const checkTable = ({ addr_width: width, gpgd }: BindData, cap: bigint): void =>
     );
   if (gpgd % PAGE !== 0n)
     throw new LinuxError("EINVAL", `gpgd ${hex(gpgd)}: a table begins at a multiple of 0x1000`);
+  const guestBits = MGAW.of(cap) + 1n;
+  if (gpgd >> guestBits !== 0n)
+    throw new LinuxError("EINVAL", `gpgd ${hex(gpgd)}: guest addresses have ${guestBits} bits (CAP.MGAW)`);
 };
 
 const FEATURES =
