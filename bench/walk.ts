@@ -3,6 +3,7 @@
  * against the fastest; and runs of pages against single ones in the mapper.
  */
 import { Banks } from "../src/memory/banks.ts";
+import { amdV1 } from "../src/pagetable/amdv1.ts";
 import { compileWalker } from "../src/pagetable/compile.ts";
 import { type PageTableFormat, Permission } from "../src/pagetable/format.ts";
 import { Mapper } from "../src/pagetable/mapper.ts";
@@ -50,7 +51,7 @@ export const walkComparisons = (many = 100_000): Prepared => {
 /** Formats that have four levels for a page of 4 KiB and 48 bits of address. */
 export const fourLevels = (): PageTableFormat[] => {
   const vmsa = { granuleLg2: 12, inputBits: 48, outputBits: 48 } as const;
-  return [vtdFirstLevel(4), second, x86Paging(4), vmsaStage1(vmsa), vmsaStage2(vmsa)];
+  return [vtdFirstLevel(4), second, x86Paging(4), vmsaStage1(vmsa), vmsaStage2(vmsa), amdV1(4)];
 };
 
 /** Each format's walks in cache, against those of the VT-d second stage. */

@@ -11,9 +11,9 @@
  * How the formats that differ most are declared: a root of concatenated tables is a root level with more bits; level
  * skipping is one `TableKind` for each level an entry can name; a page size told by the entry's low address bits (or by a
  * contiguous hint) is one `LeafKind` for each size, with `lg2` above the level's shift, and `otherSizes` for those that do
- * not belong there; a bit that forbids instead of
- * allowing is a `Denial` on the set bit; a table that is not zero when empty declares `empty`; address bits out of place
- * are `addressHigh`; a page that is dirty when a bit is clear declares `dirtyCleared`.
+ * not belong there; a bit that forbids instead of allowing is a `Denial` on the set bit; a table that is not zero when
+ * empty declares `empty`; address bits out of place are `addressHigh`; a page that is dirty when a bit is clear declares
+ * `dirtyCleared`.
  */
 import type { Layout } from "../uapi/layout.ts";
 

@@ -316,6 +316,27 @@ describe("§2.2.6 guest tables", () => {
     expect(code(2 ** 47, read)).toBe(-2);
   });
 
+  it("without NXSup bit 63 is reserved, without USSup there is no privilege, and PASmax limits PASIDs", () => {
+    const feature = ExtendedFeature.fields;
+    const lacking = (mask: bigint) => {
+      const { rig, guest, gcr3 } = setUp({}, { capabilities: { efr: EVERYTHING & ~mask } });
+      put(rig, rig.gcr3Fields(gcr3));
+      const link = (below: number) => BigInt(below) | 7n;
+      const leaf = (va: number, bits: bigint) =>
+        rig.store64(rig.entryAddress(guest, 4, va, 1, link), BigInt(GUEST_PA) | bits);
+      leaf(0x6000, 3n);
+      leaf(0x8000, 7n | (1n << 63n));
+      return rig;
+    };
+    const noExecute = lacking(feature.NX_SUP.put(1n));
+    expect(codeOf(noExecute, 0x8000, read, 3)).toBe(-2);
+    expect(noExecute.takeEvents()).toMatchObject([{ RZ: 1n }]);
+    expect(codeOf(lacking(feature.US_SUP.put(1n)), 0x6000, read | Access.privileged, 3)).toBe(-2);
+    const few = lacking(feature.PAS_MAX.put(0x1en));
+    expect([codeOf(few, KEPT, read, 3), codeOf(few, KEPT, read, 4)]).toEqual([GUEST_PA, -2]);
+    expect(few.unit.capabilities.pasidBits).toBe(2);
+  });
+
   it("of 5 levels translate 57 bits", () => {
     const { rig } = setUp({});
     const table = rig.memory.allocate(1);

@@ -19,6 +19,7 @@ import {
   requestOf,
   wait,
 } from "./rig.suite.ts";
+import { Dte } from "./spec.ts";
 import { AmdViUnit } from "./unit.ts";
 
 const RID = 0x18;
@@ -141,13 +142,10 @@ describe("recorded set-ups with bits turned over", () => {
       for (let page = 0; page < 6; page++)
         rig.map(RID, page * 0x1000, 0x40_0000 + page * 0x1000, 12, readWrite);
       rig.map(RID, 0x20_0000, 0x8000_0000, 21, readWrite);
-      const dte = rig.deviceTable + RID * 32;
-      const gcr3 = rig.memory.allocate(1) - 0x1000;
-      for (const at of [dte, dte + 8, gcr3])
-        if (random.below(4) === 0) rig.store64(at, rig.load64(at) ^ (1n << BigInt(random.below(64))));
       const { guest } = rig.domain(RID);
-      const slot = guest;
-      if (random.below(3) === 0) rig.store64(slot, rig.load64(slot) ^ (1n << BigInt(random.below(64))));
+      const dte = rig.deviceTable + RID * Dte.bytes;
+      const turn = (at: number) => rig.store64(at, rig.load64(at) ^ (1n << BigInt(random.below(64))));
+      for (const at of [dte, dte + 8, rig.gcr3Of(RID), guest]) if (random.below(4) === 0) turn(at);
       rig.enable();
       for (let i = 0; i < 6; i++) {
         const transaction = requestOf(

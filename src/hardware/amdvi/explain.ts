@@ -56,7 +56,7 @@ import {
 /** What of a unit a translation depends on, besides memory. */
 export interface Explained {
   readonly enabled: boolean;
-  readonly options: TableOptions;
+  readonly table: TableOptions;
   readonly exclusion: Exclusion;
   readonly devices: DeviceCache;
   readonly iotlb: Iotlb;
@@ -133,13 +133,13 @@ class Explainer {
   }
 
   *#readDevice(): Steps<Device | Refusal> {
-    const { options } = this.#unit;
+    const { table } = this.#unit;
     const { rid } = this.#transaction;
-    if (!hasEntry(options, rid)) {
-      const why = `device id ${hex(rid)} is beyond the ${options.bytes / Dte.bytes} entries of the device table`;
+    if (!hasEntry(table, rid)) {
+      const why = `device id ${hex(rid)} is beyond the ${table.bytes / Dte.bytes} entries of the device table`;
       return new Refusal(EventCode.ILLEGAL_DEV_TABLE_ENTRY, why);
     }
-    const at = dteAddress(options, rid);
+    const at = dteAddress(table, rid);
     const value = loadStructure(this.#memory, at, Dte.bytes);
     if (value === undefined) {
       yield { what: "DTE", address: at, note: "no memory answers" };
@@ -147,7 +147,7 @@ class Explainer {
     }
     const words = new Uint32Array(Dte.words);
     Dte.toWords(value, words);
-    const device = decodeDte(words, this.#has, options);
+    const device = decodeDte(words, this.#has, table);
     const illegal = typeof device === "string";
     const note = illegal ? device : describe(device);
     yield { what: "DTE", address: at, value, fields: Dte.decode(value), note };

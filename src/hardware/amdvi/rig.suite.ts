@@ -178,6 +178,15 @@ export class AmdViRig implements UnitUnderTest {
     return table;
   }
 
+  /** Where the GCR3 table of a device is. */
+  gcr3Of(rid: number): number {
+    const words = new Uint32Array(Dte.words);
+    const at = this.deviceTable + rid * Dte.bytes;
+    Dte.toWords((this.loadEntry(at + ENTRY_BYTES) << 128n) | this.loadEntry(at), words);
+    const { GCR3_TRP_14, GCR3_TRP_30, GCR3_TRP_51 } = Dte.fields;
+    return GCR3_TRP_14.get(words) + GCR3_TRP_30.get(words) + GCR3_TRP_51.get(words);
+  }
+
   /** A domain of its own for a device, made when it is its first. */
   domain(rid: number): { readonly host: number; readonly guest: number } {
     const known = this.#tables.get(rid);

@@ -51,6 +51,8 @@ const WORD = 0x1_0000_0000;
 const DOMAINS = 0x1_0000;
 const PAGE_LG2 = 12;
 const MASK = 2 ** PAGE_LG2 - 1;
+/** Root tables that are remembered of a device; when there are more, all are forgotten. */
+const ROOTS = 4096;
 
 /** `want` by the `Access` bits of a request. */
 const wants = Uint8Array.from({ length: 32 }, (_, access) => wantOf(access));
@@ -58,7 +60,7 @@ const wants = Uint8Array.from({ length: 32 }, (_, access) => wantOf(access));
 export class Transactions {
   /** CONTROL.IommuEn, and what the other registers say. */
   enabled = false;
-  options: TableOptions = { base: 0, bytes: 0, guestTranslation: false, gcr3Guest: false };
+  table: TableOptions = { base: 0, bytes: 0, guestTranslation: false, gcr3Guest: false };
   exclusion: Exclusion = { start: 0, end: 0, all: false };
   readonly devices = new DeviceCache();
   readonly iotlb: Iotlb;
@@ -278,7 +280,9 @@ export class Transactions {
     const known = slot.roots.get(pasid);
     if (known !== undefined) return known;
     const root = findGuestTable(this.#memory, this.#unit, device, pasid, this.#fault);
-    if (root >= 0 && slot.held && this.#remembers()) slot.roots.set(pasid, root);
+    if (root < 0 || !slot.held || !this.#remembers()) return root;
+    if (slot.roots.size >= ROOTS) slot.roots.clear();
+    slot.roots.set(pasid, root);
     return root;
   }
 
@@ -415,7 +419,7 @@ export class Transactions {
     if (slot.held) return slot;
     const logged = slot.logged;
     slot.forget();
-    slot.device = readDevice(this.#memory, this.#unit, this.options, rid, this.#fault);
+    slot.device = readDevice(this.#memory, this.#unit, this.table, rid, this.#fault);
     slot.held = slot.device !== undefined && this.#remembers();
     if (!slot.held) slot.logged = logged;
     return slot;

@@ -225,7 +225,7 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
     const exclusionAt = Register.EXCL_BASE / 4;
     const excludes = EX_EN.get(words, exclusionAt) === 1;
     transactions.enabled = control.IOMMU_EN.get(words, at) === 1;
-    transactions.options = {
+    transactions.table = {
       base: registers.page(Register.DEVTAB_BASE),
       bytes: (DeviceTableBase.fields.SIZE.get(words, Register.DEVTAB_BASE / 4) + 1) * 0x1000,
       guestTranslation: control.GT_EN.get(words, at) === 1,
