@@ -176,10 +176,10 @@ export const faultReasons: { readonly [code: number]: FaultReason } = {
   71: reason("SCT", "7.1.3", unlessFpd, "a page group request while PRE is 0"),
   72: reason("SCT", "7.1.3", unlessFpd, "RID_PASID is not valid"),
   // PASID directory and table
-  80: reason("SPD", "7.1.3", unlessFpd, "the PASID directory entry could not be read"),
+  80: reason("SPD", "7.1.3", always, "the PASID directory entry could not be read"),
   81: reason("SPD", "7.1.3", unlessFpd, "the PASID directory entry is not present"),
   82: reason("SPD", "7.1.3", unlessFpd, "a reserved field of a present PASID directory entry is not zero"),
-  88: reason("SPT", "7.1.3", unlessFpd, "the PASID table entry could not be read"),
+  88: reason("SPT", "7.1.3", always, "the PASID table entry could not be read"),
   89: reason("SPT", "7.1.3", unlessFpd, "the PASID table entry is not present"),
   90: reason("SPT", "7.1.3", unlessFpd, "a reserved field of a present PASID table entry is not zero"),
   91: reason("SPT", "7.1.3", unlessFpd, "the PASID table entry is not valid"),

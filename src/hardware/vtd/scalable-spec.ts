@@ -121,6 +121,7 @@ export const PageGroupResponse = layout("page group response", 16, {
   RC: bits(12, 15, "response code", { 0: "success", 1: "invalid request", 15: "response failure" }),
   SID: bits(16, 31, "source id"),
   PASID: bits(32, 51, "PASID"),
+  IGN: bits(64, 65, "ignored"),
   LPIG: bit(66, "last of the group"),
   PRGI: bits(67, 75, "page request group index"),
 });

@@ -222,6 +222,20 @@ describe("§7.1.3 fault reasons in scalable mode", () => {
     }
   });
 
+  it("FPD does not keep from being recorded that an entry of PASIDs cannot be read", () => {
+    for (const code of [0x50, 0x58]) {
+      const rig = new ScalableRig();
+      rig.scalableContext(RID, { FPD: true });
+      const entry = rig.pasidAddress(RID, 0);
+      const context = rig.load64(rig.contextAddress(RID));
+      const directory = Number(context & 0xf_ffff_ffff_f000n);
+      rig.memory.poison(code === 0x50 ? directory : entry, 8);
+      rig.enable();
+      expect(ask(rig)).toMatchObject({ ok: false, code });
+      expect(Number(rig.read(Register.FSTS)) & Fsts.PPF).toBe(Fsts.PPF);
+    }
+  });
+
   it("FPD of any entry on the way keeps a qualified fault from being recorded", () => {
     for (const where of ["context", "pasid"] as const) {
       const rig = new ScalableRig();
@@ -639,7 +653,8 @@ describe("§7.4 page requests", () => {
     page(10);
     expect(rig.messages.length).toBe(2);
     expect(responses).toEqual([]);
-    const response = { TYPE: DescriptorType.pageGroupResponse, SID: RID, PP: true, PASID: 5, PRGI: 9, RC: 1 };
+    const common = { TYPE: DescriptorType.pageGroupResponse, SID: RID, PP: true, PASID: 5 };
+    const response = { ...common, PRGI: 9, RC: 1, IGN: 3 };
     rig.submit(PageGroupResponse.make(response));
     expect(responses).toEqual([[RID, 5, 9, 1]]);
   });
