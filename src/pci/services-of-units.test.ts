@@ -1,7 +1,15 @@
-/** Functions with translations of their own behind both units, driven by the units' registers and queues alone. */
+/** Functions with translations of their own behind each unit, driven by the units' registers and queues alone. */
 import { afterEach, describe, expect, it } from "vitest";
 import { ManualClock } from "../base/clock.ts";
 import { WorkQueue } from "../base/scheduler.ts";
+import {
+  Opcode as AmdViOpcode,
+  CompletePpr,
+  EventCode,
+  InvalidateIotlb,
+} from "../hardware/amdvi/queue-spec.ts";
+import { AmdViRig, wait as completionWait } from "../hardware/amdvi/rig.suite.ts";
+import { Register as AmdViRegister } from "../hardware/amdvi/spec.ts";
 import { PageResponse } from "../hardware/ats.ts";
 import { AtcCommand, Opcode, PriCommand, ResumeCommand } from "../hardware/smmuv3/queue-spec.ts";
 import { SmmuRig, sync } from "../hardware/smmuv3/rig.suite.ts";
@@ -106,6 +114,42 @@ const smmu = (): Silicon => {
   };
 };
 
+const amdvi = (): Silicon => {
+  const rig = new AmdViRig();
+  const { host } = rig.domain(RID);
+  rig.dte(RID, { DOMAIN: 1, MODE: rig.mode, HOST_TRP: host, I: true, PPR: true });
+  rig.enable({ PPR_LOG_EN: true, PPR_EN: true });
+  const done = rig.memory.allocate(1);
+  let status = 0;
+  return {
+    memory: rig.memory,
+    unit: rig.unit,
+    map: (iova, pa) => rig.mapHost(host, iova, pa, 12, readWrite),
+    forget: (iova, rid = RID) => {
+      status += 1;
+      rig.takeEvents();
+      rig.submit(
+        InvalidateIotlb.make({ OPCODE: AmdViOpcode.INVALIDATE_IOTLB_PAGES, DEVICE: rid, ADDRESS: iova }),
+        completionWait({ S: true, ADDRESS: done, DATA: status }),
+      );
+      const late = rig.takeEvents().some(({ CODE }) => CODE === BigInt(EventCode.IOTLB_INV_TIMEOUT));
+      return rig.load64(done) === BigInt(status) && !late;
+    },
+    get asked() {
+      return rig.read(AmdViRegister.PPRLOG_TAIL) / 16;
+    },
+    respond: (group, code) =>
+      rig.submit(
+        CompletePpr.make({
+          OPCODE: AmdViOpcode.COMPLETE_PPR_REQUEST,
+          DEVICE: RID,
+          TAG: group,
+          CODE: code,
+        }),
+      ),
+  };
+};
+
 const plugged = ({ memory, unit }: Pick<Silicon, "memory" | "unit">, ats = true) => {
   const work = new WorkQueue();
   const bridge = new HostBridge({ memory, unit });
@@ -156,6 +200,7 @@ afterEach(() => {
 describe.each([
   ["VT-d in scalable mode", vtd],
   ["SMMUv3", smmu],
+  ["AMD-Vi", amdvi],
 ])("a function behind %s", (_name, make) => {
   const start = () => {
     const silicon = make();
