@@ -1,7 +1,8 @@
 /**
  * The calls of a nesting container: GET_INFO with the nesting capability, PASID_REQUEST, NESTING_OP (uapi/vsva.ts); the
  * rest are those of type 1 version 2. What an argument says is checked first (EINVAL), then what the unit has
- * (EOPNOTSUPP), then whose PASID it is (ENOENT, EACCES).
+ * (EOPNOTSUPP), then whose PASID it is (ENOENT, EACCES), and at last what the unit's format says of a table that is bound
+ * (EINVAL, EOPNOTSUPP).
  */
 import type { Call } from "../../kernel/call.ts";
 import { LinuxError } from "../../uapi/errno.ts";
