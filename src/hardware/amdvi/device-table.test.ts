@@ -397,8 +397,7 @@ describe("§2.1 addresses with a meaning of their own", () => {
       rig.takeEvents();
       codeOf(rig, at, what);
       const [event] = rig.takeEvents();
-      // Type lies in bits 59:57, which the decoded entry shows as reserved.
-      return event && Number((event["reserved"] ?? 0n) >> 57n) & 7;
+      return Number(event?.["TYPE"] ?? 0n);
     };
     expect(typeOf(interrupt.start, read)).toBe(InvalidRequest.interruptRead);
     expect(typeOf(systemManagement.start, write)).toBe(InvalidRequest.systemManagement);

@@ -109,12 +109,9 @@ export const EventEntry = layout("event", 16, {
   PE: bit(54, "permission is missing"),
   RZ: bit(55, "a reserved bit, or a level that is not valid"),
   TR: bit(56, "a translation request"),
+  TYPE: bits(57, 59, "of an invalid request: what is not valid"),
   CODE: bits(60, 63, "event"),
   ADDRESS: bits(64, 127, "address"),
-});
-/** §2.5.9 Type of INVALID_DEVICE_REQUEST lies where other events have PE, RZ and more. */
-export const InvalidRequestEntry = layout("INVALID_DEVICE_REQUEST", 16, {
-  TYPE: bits(57, 59, "what was not valid"),
 });
 /** §2.5.9, TR = 0 unless it says so. */
 export const InvalidRequest = {

@@ -2,14 +2,7 @@
 import type { PageRequest } from "../ats.ts";
 import { Access, NO_PASID, type Transaction } from "../unit.ts";
 import type { Fault } from "./faults.ts";
-import {
-  ENTRY_BYTES,
-  EventCode,
-  EventEntry,
-  InvalidRequestEntry,
-  PAGE_SERVICE_REQUEST,
-  PprEntry,
-} from "./queue-spec.ts";
+import { ENTRY_BYTES, EventCode, EventEntry, PAGE_SERVICE_REQUEST, PprEntry } from "./queue-spec.ts";
 
 const WORD = 0x1_0000_0000;
 const WORDS = ENTRY_BYTES / 4;
@@ -45,7 +38,7 @@ export const buildEvent = (
   bit(e.PR, fault.present);
   bit(e.PE, fault.permission);
   bit(e.RZ, fault.reserved);
-  if (code === EventCode.INVALID_DEVICE_REQUEST) InvalidRequestEntry.fields.TYPE.set(words, fault.type);
+  if (code === EventCode.INVALID_DEVICE_REQUEST) e.TYPE.set(words, fault.type);
   words[ADDRESS] = address < 0 ? lo : address % WORD;
   words[ADDRESS + 1] = address < 0 ? hi : Math.floor(address / WORD);
   return words;
