@@ -404,7 +404,7 @@ const scribble =
   };
 
 /** Units that lie above their host's. */
-type Above = Exclude<GuestIommu["model"], "virtio">;
+type Above = Exclude<GuestIommu["model"], "virtio" | "none">;
 
 const ABUSES: { readonly [Model in Above]: Abuses } = {
   vtd: {

@@ -41,6 +41,7 @@ export const demo = (name: string, options: DemoOptions): number => {
   try {
     if (!json) for (const fault of faults) print(`Injected on purpose: ${FAULTS[fault]}.`);
     tellStory(story, stage, teller);
+    if (options.machine === undefined) story.everywhere?.(teller, stage.broken);
   } finally {
     stage.close();
   }

@@ -14,6 +14,7 @@ import { compileWalker } from "../pagetable/compile.ts";
 import { vmsaStage1 } from "../pagetable/vmsa.ts";
 import type { Walker } from "../pagetable/walker.ts";
 import { x86Paging } from "../pagetable/x86-64.ts";
+import { LinuxError } from "../uapi/errno.ts";
 import type { GuestDriver, GuestIommu } from "./iommu.ts";
 import { VirtioIommuDriver } from "./virtio/driver.ts";
 
@@ -30,6 +31,7 @@ export interface GuestPlatform {
   readonly events: EventSink;
 }
 
+/** Throws ENODEV when it has none, or not what firmware says. */
 export const driverFor = (platform: GuestPlatform): GuestDriver => {
   const { name, memory, iommu, addressWidth, msi, scheduler, events } = platform;
   const common = { unit: iommu, memory, msi, events };
@@ -54,6 +56,8 @@ export const driverFor = (platform: GuestPlatform): GuestDriver => {
       });
     case "virtio":
       return new VirtioIommuDriver(`${name}'s virtio-iommu`, iommu, memory);
+    case "none":
+      throw new LinuxError("ENODEV", "it has no IOMMU", name);
   }
 };
 
@@ -71,5 +75,6 @@ const x86Walker = compileWalker(x86Paging(4));
 export const processorWalkers: { readonly [Model in GuestIommu["model"]]: Walker } = {
   vtd: x86Walker,
   virtio: x86Walker,
+  none: x86Walker,
   smmuv3: compileWalker(vmsaStage1({ granuleLg2: 12, inputBits: 48, outputBits: 48 })),
 };

@@ -3,7 +3,8 @@ import type { IommuDriver, PagingDomain, PagingOptions, Requester } from "../iom
 
 /** The registers of an IOMMU, and what firmware says it is (DMAR, IORT, VIOT). */
 export interface GuestIommu {
-  readonly model: "vtd" | "smmuv3" | "virtio";
+  /** `none`: there is not any. */
+  readonly model: "vtd" | "smmuv3" | "virtio" | "none";
   /** It may remember that nothing was there: what it has no register to say so. */
   readonly remembersAbsent?: boolean;
   /** Messages of functions must pass through every table at their own addresses, which are reserved (RMR). */

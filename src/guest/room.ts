@@ -5,7 +5,10 @@ import type { AddressRange } from "../viommu/shadow/table.ts";
 import type { VirtualUnitParts } from "./virtual-unit.ts";
 
 /** Throws EOPNOTSUPP when the host cannot map the guest's memory where it is, or the smallest page that the guest's tables have. */
-export const roomFor = ({ calls, devices, ram }: VirtualUnitParts, guestPageLg2: number): HostRoom => {
+export const roomFor = (
+  { calls, devices, ram }: Pick<VirtualUnitParts, "calls" | "devices" | "ram">,
+  guestPageLg2: number,
+): HostRoom => {
   const room = probeHost(calls, devices);
   if (room.pageLg2 > guestPageLg2)
     throw new LinuxError(

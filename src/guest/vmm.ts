@@ -4,14 +4,15 @@
  */
 import { HostCalls } from "../viommu/host-calls.ts";
 import { MistakenCalls } from "./breaks.ts";
+import { withoutIommu } from "./virtual-none.ts";
 import { nestedSmmu, shadowedSmmu } from "./virtual-smmuv3.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 import { virtioIommu } from "./virtual-virtio.ts";
 import { nestedVtd, shadowedVtd } from "./virtual-vtd.ts";
 import { openNode, VmmProcess, type VmmProcessOptions } from "./vmm-process.ts";
 
-/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, virtio-iommu. */
-export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3" | "virtio";
+/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, virtio-iommu, or none. */
+export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3" | "virtio" | "none";
 
 /** A host's device, and the requester id that the guest is to know it by. */
 export interface Assignment {
@@ -51,5 +52,6 @@ const nested = (parts: VirtualUnitParts): VirtualUnit =>
 
 const shadowed = (parts: VirtualUnitParts, shows: ShownUnit): VirtualUnit => {
   if (shows === "smmuv3") return shadowedSmmu(parts);
+  if (shows === "none") return withoutIommu(parts);
   return shows === "virtio" ? virtioIommu(parts) : shadowedVtd(parts, shows === "vtd");
 };

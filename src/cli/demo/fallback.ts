@@ -20,7 +20,8 @@ const RW = Protection.read | Protection.write;
 const TEXT = "bytes of a guest";
 const hex = (value: number): string => `0x${value.toString(16)}`;
 
-const GUESTS: { readonly [Unit in ShownUnit]: string } = {
+/** Units that a guest can have, in words. */
+export const GUESTS: { readonly [Unit in Exclude<ShownUnit, "none">]: string } = {
   "vtd-legacy": "an Intel VT-d unit in legacy mode",
   vtd: "an Intel VT-d unit in scalable mode",
   smmuv3: "an Arm SMMUv3",
@@ -28,15 +29,19 @@ const GUESTS: { readonly [Unit in ShownUnit]: string } = {
 };
 
 export const fallback = (stage: Stage, teller: Teller): void => {
-  for (const [unit, what] of Object.entries(GUESTS) as [ShownUnit, string][]) {
-    const scene = taking(stage, teller, unit, what);
-    booting(scene, teller);
-    const { domain, buffer } = mapping(scene, teller);
-    straying(scene, teller, domain);
-    unmapping(scene, teller, domain, buffer);
-    sharing(scene, teller);
-    ending(scene, teller);
-  }
+  for (const [unit, what] of Object.entries(GUESTS) as [keyof typeof GUESTS, string][])
+    tellGuest(stage, teller, unit, what);
+};
+
+/** The life of one guest. Throws the LinuxError with which the VMM refuses to have it on this host. */
+export const tellGuest = (stage: Stage, teller: Teller, unit: keyof typeof GUESTS, what: string): void => {
+  const scene = taking(stage, teller, unit, what);
+  booting(scene, teller);
+  const { domain, buffer } = mapping(scene, teller);
+  straying(scene, teller, domain);
+  unmapping(scene, teller, domain, buffer);
+  sharing(scene, teller);
+  ending(scene, teller);
 };
 
 const taking = (stage: Stage, teller: Teller, unit: ShownUnit, what: string): GuestStage => {

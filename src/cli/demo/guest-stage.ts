@@ -18,6 +18,8 @@ const GUEST_RID = 0x0008;
 
 export interface StageOptions {
   readonly shows?: ShownUnit;
+  /** Guest memory; default 16 MiB. */
+  readonly ramBytes?: number;
   /** More functions of the machine, or mediated devices. */
   readonly others?: readonly string[];
 }
@@ -38,14 +40,14 @@ export class GuestStage {
   constructor(
     stage: Stage,
     follow: VmmOptions["follow"] | "bound",
-    { shows, others = [] }: StageOptions = {},
+    { shows, ramBytes = RAM_BYTES, others = [] }: StageOptions = {},
   ) {
     const { machine, events, broken, calls, work } = stage;
     this.stage = stage;
     const options: VmmProcessOptions = {
       host: machine,
       name: NAME,
-      ramBytes: RAM_BYTES,
+      ramBytes,
       events,
       addressWidth: ADDRESS_WIDTH,
       scheduler: work,

@@ -17,7 +17,7 @@ export interface Words {
 }
 
 /** Units that can lie above a host's. */
-export type NestingModel = Exclude<GuestIommu["model"], "virtio">;
+export type NestingModel = Exclude<GuestIommu["model"], "virtio" | "none">;
 
 export const WORDS: { readonly [Model in NestingModel]: Words } = {
   vtd: {

@@ -2,6 +2,7 @@
 import { basics } from "./basics.ts";
 import { fallback } from "./fallback.ts";
 import type { Fault } from "./faults.ts";
+import { tellMatrix } from "./matrix.ts";
 import { nested } from "./nested.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
@@ -16,6 +17,8 @@ export interface Story {
   readonly machine?: string;
   /** Words for `--machine` that say what the guest has, and not the host: another story then, where that takes place. */
   readonly guests?: { readonly [word: string]: string };
+  /** Told as well when no machine is named. */
+  readonly everywhere?: (teller: Teller, faults: ReadonlySet<Fault>) => void;
 }
 
 export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
@@ -37,7 +40,10 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
     },
   ],
   ["virtio", { tell: virtio, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
-  ["fallback", { tell: fallback, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
+  [
+    "fallback",
+    { tell: fallback, faults: ["skip-flush", "stale-iotlb", "wrong-page"], everywhere: tellMatrix },
+  ],
 ]);
 
 /** Tells a story; one that cannot go on has a claim more that does not hold. */
