@@ -196,8 +196,15 @@ describe("limits", () => {
     expect(pasids.leftFor(7)).toBe(5); // of seven: half of fifteen less one for the host
     pasids.unclaim(3, file);
     expect(pasids.ownerOf(3)).toBeUndefined();
-    for (let pasid = 5; pasid < 11; pasid++) pasids.claim(task, pasid, file);
-    expect(outcome(() => pasids.claim(task, 12, file))).toBe("ENOSPC");
+    for (let pasid = 8; pasid < 14; pasid++) pasids.claim(task, pasid, file);
+    expect(outcome(() => pasids.claim(task, 14, file))).toBe("ENOSPC");
+  });
+
+  it("the host's are of the middle, so that programs have the lowest and the highest", () => {
+    give({ bits: 8 });
+    expect([pasids.takeForHost(), pasids.takeForHost(), pasids.takeForHost(4)]).toEqual([127, 126, 7]);
+    const set = pasids.join(newTask(), {});
+    expect([set.allocate(1, 1), set.allocate(255, 255)]).toEqual([1, 255]);
   });
 
   it("without PASIDs nobody gets one", () => {
@@ -252,7 +259,9 @@ it("whatever programs do, numbers are those of literal sets", () => {
       const ofUser = (uid: number) => model.reduce((sum, set, n) => sum + (n % 2 === uid ? set.size : 0), 0);
       for (const one of steps) {
         if ("host" in one) {
-          const free = Array.from({ length: 63 }, (_, i) => i + 1).find((pasid) => !taken(pasid));
+          const free = Array.from({ length: 63 }, (_, i) => (i < 31 ? 31 - i : 94 - i)).find(
+            (pasid) => !taken(pasid),
+          );
           expect(outcome(() => tested.takeForHost())).toBe(free ?? "ENOSPC");
           if (free) host.add(free);
           continue;

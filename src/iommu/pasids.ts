@@ -121,10 +121,15 @@ export class Pasids {
     return owner instanceof PasidSet && owner.isOf(task) ? owner : undefined;
   }
 
-  /** A PASID for the host's own use, which no limit of users reaches. Throws ENOSPC. */
-  takeForHost(): number {
-    const pasid = this.#find(FIRST, 2 ** this.bits - 1);
-    if (pasid < 0) throw new LinuxError("ENOSPC", `all PASIDs of ${this.bits} bits are taken`);
+  /**
+   * A PASID for the host's own use of at most `bits` bits, which no limit of users reaches. It is taken from the middle:
+   * programs ask for the lowest and for the highest. Throws ENOSPC.
+   */
+  takeForHost(bits = this.bits): number {
+    const end = 2 ** Math.min(bits, this.bits);
+    const below = this.#highest(FIRST, end / 2);
+    const pasid = below < 0 ? this.#highest(Math.max(FIRST, end / 2), end) : below;
+    if (pasid < FIRST) throw new LinuxError("ENOSPC", `all PASIDs of ${this.bits} bits are taken`);
     this.#take(pasid, "host");
     return pasid;
   }
@@ -228,6 +233,13 @@ export class Pasids {
     if (now === 0) this.#byUser.delete(uid);
     else this.#byUser.set(uid, now);
     this.#ofUsers += count;
+  }
+
+  /** The highest free number in [first, end), or -1. */
+  #highest(first: number, end: number): number {
+    let at = end - 1;
+    while (at >= first && this.#entries.has(at)) at -= 1;
+    return at < first ? -1 : at;
   }
 
   /** The lowest free number in [first, last], or -1. */

@@ -565,7 +565,7 @@ describe("mediated devices of a function", () => {
     const domain = driver.allocatePaging(part, { pasid: true });
     driver.attach(part, domain, next);
     const { device } = create(THREE);
-    expect(parent().parts.defaultOf(device.function)).toBe(next + 1);
+    expect(parent().parts.defaultOf(device.function)).toBe(next - 1);
     expect(pasids.ownerOf(next)).toBeUndefined();
     driver.attach(part, driver.blocked, next);
     domain.free();

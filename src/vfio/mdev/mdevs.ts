@@ -153,12 +153,12 @@ export class Mdevs {
   }
 
   /** One that no part of the parent has: users of iommufd choose their own. Throws ENOSPC. */
-  #takePasid({ parts }: QueueParent): number {
+  #takePasid({ parts, device }: QueueParent): number {
     const { pasids } = this.#parts;
     const skipped: number[] = [];
     try {
       for (;;) {
-        const pasid = pasids.takeForHost();
+        const pasid = pasids.takeForHost(device.capabilities.pasidBits);
         if (!parts.isTaken(pasid)) return pasid;
         skipped.push(pasid);
       }
