@@ -148,6 +148,8 @@ export class VirtioIommu implements PageRequestTaker {
   #report(event: Uint8Array): void {
     if (this.#waiting.length >= MOST_EVENTS) {
       this.lostEvents += 1;
+      const { events, name } = this.#options;
+      if (events.on) events.emit("device", { device: name, what: "an event is lost: the guest takes none" });
       return;
     }
     this.#waiting.push(event);
