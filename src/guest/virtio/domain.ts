@@ -2,12 +2,15 @@
  * A domain of a guest's virtio-iommu driver. The device knows a domain while it has an endpoint; what is mapped meanwhile, and
  * before, is kept here and told to the device when the first endpoint comes.
  */
+import { IntervalMap } from "../../base/interval-map.ts";
 import type { DomainGeometry } from "../../iommu/driver.ts";
 import { Protection } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { MapFlag, MapRequest, RequestType, requestBytes, UnmapRequest } from "../../viommu/virtio/spec.ts";
 import type { GuestDomain } from "../iommu.ts";
 import type { VirtioIommuDevice } from "./device.ts";
+
+const PAGE = 4096;
 
 interface Mapping {
   readonly iova: number;
@@ -27,7 +30,7 @@ export class VirtioDomain implements GuestDomain {
   /** Endpoints that have it. */
   users = 0;
   readonly #device: VirtioIommuDevice;
-  readonly #mappings = new Map<number, Mapping>();
+  readonly #mappings = new IntervalMap<Mapping>();
   readonly #forget: (domain: VirtioDomain) => void;
 
   constructor(id: number, device: VirtioIommuDevice, forget: (domain: VirtioDomain) => void) {
@@ -42,35 +45,44 @@ export class VirtioDomain implements GuestDomain {
 
   map(iova: number, pa: number, length: number, protection: number): void {
     const mapping = { iova, pa, length, protection };
-    if (this.#overlapping(iova, length).length > 0)
+    const [first, last] = [iova / PAGE, (iova + length) / PAGE - 1];
+    if (this.#mappings.overlaps(first, 0, last, PAGE - 1))
       throw new LinuxError(
         "EEXIST",
         `0x${iova.toString(16)} + 0x${length.toString(16)} is mapped`,
         this.name,
       );
     if (this.users > 0) this.#tell(mapping);
-    this.#mappings.set(iova, mapping);
+    this.#mappings.insert(first, 0, last, PAGE - 1, mapping);
   }
 
   unmap(iova: number, length: number): number {
-    const whole = this.#overlapping(iova, length).filter(
-      (one) => one.iova >= iova && one.iova + one.length <= iova + length,
-    );
-    for (const one of whole) {
-      if (this.users > 0) this.#take(one);
-      this.#mappings.delete(one.iova);
+    const [first, last] = [iova / PAGE, (iova + length) / PAGE - 1];
+    let bytes = 0;
+    let more = this.#mappings.overlaps(first, 0, last, PAGE - 1);
+    while (more && this.#mappings.startPage <= last) {
+      const { startPage, lastPage, value } = this.#mappings;
+      if (startPage < first || lastPage > last) {
+        more = this.#mappings.next();
+        continue;
+      }
+      if (this.users > 0) this.#take(value);
+      bytes += value.length;
+      more = this.#mappings.remove();
     }
-    return whole.reduce((sum, one) => sum + one.length, 0);
+    return bytes;
   }
 
   physical(iova: number): number {
-    const [found] = this.#overlapping(iova, 1);
-    return found ? found.pa + iova - found.iova : -1;
+    if (!this.#mappings.find(Math.floor(iova / PAGE), 0)) return -1;
+    const { value } = this.#mappings;
+    return value.pa + iova - value.iova;
   }
 
   /** The device has the domain from now on, and is told what is in it. */
   replay(): void {
-    for (const mapping of this.#mappings.values()) this.#tell(mapping);
+    for (let more = this.#mappings.first(); more; more = this.#mappings.next())
+      this.#tell(this.#mappings.value);
   }
 
   free(): void {
@@ -78,12 +90,6 @@ export class VirtioDomain implements GuestDomain {
       throw new LinuxError("EBUSY", `${this.users} devices still have it; they must leave first`, this.name);
     this.#mappings.clear();
     this.#forget(this);
-  }
-
-  #overlapping(iova: number, length: number): Mapping[] {
-    return [...this.#mappings.values()].filter(
-      (one) => one.iova < iova + length && iova < one.iova + one.length,
-    );
   }
 
   #tell({ iova, pa, length, protection }: Mapping): void {

@@ -55,6 +55,19 @@ describe("a domain of the guest", () => {
     expect(driver.domains).toBe(0);
   });
 
+  it("gives whole mappings back, and keeps one that reaches beyond what is unmapped", () => {
+    const { driver } = rig.guest;
+    const [one] = rig.vmm.devices;
+    const domain = driver.allocatePaging(one!);
+    driver.attach(one!, domain);
+    for (const pages of [0, 1, 4]) domain.map(IOVA + pages * PAGE, page("page"), PAGE, RW);
+    domain.map(IOVA + 2 * PAGE, 0x10_0000, 2 * PAGE, RW);
+    expect(domain.unmap(IOVA + PAGE, 2 * PAGE)).toBe(PAGE);
+    expect(rig.vmm.backEnd.held).toBe(3);
+    expect(domain.unmap(IOVA, 8 * PAGE)).toBe(4 * PAGE);
+    expect(rig.vmm.backEnd.held).toBe(0);
+  });
+
   it("whose content the device refuses is not attached; what the device had, it has", () => {
     const { driver } = rig.guest;
     const [one] = rig.vmm.devices;
