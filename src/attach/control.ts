@@ -3,6 +3,7 @@ import type { KernelFile, Task } from "../kernel/call.ts";
 import { Errno, LinuxError } from "../uapi/errno.ts";
 import type { Connection } from "./connection.ts";
 import type { EmulatedFile, FileTable } from "./emulated-file.ts";
+import type { Place } from "./lookout.ts";
 import type { Mailbox } from "./mailbox.ts";
 import type { AttachedProcess, Caller } from "./process.ts";
 import { sendOutgoing } from "./syscalls.ts";
@@ -16,7 +17,7 @@ export interface Ongoing {
   cancel(): void;
 }
 
-export class Control implements Connection {
+export class Control implements Connection, Place {
   readonly fd: number;
   readonly peer: { readonly pid: number; readonly uid: number };
   readonly #files: FileTable;
@@ -44,6 +45,13 @@ export class Control implements Connection {
     const sent = sendOutgoing(this.fd, length, fds) >= 0;
     mailbox.answerElsewhere();
     return sent;
+  }
+
+  get posted(): boolean {
+    return this.mailbox?.posted === true;
+  }
+  announce(looking: boolean): void {
+    this.mailbox?.announce(looking);
   }
 
   get task(): Task {

@@ -1,7 +1,8 @@
 /**
  * The one loop: waits for descriptors with epoll on the main thread, tells their watchers, and runs deferred work in
- * between. Node's own event loop keeps turning: its backend descriptors are watched too, so that a child that ended
- * or a timer interrupts the waiting, and every turn is short.
+ * between. Before it waits it may look for a moment for requests that need no descriptor. Node's own event loop keeps
+ * turning: its backend descriptors are watched too, so that a child that ended or a timer interrupts the waiting, and
+ * every turn is short.
  */
 import { closeSync, readdirSync, readlinkSync } from "node:fs";
 import type { WorkQueue } from "../base/scheduler.ts";
@@ -12,6 +13,7 @@ import {
   epollDelete,
   epollPause,
   epollWait,
+  MAX_EVENTS,
   readyEvents,
   readyFd,
   readyTag,
@@ -23,10 +25,22 @@ const SLICE_MILLISECONDS = 10;
 const TURN_MILLISECONDS = 4;
 /** How long we sleep for programs to run before work that waits for that, unless they ask something sooner. */
 const PAUSE_MICROSECONDS = 20;
+/** Between two looks at the descriptors when requests are looked for elsewhere. */
+const LOOK_MICROSECONDS = 20;
+/** Full batches of descriptors in a row that a request found elsewhere waits for. */
+const MOST_FULL_BATCHES = 16;
 /** Pieces of deferred work between two looks at the descriptors. */
 const WORK_BUDGET = 64;
 
 export type Ready = (events: number) => void;
+
+/** Requests that come without a word to the kernel (lookout.ts). */
+export interface Requests {
+  /** Looks for them that long; false: there are none, and the loop hears of the next. */
+  look(microseconds: number): boolean;
+  /** Serves those that the last `look` found. */
+  serve(): void;
+}
 
 interface Watch {
   readonly tag: number;
@@ -41,14 +55,17 @@ export class Loop {
   /** By descriptor. The tag tells a number that was closed and opened again within one batch. */
   readonly #watches: (Watch | undefined)[] = [];
   readonly #onError: (error: unknown) => void;
+  readonly #lookout: Requests | undefined;
+  #fullBatches = 0;
   #tags = 0;
   #running = false;
   #closed = false;
 
   /** `onError` is told what deferred work or a watcher threw; the loop goes on. */
-  constructor(work: WorkQueue, onError: (error: unknown) => void) {
+  constructor(work: WorkQueue, onError: (error: unknown) => void, lookout?: Requests) {
     this.#work = work;
     this.#onError = onError;
+    this.#lookout = lookout;
     this.#watchNode();
   }
 
@@ -95,19 +112,39 @@ export class Loop {
     const end = performance.now() + TURN_MILLISECONDS;
     this.#nodeIsReady = false;
     while (this.#running && !this.#nodeIsReady) {
+      const looks = this.#look();
       if (this.#work.waitsForPrograms) {
-        epollPause(this.#epoll, PAUSE_MICROSECONDS);
+        if (!looks) epollPause(this.#epoll, PAUSE_MICROSECONDS);
         this.#work.programsRan();
       }
-      const wait = this.#work.pending > 0 ? 0 : SLICE_MILLISECONDS;
+      const wait = looks || this.#work.pending > 0 ? 0 : SLICE_MILLISECONDS;
       const count = epollWait(this.#epoll, wait);
       if (count < 0) return; // a signal arrived: it is Node's to see
       // What a client closed before it asked must be closed when its request is served.
       for (let i = 0; i < count && this.#running; i += 1) this.#deliver(i, true);
       for (let i = 0; i < count && this.#running; i += 1) this.#deliver(i, false);
+      this.#serveFound(count);
       this.#runWork();
-      if (count === 0 && this.#work.pending === 0) return;
+      if (count === 0 && this.#work.pending === 0 && !looks) return;
       if (performance.now() >= end) return;
+    }
+  }
+
+  /** Whether somebody may post a request without a word to the kernel, or has. */
+  #look(): boolean {
+    const { pending, waitsForPrograms } = this.#work;
+    const moment = waitsForPrograms ? PAUSE_MICROSECONDS : pending > 0 ? 0 : LOOK_MICROSECONDS;
+    return this.#lookout?.look(moment) === true;
+  }
+
+  /** What was found before the kernel told of `count` descriptors; what was closed before may lie behind a full batch. */
+  #serveFound(count: number): void {
+    this.#fullBatches = count === MAX_EVENTS ? this.#fullBatches + 1 : 0;
+    if (this.#fullBatches % MOST_FULL_BATCHES !== 0) return;
+    try {
+      this.#lookout?.serve();
+    } catch (error) {
+      this.#onError(error);
     }
   }
 

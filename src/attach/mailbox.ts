@@ -1,8 +1,9 @@
 /**
  * A page that a thread of a client shares with the daemon: short requests and their answers lie in it, an eventfd rings
- * for a request and a futex for the answer. It saves the two socket messages of a call. What the client writes may
- * change at any moment: a request is copied once and then looked at. Left out: descriptors and long bodies, which go
- * over the connection, as do all calls of a thread that has made few.
+ * for a request and a futex for the answer, unless the other side says in the page that it looks for them. It saves the
+ * two socket messages of a call, and the two wake-ups when both sides are busy. What the client writes may change at any
+ * moment: a request is copied once and then looked at. Left out: descriptors and long bodies, which go over the
+ * connection, as do all calls of a thread that has made few.
  */
 import { closeSync } from "node:fs";
 import koffi from "koffi";
@@ -30,6 +31,8 @@ const ALL = 0x7fff_ffff;
 const REQUEST_WORD = MailboxPage.request / 4;
 const REPLY_WORD = MailboxPage.reply / 4;
 const CLOSED_WORD = MailboxPage.closed / 4;
+const LOOKING_WORD = MailboxPage.looking / 4;
+const SLEEPS_WORD = MailboxPage.sleeps / 4;
 
 /** A mark on our eventfds, by which the library knows them from others of the same number. */
 const DOORBELL_SIGNAL = 61;
@@ -44,6 +47,10 @@ export class Mailbox {
   #file: number;
   /** Sequence number of the request that came last. */
   #taken = 0;
+  /** The last request was answered, and the client did not sleep then: it looks for answers. */
+  clientLooks = false;
+  /** A request was found without its ring, which may still come. */
+  ringMayBeLate = false;
 
   /** Throws a `SystemError` when there is no memory or no descriptor. */
   constructor() {
@@ -85,11 +92,22 @@ export class Mailbox {
     return this.#taken === seq;
   }
 
+  /** Whether there is a request to take. */
+  get posted(): boolean {
+    return Atomics.load(this.#words, REQUEST_WORD) >>> 0 !== this.#taken;
+  }
+
+  /** Whether the client need not ring. What it has posted before it could see this must be looked for afterwards. */
+  announce(looking: boolean): void {
+    Atomics.store(this.#words, LOOKING_WORD, looking ? 1 : 0);
+  }
+
   /** Copies a new request into `received`; its length, -1 when there is none. */
   take(): number {
     const seq = Atomics.load(this.#words, REQUEST_WORD) >>> 0;
     if (seq === this.#taken) return -1;
     this.#taken = seq;
+    this.clientLooks = false;
     this.#release();
     const length = Math.min(this.#words[MailboxPage.length / 4]! >>> 0, MailboxPage.room);
     received.bytes.set(this.#bytes.subarray(MailboxPage.body, MailboxPage.body + length));
@@ -123,9 +141,11 @@ export class Mailbox {
     libc.munmap(this.#base, MailboxPage.size);
   }
 
+  /** The client says that it sleeps and looks for the answer then; we answer and look whether it sleeps then. */
   #wake(): void {
     Atomics.store(this.#words, REPLY_WORD, this.#taken | 0);
-    this.#ring();
+    this.clientLooks = Atomics.load(this.#words, SLEEPS_WORD) === 0;
+    if (!this.clientLooks) this.#ring();
   }
 
   #ring(): void {

@@ -44,8 +44,10 @@ export const ReplyHeader = { seq: 0, flags: 4, value: 8, length: 16, fds: 20, si
 export const MailboxPage = {
   request: 0,
   length: 4,
+  sleeps: 8,
   reply: 64,
   closed: 68,
+  looking: 72,
   body: 128,
   answer: 2112,
   room: 1984,

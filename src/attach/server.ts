@@ -19,6 +19,7 @@ import type { Connection, OpHandler, OpHandlers, Reply } from "./connection.ts";
 import { Control } from "./control.ts";
 import { type EmulatedFile, FileTable } from "./emulated-file.ts";
 import { builtLibrary } from "./library.ts";
+import { Lookout } from "./lookout.ts";
 import { Loop } from "./loop.ts";
 import { openMailbox } from "./mailbox.ts";
 import type { PrivilegeMode } from "./privileges.ts";
@@ -88,6 +89,7 @@ export class AttachServer implements RequestHost {
   readonly #library: string;
   readonly #routes: Routes;
   readonly #loop: Loop;
+  readonly #lookout = new Lookout<Control>((control) => this.#takeFound(control));
   readonly handlers = new Map<number, OpHandler>();
   readonly #controls = new Set<Control>();
   /** By pid: the present image. */
@@ -107,7 +109,7 @@ export class AttachServer implements RequestHost {
     const prefix = `softiommu-${randomBytes(8).toString("hex")}/`;
     this.files = new FileTable(prefix, shareOf(SHARE.files));
     this.#routes = new Routes(this.#folder, prefix);
-    this.#loop = new Loop(options.work, (error) => this.reportBug("loop", error));
+    this.#loop = new Loop(options.work, (error) => this.reportBug("loop", error), this.#lookout);
     this.handlers.set(MAILBOX_OP, (control) => this.#openMailbox(control));
     for (const handlers of options.handlers ?? [])
       for (const [op, handler] of handlers) this.handlers.set(op, handler);
@@ -209,6 +211,7 @@ export class AttachServer implements RequestHost {
     this.#cancel(control);
     const { mailbox } = control;
     if (mailbox === undefined) return;
+    this.#lookout.forget(control);
     control.mailbox = undefined;
     this.#mailboxes -= 1;
     this.#loop.unwatch(mailbox.doorbell);
@@ -226,7 +229,7 @@ export class AttachServer implements RequestHost {
     const mailbox = openMailbox();
     control.mailbox = mailbox;
     this.#mailboxes += 1;
-    this.#loop.watch(mailbox.doorbell, Epoll.in | Epoll.edge, () => this.#look(control));
+    this.#loop.watch(mailbox.doorbell, Epoll.in | Epoll.edge, () => this.#answerRing(control));
     return { fds: mailbox.descriptors };
   }
 
@@ -363,7 +366,26 @@ export class AttachServer implements RequestHost {
 
   #look(control: Control): void {
     const length = control.mailbox?.take() ?? -1;
-    if (length >= 0) this.#take(control, length);
+    if (length < 0) return;
+    this.#take(control, length);
+    if (control.mailbox?.clientLooks === true) this.#lookout.expect(control);
+  }
+
+  #takeFound(control: Control): void {
+    if (control.mailbox !== undefined) control.mailbox.ringMayBeLate = true;
+    this.#look(control);
+  }
+
+  /**
+   * The ring of a request that was found before it says nothing of the one that lies there now, which may come after
+   * the close of a file that we have not heard of.
+   */
+  #answerRing(control: Control): void {
+    const { mailbox } = control;
+    if (mailbox === undefined) return;
+    if (!mailbox.ringMayBeLate) this.#look(control);
+    else if (mailbox.posted) this.#lookout.postpone(control);
+    mailbox.ringMayBeLate = false;
   }
 
   /** One message, `length` bytes of `received`. */

@@ -102,7 +102,8 @@ const HEADERS = 0; // msghdr at 0 and 64, iovec at 128 and 144
 const RECEIVED_CONTROL = 256;
 const SENT_CONTROL = 512;
 const EVENTS = 1024;
-const MAX_EVENTS = 64;
+/** Most that one `epollWait` collects. */
+export const MAX_EVENTS = 64;
 const RECEIVED = 4096;
 const RECEIVE_BYTES = 72 * 1024;
 const SENT = RECEIVED + RECEIVE_BYTES;

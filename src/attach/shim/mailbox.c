@@ -1,6 +1,9 @@
 /*
  * Short requests through a shared page: the request is written there, an eventfd tells the daemon, a futex tells the
- * thread. Where the kernel cannot wait for a futex as a system call should wait (futex_waitv, Linux 5.16: with a
+ * thread. A side that looks into the page says so there and need not be told: waking a processor that has nothing to do
+ * may take longer than all the rest. Each side writes what the other waits for before it reads whether the other sleeps,
+ * and says that it will sleep before it looks a last time, in one order for both (sequentially consistent): so one of
+ * the two sees the other. Where the kernel cannot wait for a futex as a system call should wait (futex_waitv, Linux 5.16: with a
  * limit, and restarted after a signal handler that wants it), and after a fork, the connection is used as before.
  */
 #include <linux/futex.h>
@@ -16,6 +19,16 @@
 #define WAIT_32_BITS 2 /* FUTEX_32, and not private */
 #define WAIT_NANOSECONDS 250000000
 #define F_GETSIG_NUMBER 11
+/* How long to look for an answer: a daemon that sleeps takes most of it to wake. In nanoseconds, as are the others. */
+#define LONGEST_LOOK 100000
+/* A pause is 10 to 150 cycles, and asking for the time several hundred. */
+#define LOOKS_A_TIME 64
+/* An answer that took no longer paid, and is worth so much. */
+#define GOOD_LOOK 40000
+#define WORTH 10000
+/* A debt that is followed by a rest, and how many times as long that is. */
+#define MOST_DEBT 150000
+#define REST 64
 
 /* struct futex_waitv of newer headers. */
 struct wait_entry {
@@ -45,6 +58,16 @@ static void *quiet_place(void)
     return (void *)(UINT64_C(0x2f0000000000) + (uint64_t)raw_gettid() * 65536);
 }
 
+static bool one_processor(void)
+{
+    uint64_t allowed[128] = {0};
+    long bytes = raw_syscall(SYS_sched_getaffinity, 0, sizeof allowed, (long)allowed, 0, 0, 0);
+    int count = 0;
+    for (long i = 0; i < bytes / 8; i++)
+        count += __builtin_popcountll(allowed[i]);
+    return count < 2;
+}
+
 bool mailbox_open(struct mailbox *mailbox, int page, int doorbell)
 {
     long mapped = raw_mmap(quiet_place(), sizeof *mailbox->page, PROT_READ | PROT_WRITE, MAP_SHARED, page, 0);
@@ -56,7 +79,7 @@ bool mailbox_open(struct mailbox *mailbox, int page, int doorbell)
             raw_munmap((void *)mapped, sizeof *mailbox->page);
         return false;
     }
-    *mailbox = (struct mailbox){(struct mailbox_page *)mapped, kept};
+    *mailbox = (struct mailbox){.page = (struct mailbox_page *)mapped, .doorbell = kept, .alone = one_processor()};
     raw_madvise(mailbox->page, sizeof *mailbox->page, MADV_DONTFORK);
     if (wait_for_change(&mailbox->page->reply, 1) == -EAGAIN)
         return true;
@@ -108,20 +131,63 @@ bool mailbox_post(struct mailbox *mailbox, const struct request_header *header, 
     page->length = (uint32_t)length;
     __atomic_store_n(&page->request, header->seq, __ATOMIC_SEQ_CST);
     uint64_t one = 1;
-    raw_write(mailbox->doorbell, &one, sizeof one);
+    if (!__atomic_load_n(&page->looking, __ATOMIC_SEQ_CST))
+        raw_write(mailbox->doorbell, &one, sizeof one);
     return true;
+}
+
+static int64_t now(void)
+{
+    struct timespec time;
+    raw_syscall(SYS_clock_gettime, CLOCK_MONOTONIC, (long)&time, 0, 0, 0, 0);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+static bool has_come(const struct mailbox_page *page, uint32_t seq)
+{
+    for (int i = 0; i < LOOKS_A_TIME; i++) {
+        if (__atomic_load_n(&page->reply, __ATOMIC_ACQUIRE) == seq)
+            return true;
+        __builtin_ia32_pause();
+    }
+    return false;
+}
+
+/* Time that was looked in vain, or in which others had the processor, is a debt that good looks pay off. */
+void mailbox_look(struct mailbox *mailbox, uint32_t seq)
+{
+    if (mailbox->alone)
+        return;
+    int64_t start = now(), time = start;
+    if (start < mailbox->rests_until)
+        return;
+    while (!has_come(mailbox->page, seq) && time - start < LONGEST_LOOK)
+        time = now();
+    if (time - start <= GOOD_LOOK) {
+        mailbox->debt = mailbox->debt > WORTH ? mailbox->debt - WORTH : 0;
+        return;
+    }
+    mailbox->debt += time - start;
+    if (mailbox->debt > MOST_DEBT) {
+        mailbox->rests_until = time + REST * mailbox->debt;
+        mailbox->debt = 0;
+    }
 }
 
 long mailbox_wait(struct mailbox *mailbox, uint32_t seq)
 {
     struct mailbox_page *page = mailbox->page;
+    if (__atomic_load_n(&page->reply, __ATOMIC_ACQUIRE) == seq)
+        return 0;
     for (;;) {
-        uint32_t seen = __atomic_load_n(&page->reply, __ATOMIC_ACQUIRE);
+        __atomic_store_n(&page->sleeps, 1, __ATOMIC_SEQ_CST);
+        uint32_t seen = __atomic_load_n(&page->reply, __ATOMIC_SEQ_CST);
+        if (seen != seq && __atomic_load_n(&page->closed, __ATOMIC_ACQUIRE))
+            return -EIO;
+        long result = seen == seq ? 0 : wait_for_change(&page->reply, seen);
+        __atomic_store_n(&page->sleeps, 0, __ATOMIC_RELAXED);
         if (seen == seq)
             return 0;
-        if (__atomic_load_n(&page->closed, __ATOMIC_ACQUIRE))
-            return -EIO;
-        long result = wait_for_change(&page->reply, seen);
         if (result == -EINTR || result == -ETIMEDOUT)
             return result;
         if (result < 0 && result != -EAGAIN)

@@ -7,6 +7,9 @@
 struct mailbox {
     struct mailbox_page *page; /* NULL: there is none */
     int doorbell;
+    bool alone;          /* on the only processor it may use: nobody answers while it looks */
+    int64_t debt;        /* nanoseconds of looking that did not pay */
+    int64_t rests_until; /* on the monotonic clock, in nanoseconds: it does not look before */
 };
 
 /* Not posted: the request must go over the connection. */
@@ -17,8 +20,10 @@ struct mailbox {
 /* Takes the two descriptors that the daemon gave. False: no mailbox, and both are closed. */
 bool mailbox_open(struct mailbox *mailbox, int page, int doorbell);
 void mailbox_close(struct mailbox *mailbox);
-/* Puts the request into the page and rings; false when it does not fit, or cannot be read. */
+/* Puts the request into the page and rings if it must; false when it does not fit, or cannot be read. */
 bool mailbox_post(struct mailbox *mailbox, const struct request_header *header, const struct exchange *x);
+/* Looks for the answer for some microseconds, as long as that pays. */
+void mailbox_look(struct mailbox *mailbox, uint32_t seq);
 /*
  * Waits until the daemon has done something. 0: there is an answer; -EINTR: a signal whose handler does not restart
  * calls; -ETIMEDOUT: nothing for a while; -EIO: there will be no answer here.

@@ -74,10 +74,12 @@ struct reply_header {
 struct mailbox_page {
     uint32_t request; /* seq of the request in `body`, written last */
     uint32_t length;
-    uint8_t unused[56];
+    uint32_t sleeps;  /* not 0: the thread waits for the futex, or is about to */
+    uint8_t unused[52];
     uint32_t reply;   /* seq of the request that `answer` answers, written last; a futex */
     uint32_t closed;  /* not 0: the daemon will not answer here */
-    uint8_t unused_too[56];
+    uint32_t looking; /* not 0: the daemon sees a request without the eventfd */
+    uint8_t unused_too[52];
     uint8_t body[MAILBOX_ROOM];   /* struct request_header and what follows */
     uint8_t answer[MAILBOX_ROOM]; /* struct reply_header and what follows; all zero: it comes over the connection */
 };

@@ -356,6 +356,7 @@ static long exchange_posted(struct control *control, struct exchange *x)
     struct request_header header = header_of(control, x);
     if (!mailbox_post(mailbox, &header, x))
         return MAILBOX_UNABLE;
+    mailbox_look(mailbox, control->seq);
     bool cancelled = false;
     for (;;) {
         long result = mailbox_wait(mailbox, control->seq);
