@@ -139,6 +139,7 @@ export class Lookout<P extends Place> implements Requests {
   #end(): boolean {
     for (const place of this.#places) place.announce(false);
     this.#looking = false;
+    this.#found.length = 0;
     this.#glance();
     this.#places.length = 0;
     this.#debt += this.#spent;

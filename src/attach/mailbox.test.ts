@@ -68,6 +68,27 @@ describe("the page of a mailbox", () => {
     expect(view.getUint32(MailboxPage.answer + ReplyHeader.seq, true)).toBe(0);
   });
 
+  it("says whether a request waits, and whether the client needs to ring", () => {
+    expect([mailbox.posted, view.getUint32(MailboxPage.looking, true)]).toEqual([false, 0]);
+    post(1, 32);
+    mailbox.announce(true);
+    expect([mailbox.posted, view.getUint32(MailboxPage.looking, true)]).toEqual([true, 1]);
+    mailbox.take();
+    mailbox.announce(false);
+    expect([mailbox.posted, view.getUint32(MailboxPage.looking, true)]).toEqual([false, 0]);
+  });
+
+  it("a client that looks for its answer is told from one that sleeps, or has none yet", () => {
+    for (const sleeps of [0, 1]) {
+      post(1 + sleeps, 32);
+      mailbox.take();
+      expect(mailbox.clientLooks).toBe(false);
+      view.setUint32(MailboxPage.sleeps, sleeps, true);
+      mailbox.answer(ReplyHeader.size);
+      expect(mailbox.clientLooks).toBe(sleeps === 0);
+    }
+  });
+
   it("cannot be made shorter by who gets it", () => {
     expect(libc.ftruncate(mailbox.descriptors[0]!, 0)).toBe(-1);
   });
@@ -87,6 +108,16 @@ describe("calls through a mailbox", () => {
 
   it("are as those over the connection: waits, signals, new files, forks, bad addresses, lost descriptors", async () => {
     expect(await harness.client("mailbox")).toBe("done\n");
+    await harness.quiet();
+  });
+
+  it("wait for nothing: not one of many threads' calls is lost, whatever the pauses between them", async () => {
+    expect(await harness.client("pace", "threads")).toBe("done\n");
+    await harness.quiet();
+  });
+
+  it("come after the files that were closed before them", async () => {
+    expect(await harness.client("pace", "closes")).toBe("done\n");
     await harness.quiet();
   });
 
