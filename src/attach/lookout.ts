@@ -14,7 +14,7 @@ export const LONGEST_LOOK = 50;
 /** Longer, and others had the processor meanwhile: they want it. */
 const INTERRUPTED = 100;
 /** Microseconds that a request found is worth: its wake-up. */
-const WORTH = 10;
+const WORTH = 5;
 /** Debt in microseconds that is followed by a rest, and how many times as long that is. */
 const MOST_DEBT = 150;
 const REST = 64;

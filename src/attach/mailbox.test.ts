@@ -32,6 +32,7 @@ describe("the page of a mailbox", () => {
     post(1, 40);
     view.setUint8(MailboxPage.body + 39, 0x5a);
     expect([mailbox.take(), received.bytes[39], mailbox.take()]).toEqual([40, 0x5a, -1]);
+    expect(view.getUint32(MailboxPage.taken, true)).toBe(1);
     post(2, 32);
     expect([mailbox.take(), mailbox.holds(2), mailbox.holds(1)]).toEqual([32, true, false]);
   });
@@ -114,6 +115,10 @@ describe("calls through a mailbox", () => {
   it("wait for nothing: not one of many threads' calls is lost, whatever the pauses between them", async () => {
     expect(await harness.client("pace", "threads")).toBe("done\n");
     await harness.quiet();
+  });
+
+  it("and answers are heard when the two sides look and sleep by turns", async () => {
+    expect(await harness.client("mailbox-race")).toBe("done\n");
   });
 
   it("come after the files that were closed before them", async () => {

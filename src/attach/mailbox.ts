@@ -32,6 +32,7 @@ const REQUEST_WORD = MailboxPage.request / 4;
 const REPLY_WORD = MailboxPage.reply / 4;
 const CLOSED_WORD = MailboxPage.closed / 4;
 const LOOKING_WORD = MailboxPage.looking / 4;
+const TAKEN_WORD = MailboxPage.taken / 4;
 const SLEEPS_WORD = MailboxPage.sleeps / 4;
 
 /** A mark on our eventfds, by which the library knows them from others of the same number. */
@@ -107,6 +108,7 @@ export class Mailbox {
     const seq = Atomics.load(this.#words, REQUEST_WORD) >>> 0;
     if (seq === this.#taken) return -1;
     this.#taken = seq;
+    Atomics.store(this.#words, TAKEN_WORD, seq | 0);
     this.clientLooks = false;
     this.#release();
     const length = Math.min(this.#words[MailboxPage.length / 4]! >>> 0, MailboxPage.room);

@@ -48,6 +48,7 @@ export const MailboxPage = {
   reply: 64,
   closed: 68,
   looking: 72,
+  taken: 76,
   body: 128,
   answer: 2112,
   room: 1984,

@@ -23,9 +23,10 @@
 #define LONGEST_LOOK 100000
 /* A pause is 10 to 150 cycles, and asking for the time several hundred. */
 #define LOOKS_A_TIME 64
-/* An answer that took no longer paid, and is worth so much. */
-#define GOOD_LOOK 40000
-#define WORTH 10000
+/* A look for a request that was taken by then paid, and is worth so much. Sleeping costs hardly more on processors that
+ * have other work. */
+#define SOON 10000
+#define WORTH 2000
 /* A debt that is followed by a rest, and how many times as long that is. */
 #define MOST_DEBT 150000
 #define REST 64
@@ -161,9 +162,12 @@ void mailbox_look(struct mailbox *mailbox, uint32_t seq)
     int64_t start = now(), time = start;
     if (start < mailbox->rests_until)
         return;
-    while (!has_come(mailbox->page, seq) && time - start < LONGEST_LOOK)
+    bool came, soon = false;
+    while (!(came = has_come(mailbox->page, seq)) && time - start < LONGEST_LOOK) {
         time = now();
-    if (time - start <= GOOD_LOOK) {
+        soon |= time - start <= SOON && __atomic_load_n(&mailbox->page->taken, __ATOMIC_ACQUIRE) == seq;
+    }
+    if (came && (soon || time - start <= SOON)) {
         mailbox->debt = mailbox->debt > WORTH ? mailbox->debt - WORTH : 0;
         return;
     }

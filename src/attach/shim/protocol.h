@@ -79,7 +79,8 @@ struct mailbox_page {
     uint32_t reply;   /* seq of the request that `answer` answers, written last; a futex */
     uint32_t closed;  /* not 0: the daemon will not answer here */
     uint32_t looking; /* not 0: the daemon sees a request without the eventfd */
-    uint8_t unused_too[52];
+    uint32_t taken;   /* seq of the request that was taken last */
+    uint8_t unused_too[48];
     uint8_t body[MAILBOX_ROOM];   /* struct request_header and what follows */
     uint8_t answer[MAILBOX_ROOM]; /* struct reply_header and what follows; all zero: it comes over the connection */
 };

@@ -20,10 +20,11 @@ import { FakeNode } from "./fake-node.ts";
 
 const here = (path: string): string => fileURLToPath(new URL(path, import.meta.url));
 
-const digest = (folder: string): string => {
+const digest = (...folders: string[]): string => {
   const hash = createHash("sha256");
-  for (const name of readdirSync(folder).sort())
-    if (/\.[ch]$|^Makefile$/.test(name)) hash.update(readFileSync(join(folder, name)));
+  for (const folder of folders)
+    for (const name of readdirSync(folder).sort())
+      if (/\.[ch]$|^Makefile$/.test(name)) hash.update(readFileSync(join(folder, name)));
   return hash.digest("hex").slice(0, 16);
 };
 
@@ -46,9 +47,10 @@ export const buildLibrary = (): string => {
   return library;
 };
 
-/** A client of testing/clients, compiled; `fortified`: with glibc's checked variants of its calls. */
+/** A client of testing/clients, which may have parts of the library in it, compiled; `fortified`: with glibc's checked variants of its calls. */
 export const buildClient = (name: string, fortified = false): string => {
-  const program = join(buildRoot, `${name}${fortified ? "-fortified" : ""}-${digest(here("clients"))}`);
+  const sources = digest(here("clients"), here("../shim"));
+  const program = join(buildRoot, `${name}${fortified ? "-fortified" : ""}-${sources}`);
   if (existsSync(program)) return program;
   const partial = `${program}.${process.pid}`;
   run("cc", [
