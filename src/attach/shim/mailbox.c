@@ -30,6 +30,8 @@
 /* A debt that is followed by a rest, and how many times as long that is. */
 #define MOST_DEBT 150000
 #define REST 64
+/* While it rests it asks for the time at every so many requests. */
+#define MOST_SKIPS 15
 
 /* struct futex_waitv of newer headers. */
 struct wait_entry {
@@ -157,15 +159,22 @@ static bool has_come(const struct mailbox_page *page, uint32_t seq)
 /* Time that was looked in vain, or in which others had the processor, is a debt that good looks pay off. */
 void mailbox_look(struct mailbox *mailbox, uint32_t seq)
 {
+    const struct mailbox_page *page = mailbox->page;
     if (mailbox->alone)
         return;
-    int64_t start = now(), time = start;
-    if (start < mailbox->rests_until)
+    if (mailbox->skips > 0) {
+        mailbox->skips--;
         return;
+    }
+    int64_t start = now(), time = start;
+    if (start < mailbox->rests_until) {
+        mailbox->skips = MOST_SKIPS;
+        return;
+    }
     bool came, soon = false;
-    while (!(came = has_come(mailbox->page, seq)) && time - start < LONGEST_LOOK) {
+    while (!(came = has_come(page, seq)) && time - start < LONGEST_LOOK) {
         time = now();
-        soon |= time - start <= SOON && __atomic_load_n(&mailbox->page->taken, __ATOMIC_ACQUIRE) == seq;
+        soon |= time - start <= SOON && __atomic_load_n(&page->taken, __ATOMIC_ACQUIRE) == seq;
     }
     if (came && (soon || time - start <= SOON)) {
         mailbox->debt = mailbox->debt > WORTH ? mailbox->debt - WORTH : 0;

@@ -8,6 +8,7 @@ struct mailbox {
     struct mailbox_page *page; /* NULL: there is none */
     int doorbell;
     bool alone;          /* on the only processor it may use: nobody answers while it looks */
+    uint8_t skips;       /* so many requests it does not even ask whether it rests */
     int64_t debt;        /* nanoseconds of looking that did not pay */
     int64_t rests_until; /* on the monotonic clock, in nanoseconds: it does not look before */
 };
