@@ -1,6 +1,6 @@
 /**
  * What a guest's use of its virtual IOMMU costs on the host, in this process (there is no program in between): map, DMA,
- * unmap and invalidate, above a host that nests and above one that is given copies; invalidations handed to the host in
+ * unmap and invalidate, above a host that nests, above one that is given copies, and by a virtio-iommu; invalidations handed to the host in
  * batches; and a page request from the device through fault queue, VMM and guest back to the device.
  */
 import { Protection } from "../src/iommu/driver.ts";
@@ -37,8 +37,9 @@ const closing = (rig: GuestRig): void => {
 };
 
 /** Map, DMA, unmap with what the guest's driver does of invalidation. */
-const cycle = (model: Model, follow: "nested" | "shadow"): Action => {
-  const rig = new GuestRig(model, follow);
+const cycle = (model: Model, follow: "nested" | "shadow" | "virtio"): Action => {
+  const rig =
+    follow === "virtio" ? new GuestRig(model, "shadow", { shows: "virtio" }) : new GuestRig(model, follow);
   const { driver } = rig.guest;
   const requester = rig.vmm.devices[0]!;
   const domain = driver.allocatePaging(requester);
@@ -145,12 +146,17 @@ const against = (name: string, [ours, baseline]: readonly number[]): BenchRow =>
 });
 
 const cycles = (): BenchRow[] =>
-  MODELS.map((model) =>
-    against(
-      `guest's map, DMA, unmap on ${model}: nested, against shadow`,
-      inTurns([cycle(model, "nested"), cycle(model, "shadow")], 1000),
-    ),
-  );
+  MODELS.flatMap((model) => {
+    const [nested, shadow, virtio] = inTurns(
+      (["nested", "shadow", "virtio"] as const).map((follow) => cycle(model, follow)),
+      1000,
+    );
+    const what = `guest's map, DMA, unmap on ${model}`;
+    return [
+      against(`${what}: nested, against shadow`, [nested!, shadow!]),
+      against(`${what}: by virtio-iommu, against shadow`, [virtio!, shadow!]),
+    ];
+  });
 
 const batches = (): BenchRow[] => {
   const sizes = [1, 16, 256];
