@@ -83,9 +83,9 @@ describe("virtual SVA on the machine vtd-vsva", () => {
     expect(made.transfers).toEqual(told.transfers);
     expect(made.transfers).toHaveLength(15);
     // The demo's third process has a work queue as well. The C program's trace has the other program's PASID too.
-    expect(told.requests.filter((request) => request === "BIND_PGTBL 0x5")).toHaveLength(2);
+    expect(told.requests.filter((request) => request === "BIND_PGTBL 0x3")).toHaveLength(2);
     const expected = [...told.requests];
-    expected.splice(expected.lastIndexOf("BIND_PGTBL 0x5"), 1, "ALLOC");
+    expected.splice(expected.lastIndexOf("BIND_PGTBL 0x3"), 1, "ALLOC");
     expect(made.requests).toEqual(expected);
   });
 
