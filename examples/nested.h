@@ -27,7 +27,7 @@
 #define PATIENCE 30000 /* polls of a millisecond */
 
 /* Guest memory, and the page of it that nobody uses yet, as the guest counts. */
-#define GUEST_BYTES (16UL << 20)
+#define GUEST_BYTES (4UL << 20) /* within the 8 MiB that ordinary users may lock */
 #define FREE_PAGES (2UL << 20)
 /* Where the guest's kernel has its buffer for the device, and where its processes have their memory. */
 #define IOVA 0x100000000UL

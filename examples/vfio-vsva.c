@@ -28,7 +28,7 @@
 
 #define PAGE 4096UL
 #define PATIENCE 30000 /* polls of a millisecond */
-#define GUEST_BYTES (16UL << 20)
+#define GUEST_BYTES (4UL << 20) /* within the 8 MiB that ordinary users may lock */
 /* The address that every process of the guest uses, and how many pages it has from there on. */
 #define VA 0x555500000000UL
 #define PROCESS_PAGES 16

@@ -11,14 +11,14 @@ import { printArgument } from "../../uapi/requests.ts";
 import type { Stage } from "./stage.ts";
 
 const NAME = "vmm";
-const RAM_BYTES = 16 * 2 ** 20;
+const RAM_BYTES = 4 * 2 ** 20;
 const ADDRESS_WIDTH = 46;
 /** 00:01.0 in the guest. */
 const GUEST_RID = 0x0008;
 
 export interface StageOptions {
   readonly shows?: ShownUnit;
-  /** Guest memory; default 16 MiB. */
+  /** Guest memory; default 4 MiB, which programs of ordinary users may lock. */
   readonly ramBytes?: number;
   /** More functions of the machine, or mediated devices. */
   readonly others?: readonly string[];
