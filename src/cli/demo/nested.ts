@@ -9,6 +9,7 @@ import { Protection } from "../../iommu/driver.ts";
 import { formatWalk, reached, type Walk, walk } from "../../trace/walk.ts";
 import { GuestStage } from "./guest-stage.ts";
 import { WORDS, type Words } from "./nested-words.ts";
+import { shareAddresses } from "./sharing.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
 
@@ -112,19 +113,7 @@ const sharing = (scene: GuestStage, teller: Teller): [GuestProcess, GuestProcess
   });
   teller.say(wordsOf(scene).shares);
   teller.show(scene.asked(asked));
-  for (const { name, process, pasid } of processes) {
-    const text = `memory of ${name}`;
-    teller.claim(
-      `with PASID ${pasid} the device reads the memory of ${name} at ${name}'s own address`,
-      scene.fetch(VA, text.length, pasid) === text,
-    );
-    const answer = `written for ${name}`;
-    const stored = scene.store(VA + 256, answer, pasid);
-    teller.claim(
-      `what it writes there, ${name} reads through its own table`,
-      stored === "done" && process.read(VA + 256, answer.length) === answer,
-    );
-  }
+  for (const one of processes) shareAddresses(scene, teller, one, VA);
   const [alpha, beta] = processes;
   teller.claim(
     "neither process sees what was written for the other",

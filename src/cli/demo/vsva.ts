@@ -3,7 +3,6 @@
  * three of its processes that share their addresses with one device. One has its pages brought in, one is killed, one
  * tries the PASIDs of others.
  */
-import type { GuestProcess } from "../../guest/process.ts";
 import { QueueDevice } from "../../guest/queue-device.ts";
 import { openNode } from "../../guest/vmm-process.ts";
 import { ModelTask } from "../../kernel/model-task.ts";
@@ -11,6 +10,7 @@ import { formatWalk, reached, walk } from "../../trace/walk.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { ContainerCalls } from "../../viommu/container-calls.ts";
 import { GuestStage, groupPath } from "./guest-stage.ts";
+import { type Member, shareAddresses } from "./sharing.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
 
@@ -24,12 +24,6 @@ const NOBODY = 0xf_ffff;
 export const GREETING = 0x10_0000;
 export const TEXT = "bytes of a guest";
 const hex = (value: number): string => `0x${value.toString(16)}`;
-
-interface Member {
-  readonly name: string;
-  readonly process: GuestProcess;
-  readonly pasid: number;
-}
 
 export const vsva = (stage: Stage, teller: Teller): void => {
   const scene = taking(stage, teller);
@@ -108,19 +102,7 @@ const sharing = (scene: GuestStage, teller: Teller): [Member, Member, Member] =>
   const members: [Member, Member, Member] = [member("alpha"), member("beta"), member("gamma")];
   teller.say("The guest asks its unit for each PASID, the VMM the host. Each table is bound to its PASID:");
   teller.show(scene.asked(asked));
-  for (const { name, process, pasid } of members) {
-    const text = `memory of ${name}`;
-    teller.claim(
-      `with PASID ${pasid} the device reads the memory of ${name} at ${name}'s own address`,
-      scene.fetch(VA, text.length, pasid) === text,
-    );
-    const answer = `written for ${name}`;
-    const stored = scene.store(VA + 256, answer, pasid);
-    teller.claim(
-      `what it writes there, ${name} reads through its own table`,
-      stored === "done" && process.read(VA + 256, answer.length) === answer,
-    );
-  }
+  for (const one of members) shareAddresses(scene, teller, one, VA);
   const found = members.map(({ process }) => process.read(VA + 256, 17));
   teller.claim(
     "none of them sees what was written for another",
