@@ -4,6 +4,8 @@
  */
 import { Opcode, StreamCommand } from "../hardware/smmuv3/queue-spec.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
+import type { BackEnd } from "../viommu/by-domain.ts";
+import type { CommandBackEnd } from "../viommu/commands.ts";
 import { ContainerCalls } from "../viommu/container-calls.ts";
 import {
   type FirstStage,
@@ -11,8 +13,6 @@ import {
   type HostMapping,
   type InvalidationCount,
 } from "../viommu/host-calls.ts";
-import type { SmmuBackEnd } from "../viommu/smmuv3/back-end.ts";
-import type { BackEnd } from "../viommu/vtd/back-end.ts";
 
 /** By name: what the VMM does wrong. */
 export const VMM_BREAKS = {
@@ -100,7 +100,7 @@ const isTlbInvalidation = (opcode: number): boolean =>
   (opcode >= Opcode.TLBI_NH_ALL && opcode <= Opcode.TLBI_NSNH_ALL) || opcode === Opcode.ATC_INV;
 
 /** A back end whose host's TLBs forget nothing. */
-export const rememberingTlb = (backEnd: SmmuBackEnd): SmmuBackEnd => ({
+export const rememberingTlb = (backEnd: CommandBackEnd): CommandBackEnd => ({
   get held() {
     return backEnd.held;
   },

@@ -6,10 +6,11 @@ import { capabilitiesOf, type SmmuCapabilities } from "../hardware/smmuv3/capabi
 import { NO_PASID } from "../hardware/unit.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { ArmRegisters } from "../viommu/device-calls.ts";
+import { NestedCommands } from "../viommu/nested-commands.ts";
 import { PageFaults } from "../viommu/page-faults.ts";
 import { whenReady } from "../viommu/ready.ts";
 import { SmmuFrontEnd } from "../viommu/smmuv3/front-end.ts";
-import { NestedBackEnd } from "../viommu/smmuv3/nested.ts";
+import { smmuNesting } from "../viommu/smmuv3/nested.ts";
 import { ShadowBackEnd } from "../viommu/smmuv3/shadow.ts";
 import { GuestContexts } from "../viommu/smmuv3/tables.ts";
 import { rememberingTlb } from "./breaks.ts";
@@ -35,7 +36,7 @@ export const nestedSmmu = (parts: VirtualUnitParts): VirtualUnit => {
   const stalling =
     capabilities.stalls === "terminate" ? undefined : new PageFaults({ calls, iommu, devices, scheduler });
   const entryOf = (sid: number): bigint => iommu.entryOf(sid);
-  const backEnd = new NestedBackEnd({ calls, ram, devices, entryOf, faults: stalling?.id });
+  const backEnd = new NestedCommands(smmuNesting, { calls, ram, devices, entryOf, faults: stalling?.id });
   for (const viommu of backEnd.viommus) {
     const queue = calls.allocateEvents(viommu, EVENTS);
     whenReady(calls.task, queue, scheduler, () => {

@@ -2,15 +2,15 @@
 import { EcapRegister } from "../hardware/vtd/spec.ts";
 import type { VtdCapabilities } from "../hardware/vtd/unit.ts";
 import { LinuxError } from "../uapi/errno.ts";
+import type { BackEnd } from "../viommu/by-domain.ts";
 import type { ContainerCalls } from "../viommu/container-calls.ts";
 import type { DeviceInfo } from "../viommu/device-calls.ts";
 import { PageFaults } from "../viommu/page-faults.ts";
 import { RegionFaults } from "../viommu/region-faults.ts";
-import type { BackEnd } from "../viommu/vtd/back-end.ts";
+import { ShadowBackEnd } from "../viommu/shadow/by-domain.ts";
 import { BoundBackEnd } from "../viommu/vtd/bound.ts";
 import { VtdFrontEnd } from "../viommu/vtd/front-end.ts";
 import { NestedBackEnd } from "../viommu/vtd/nested.ts";
-import { ShadowBackEnd } from "../viommu/vtd/shadow.ts";
 import { remembering } from "./breaks.ts";
 import { roomFor } from "./room.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";

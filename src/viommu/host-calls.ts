@@ -10,7 +10,6 @@ import {
   IOMMU_HWPT_DATA_ARM_SMMUV3,
   IOMMU_VEVENTQ_TYPE_ARM_SMMUV3,
   IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3,
-  IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
   IommuHwInfoArmSmmuv3,
   IommuHwptArmSmmuv3,
   IommuVeventArmSmmuv3,
@@ -292,10 +291,9 @@ export class HostCalls extends DeviceCalls {
 
   // Virtual IOMMUs
 
-  /** A virtual SMMUv3: what of the unit in front of the device is the guest's, above a nest parent. */
-  allocateViommu(device: number, parent: number): number {
+  /** What of the unit in front of the device is the guest's, above a nest parent; `type` is an IOMMU_VIOMMU_TYPE_*. */
+  allocateViommu(device: number, parent: number, type: number): number {
     const layout = iommufd.IommuViommuAlloc;
-    const type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3;
     const bytes = layout.bytes({ size: layout.size, type, dev_id: device, hwpt_id: parent });
     this.#iommu(iommufd.IOMMU_VIOMMU_ALLOC, bytes);
     return layout.read(bytes).out_viommu_id;

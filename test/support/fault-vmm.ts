@@ -8,6 +8,7 @@ import { ModelTask } from "../../src/kernel/model-task.ts";
 import { Command, Header } from "../../src/pci/spec.ts";
 import { LinuxError } from "../../src/uapi/errno.ts";
 import * as uapi from "../../src/uapi/iommufd.ts";
+import { IOMMU_VIOMMU_TYPE_ARM_SMMUV3 } from "../../src/uapi/vendor/smmuv3.ts";
 import { VFIO_DEVICE_RESET } from "../../src/uapi/vfio.ts";
 import { regionOffset } from "../../src/vfio/regions.ts";
 import { HostCalls } from "../../src/viommu/host-calls.ts";
@@ -86,7 +87,7 @@ export class FaultVmm {
     const arm = host.vendor === "smmuv3";
     const pasid = arm ? 0 : uapi.IOMMU_HWPT_ALLOC_PASID;
     this.#parent = this.calls.allocateHwpt(first.id, this.#ioas, uapi.IOMMU_HWPT_ALLOC_NEST_PARENT | pasid);
-    this.#viommu = arm ? this.calls.allocateViommu(first.id, this.#parent) : 0;
+    this.#viommu = arm ? this.calls.allocateViommu(first.id, this.#parent, IOMMU_VIOMMU_TYPE_ARM_SMMUV3) : 0;
     if (arm) {
       this.devices.forEach(({ id }, index) => {
         this.calls.allocateVdevice(this.#viommu, id, 8 + index);

@@ -28,7 +28,9 @@ import { type SmmuCapabilities, SmmuV3Unit } from "../../hardware/smmuv3/unit.ts
 import { Access, NO_PASID, type SendMessage } from "../../hardware/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { GUEST_STE_BITS } from "../../uapi/vendor/smmuv3.ts";
-import { NO_ENTRY, type SmmuBackEnd } from "./back-end.ts";
+import type { CommandBackEnd } from "../commands.ts";
+import { Pending } from "../pending.ts";
+import { NO_ENTRY } from "./no-entry.ts";
 
 export interface FrontEndOptions {
   readonly name: string;
@@ -62,10 +64,8 @@ export class SmmuFrontEnd implements Downstream {
   readonly #unit: SmmuV3Unit;
   readonly #memory: HostMemory;
   readonly #events: EventSink;
-  #backEnd: SmmuBackEnd | undefined;
-  readonly #pending: bigint[] = [];
-  /** Where in the queue each of them is. */
-  readonly #places: number[] = [];
+  #backEnd: CommandBackEnd | undefined;
+  readonly #pending = new Pending<bigint>();
   /** Requests that wait for the guest, by token. */
   readonly #stalled = new Map<number, PageRequest>();
   readonly #words = new Uint32Array(2 * ENTRY_WORDS);
@@ -83,7 +83,7 @@ export class SmmuFrontEnd implements Downstream {
   }
 
   /** Who makes the host follow; once, before the guest runs. */
-  connect(backEnd: SmmuBackEnd): void {
+  connect(backEnd: CommandBackEnd): void {
     this.#backEnd = backEnd;
   }
 
@@ -166,20 +166,16 @@ export class SmmuFrontEnd implements Downstream {
       case Opcode.STALL_TERM:
         return -1;
       default:
-        this.#pending.push(StreamCommand.fromWords(words));
-        this.#places.push(at);
+        this.#pending.collect(StreamCommand.fromWords(words), at);
         return -1;
     }
   }
 
   drain(): number {
-    if (this.#pending.length === 0) return -1;
-    const commands = this.#pending.splice(0);
-    const places = this.#places.splice(0);
-    const { done, error } = this.#backEnd?.command(commands) ?? { done: commands.length };
-    if (done === commands.length) return -1;
-    this.#report("a command", error);
-    return places[done]!;
+    return this.#pending.drain(
+      (commands) => this.#backEnd?.command(commands) ?? { done: commands.length },
+      (error) => this.#report("a command", error),
+    );
   }
 
   /** The 2^lg2 streams around one. */

@@ -4,7 +4,7 @@ import { GUEST_RIDS, GuestRig } from "../../../test/support/guest-rig.ts";
 import { AtcCommand, Opcode, StreamCommand, TlbiCommand } from "../../hardware/smmuv3/queue-spec.ts";
 import { Protection } from "../../iommu/driver.ts";
 import { IOMMU_HWPT_ALLOC_NEST_PARENT, IommuHwptAlloc, IommuHwptInvalidate } from "../../uapi/iommufd.ts";
-import { NestedBackEnd } from "./nested.ts";
+import { NestedCommands } from "../nested-commands.ts";
 
 const PAGE = 4096;
 const IOVA = 0x1_2345_6000;
@@ -31,9 +31,9 @@ describe("a guest's SMMUv3 over two units of a host that nests", () => {
     expect(rig.close()).toEqual({});
   });
 
-  const backEnd = (): NestedBackEnd => {
+  const backEnd = (): NestedCommands => {
     const { backEnd: found } = rig.vmm;
-    if (!(found instanceof NestedBackEnd)) throw new Error("the host nests");
+    if (!(found instanceof NestedCommands)) throw new Error("the host nests");
     return found;
   };
   const fetched = (which: number, address: number, length: number, pasid?: number): string => {

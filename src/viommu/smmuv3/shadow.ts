@@ -10,11 +10,11 @@ import { Opcode, StreamCommand, TlbiCommand } from "../../hardware/smmuv3/queue-
 import { NO_PASID } from "../../hardware/unit.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { AssignedDevice } from "../assigned.ts";
+import type { CommandBackEnd } from "../commands.ts";
 import { forEvery } from "../every.ts";
 import type { InvalidationCount } from "../host-calls.ts";
 import { Copies, type CopiesOptions, type Wanted } from "../shadow/copies.ts";
 import { type AddressRange, EVERYWHERE } from "../shadow/table.ts";
-import type { SmmuBackEnd } from "./back-end.ts";
 import type { GuestContexts } from "./tables.ts";
 
 export interface ShadowOptions extends CopiesOptions {
@@ -33,7 +33,7 @@ interface Tag {
 const WORD = 2 ** 32;
 const words = new Uint32Array(TlbiCommand.words);
 
-export class ShadowBackEnd implements SmmuBackEnd {
+export class ShadowBackEnd implements CommandBackEnd {
   readonly #options: ShadowOptions;
   readonly #copies: Copies<Tag>;
 

@@ -9,24 +9,25 @@
 import { NO_PASID } from "../../hardware/unit.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { AssignedDevice, GuestRam } from "../assigned.ts";
-import type { ContainerCalls } from "../container-calls.ts";
-import { forEvery } from "../every.ts";
 import {
   affected,
   type BackEnd,
   type Forget,
-  type ForgetOutcome,
   type GuestSide,
   type Reread,
-} from "./back-end.ts";
-import type { Translation } from "./tables.ts";
+  type Translation,
+} from "../by-domain.ts";
+import type { ContainerCalls } from "../container-calls.ts";
+import { forEvery } from "../every.ts";
+import type { Told } from "../pending.ts";
+import type { FirstStageTable } from "./tables.ts";
 
 export interface BoundOptions {
   readonly calls: ContainerCalls;
   readonly ram: GuestRam;
   /** Their ids are descriptors of containers. */
   readonly devices: readonly AssignedDevice[];
-  readonly guest: GuestSide;
+  readonly guest: GuestSide<FirstStageTable>;
 }
 
 /** What is bound to a PASID. */
@@ -68,7 +69,7 @@ export class BoundBackEnd implements BackEnd {
     }
   }
 
-  forget(list: readonly Forget[]): ForgetOutcome {
+  forget(list: readonly Forget[]): Told {
     for (const [done, asked] of list.entries())
       try {
         this.#invalidate(asked);
@@ -99,7 +100,7 @@ export class BoundBackEnd implements BackEnd {
     had.set(pasid, { key: key!, domain: wanted.domain });
   }
 
-  #standFor(device: AssignedDevice, wanted: Translation): void {
+  #standFor(device: AssignedDevice, wanted: Translation<FirstStageTable>): void {
     if (wanted.kind !== "blocked") this.#stands.set(device, wanted.pasid);
     if (wanted.kind === "stage")
       throw new LinuxError(
@@ -122,7 +123,7 @@ export class BoundBackEnd implements BackEnd {
 }
 
 /** Undefined: it has nothing. */
-const keyOf = (translation: Translation): string | undefined => {
+const keyOf = (translation: Translation<FirstStageTable>): string | undefined => {
   switch (translation.kind) {
     case "blocked":
       return undefined;

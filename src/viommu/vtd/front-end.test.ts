@@ -15,7 +15,8 @@ import {
 import { type Banks, createMemory } from "../../memory/banks.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { Declarations, Layout } from "../../uapi/layout.ts";
-import type { BackEnd, Forget, ForgetOutcome, Reread } from "./back-end.ts";
+import type { BackEnd, Forget, Reread } from "../by-domain.ts";
+import type { Told } from "../pending.ts";
 import { VtdFrontEnd } from "./front-end.ts";
 
 const DONE_AT = 0x8000;
@@ -31,7 +32,7 @@ class NotingBackEnd implements BackEnd {
     this.asked.push(what);
     if (this.refusesReread) throw new LinuxError("ENOMEM", "on purpose");
   }
-  forget(list: readonly Forget[]): ForgetOutcome {
+  forget(list: readonly Forget[]): Told {
     const done = Math.min(list.length, this.refusesAfter);
     this.asked.push(...list.slice(0, done));
     return done === list.length ? { done } : { done, error: new LinuxError("EIO", "on purpose") };

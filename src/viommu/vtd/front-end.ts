@@ -28,8 +28,9 @@ import {
 } from "../../hardware/vtd/spec.ts";
 import { type VtdCapabilities, VtdUnit } from "../../hardware/vtd/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import type { BackEnd, Forget, Reread } from "./back-end.ts";
-import { GuestTables, type Root, type Translation } from "./tables.ts";
+import type { BackEnd, Forget, Reread, Translation } from "../by-domain.ts";
+import { Pending } from "../pending.ts";
+import { type FirstStageTable, GuestTables, type Root } from "./tables.ts";
 import { type PasidService, VirtualCommands } from "./virtual-command.ts";
 
 export interface FrontEndOptions {
@@ -56,9 +57,7 @@ export class VtdFrontEnd implements Downstream {
   #backEnd: BackEnd | undefined;
   /** What the guest latched with SRTP. */
   #root: Root = { table: 0, mode: 0 };
-  readonly #pending: Forget[] = [];
-  /** Where in the queue each of them is asked for. */
-  readonly #places: number[] = [];
+  readonly #pending = new Pending<Forget>();
 
   constructor(options: FrontEndOptions) {
     this.name = options.name;
@@ -122,7 +121,7 @@ export class VtdFrontEnd implements Downstream {
   }
 
   /** Of a device now; `pasid` left out: of its requests without one. */
-  translationOf(rid: number, pasid: number = NO_PASID): Translation {
+  translationOf(rid: number, pasid: number = NO_PASID): Translation<FirstStageTable> {
     if (!this.#translates)
       return pasid === NO_PASID
         ? { kind: "passThrough", domain: 0, pasid }
@@ -159,10 +158,10 @@ export class VtdFrontEnd implements Downstream {
     const { TYPE, TYPE_HIGH } = Descriptor.fields;
     switch (TYPE.get(words) | (TYPE_HIGH.get(words) << 4)) {
       case DescriptorType.iotlb:
-        this.#collect(iotlbRequest(words), at);
+        this.#pending.collect(iotlbRequest(words), at);
         return -1;
       case DescriptorType.pasidIotlb:
-        this.#collect(pasidIotlbRequest(words), at);
+        this.#pending.collect(pasidIotlbRequest(words), at);
         return -1;
       case DescriptorType.contextCache: {
         const { G, SID, FM } = ContextCacheInvalidate.fields;
@@ -183,18 +182,10 @@ export class VtdFrontEnd implements Downstream {
   }
 
   drain(): number {
-    if (this.#pending.length === 0) return -1;
-    const list = this.#pending.splice(0);
-    const places = this.#places.splice(0);
-    const { done, error } = this.#backEnd?.forget(list) ?? { done: list.length };
-    if (done === list.length) return -1;
-    this.#report("an invalidation", error);
-    return places[done]!;
-  }
-
-  #collect(request: Forget, at: number): void {
-    this.#pending.push(request);
-    this.#places.push(at);
+    return this.#pending.drain(
+      (list) => this.#backEnd?.forget(list) ?? { done: list.length },
+      (error) => this.#report("an invalidation", error),
+    );
   }
 
   #reread(what: Reread, at: number): number {

@@ -10,22 +10,23 @@ import { NO_PASID } from "../../hardware/unit.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_ALLOC_NEST_PARENT, IOMMU_HWPT_ALLOC_PASID } from "../../uapi/iommufd.ts";
 import type { AssignedDevice, GuestRam } from "../assigned.ts";
-import { EVERYTHING, type ForgottenRange, type HostCalls } from "../host-calls.ts";
 import {
   affected,
   type BackEnd,
   type Forget,
-  type ForgetOutcome,
   type GuestSide,
   type Reread,
-} from "./back-end.ts";
-import type { Translation } from "./tables.ts";
+  type Translation,
+} from "../by-domain.ts";
+import { EVERYTHING, type ForgottenRange, type HostCalls } from "../host-calls.ts";
+import type { Told } from "../pending.ts";
+import type { FirstStageTable } from "./tables.ts";
 
 export interface NestedOptions {
   readonly calls: HostCalls;
   readonly ram: GuestRam;
   readonly devices: readonly AssignedDevice[];
-  readonly guest: GuestSide;
+  readonly guest: GuestSide<FirstStageTable>;
   /** Devices have PASIDs: page tables are made so that any of them can have any. */
   readonly pasids: boolean;
   /** Fault queue for nested HWPTs; undefined: page requests are not passed on. */
@@ -88,7 +89,7 @@ export class NestedBackEnd implements BackEnd {
     }
   }
 
-  forget(list: readonly Forget[]): ForgetOutcome {
+  forget(list: readonly Forget[]): Told {
     const batches = this.#batches(list);
     let done = list.length;
     let error: unknown;
@@ -129,7 +130,10 @@ export class NestedBackEnd implements BackEnd {
     if (before?.hwpt !== undefined) calls.destroy(before.hwpt);
   }
 
-  #allocate({ id }: AssignedDevice, { stage }: Extract<Translation, { kind: "stage" }>): number {
+  #allocate(
+    { id }: AssignedDevice,
+    { stage }: Extract<Translation<FirstStageTable>, { kind: "stage" }>,
+  ): number {
     const { calls, faults, pasids } = this.#options;
     if (!stage.first)
       throw new LinuxError("EOPNOTSUPP", "a host nests first stages; the guest's entry has a second stage");
@@ -152,7 +156,7 @@ export class NestedBackEnd implements BackEnd {
 }
 
 /** Undefined: it has nothing. */
-const keyOf = (translation: Translation): string | undefined => {
+const keyOf = (translation: Translation<FirstStageTable>): string | undefined => {
   switch (translation.kind) {
     case "blocked":
       return undefined;

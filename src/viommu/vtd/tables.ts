@@ -23,8 +23,9 @@ import { Fetch, NestedResult } from "../../pagetable/nested.ts";
 import { WalkResult } from "../../pagetable/walker.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_VTD_S1_EAFE, IOMMU_VTD_S1_SRE, IOMMU_VTD_S1_WPE } from "../../uapi/vendor/vtd.ts";
+import type { GuestStage, Translation } from "../by-domain.ts";
 import type { FirstStage } from "../host-calls.ts";
-import { findPage, type GuestTable } from "../shadow/table.ts";
+import { findPage } from "../shadow/table.ts";
 
 /** The root table that the guest's driver latched. */
 export interface Root {
@@ -33,24 +34,10 @@ export interface Root {
   readonly mode: number;
 }
 
-/** What the requests of a device, or of one of its PASIDs, go through. */
-export type Translation =
-  | { readonly kind: "blocked"; readonly why: string }
-  | { readonly kind: "passThrough"; readonly domain: number; readonly pasid: number }
-  | {
-      readonly kind: "stage";
-      readonly domain: number;
-      /** In scalable mode: the PASID by which invalidations call it. */
-      readonly pasid: number;
-      readonly stage: GuestStage;
-    };
-
 /** A table of a guest, or one above another. */
-export interface GuestStage extends GuestTable {
+export interface FirstStageTable extends GuestStage {
   /** As a host takes it to walk it itself; undefined: it has a second stage, which no host does. */
   readonly first: FirstStage | undefined;
-  /** Requests without a PASID that invalidate it by address mean addresses of it: it is a second stage. */
-  readonly plain: boolean;
 }
 
 const WORD = 2 ** 32;
@@ -75,14 +62,14 @@ export class GuestTables {
   }
 
   /** What the tables under this root say of a device, without PASID (`NO_PASID`) or with one. */
-  translationOf({ table, mode }: Root, rid: number, pasid: number): Translation {
+  translationOf({ table, mode }: Root, rid: number, pasid: number): Translation<FirstStageTable> {
     if (mode === Ttm.scalable) return this.#ofPasid(table, rid, pasid);
     if (mode !== Ttm.legacy || pasid !== NO_PASID)
       return { kind: "blocked", why: `table mode ${mode} has no such requests` };
     return this.#ofContext(table, rid);
   }
 
-  #ofContext(root: number, rid: number): Translation {
+  #ofContext(root: number, rid: number): Translation<FirstStageTable> {
     const context = this.#context;
     const fault = readContext(this.#memory, this.#config, root, rid, context);
     if (fault !== 0) return { kind: "blocked", why: describeFault(fault) };
@@ -94,7 +81,7 @@ export class GuestTables {
     return { kind: "stage", ...common, stage: this.#single(key, table, stage, 0, undefined) };
   }
 
-  #ofPasid(root: number, rid: number, tag: number): Translation {
+  #ofPasid(root: number, rid: number, tag: number): Translation<FirstStageTable> {
     const context = this.#pasidContext;
     const fault = readPasidContext(this.#memory, this.#scalable, root, rid, tag, context);
     if (fault !== 0) return { kind: "blocked", why: describeFault(fault) };
@@ -103,7 +90,7 @@ export class GuestTables {
     return { kind: "stage", domain, pasid, stage: this.#stageOf(context) };
   }
 
-  #stageOf(context: PasidContext): GuestStage {
+  #stageOf(context: PasidContext): FirstStageTable {
     const { pgtt, firstTable, secondTable, levels, aw } = context;
     const second = `second ${secondTable} ${aw}`;
     if (pgtt === Pgtt.second)
@@ -127,7 +114,7 @@ export class GuestTables {
     { format, walk }: Stage,
     need: number,
     first: FirstStage | undefined,
-  ): GuestStage {
+  ): FirstStageTable {
     const memory = this.#memory;
     const result = this.#walk;
     const found = {
@@ -151,7 +138,7 @@ export class GuestTables {
   }
 
   /** A guest's own guest: its table above another, both in the guest's memory. */
-  #nested(key: string, context: PasidContext, { first, second, walk }: NestedStages): GuestStage {
+  #nested(key: string, context: PasidContext, { first, second, walk }: NestedStages): FirstStageTable {
     const { firstTable, secondTable } = context;
     const memory = this.#memory;
     const result = this.#nestedWalk;

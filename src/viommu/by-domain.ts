@@ -1,9 +1,23 @@
 /**
- * What stands behind a virtual VT-d unit: it makes the host do what the guest's tables say. A nested one gives the
- * guest's tables to the host's unit, a shadowing one copies them into mappings. Errors are `LinuxError`s of the host.
+ * What stands behind a virtual unit whose guest names domains and PASIDs (VT-d, AMD-Vi): it makes the host do what the
+ * guest's tables say. A nested one gives the guest's tables to the host's unit, a shadowing one copies them into mappings.
+ * Errors are `LinuxError`s of the host.
  */
-import { NO_PASID } from "../../hardware/unit.ts";
-import type { Translation } from "./tables.ts";
+import { NO_PASID } from "../hardware/unit.ts";
+import type { Told } from "./pending.ts";
+import type { GuestTable } from "./shadow/table.ts";
+
+/** A table of a guest, or one above another. */
+export interface GuestStage extends GuestTable {
+  /** Requests without a PASID that invalidate it by address mean addresses of it: it is a second stage. */
+  readonly plain: boolean;
+}
+
+/** What the requests of a device, or of one of its PASIDs, go through; `pasid` is that by which invalidations call it. */
+export type Translation<Stage extends GuestStage = GuestStage> =
+  | { readonly kind: "blocked"; readonly why: string }
+  | { readonly kind: "passThrough"; readonly domain: number; readonly pasid: number }
+  | { readonly kind: "stage"; readonly domain: number; readonly pasid: number; readonly stage: Stage };
 
 /** A domain, or a part of it, whose translations the guest wants forgotten. */
 export interface Forget {
@@ -24,18 +38,11 @@ export interface Reread {
 }
 
 /** What a back end asks the guest's unit. */
-export interface GuestSide {
+export interface GuestSide<Stage extends GuestStage = GuestStage> {
   /** Without PASID: `NO_PASID`. */
-  translationOf(rid: number, pasid: number): Translation;
+  translationOf(rid: number, pasid: number): Translation<Stage>;
   /** PASIDs of a device that the guest's tables have something for. */
   pasidsOf(rid: number): readonly number[];
-}
-
-export interface ForgetOutcome {
-  /** How many were done. */
-  readonly done: number;
-  /** What stopped it at the one after them. */
-  readonly error?: unknown;
 }
 
 export interface BackEnd {
@@ -44,7 +51,7 @@ export interface BackEnd {
   /** The guest's root, context or PASID entries changed: reads them again. Throws what the host answers. */
   reread(what: Reread): void;
   /** In order; stops at the first that the host refuses. */
-  forget(list: readonly Forget[]): ForgetOutcome;
+  forget(list: readonly Forget[]): Told;
 }
 
 /**

@@ -1,22 +1,22 @@
 /**
- * The back end that copies a VT-d guest's tables into mappings of the host when the guest invalidates (`viommu/shadow`):
- * second stages, first stages, and first stages above second ones; in scalable mode a PASID of the guest becomes a PASID of
- * the device with an address space of its own.
+ * The back end that copies tables of a guest that names domains and PASIDs (VT-d, AMD-Vi) into mappings of the host when
+ * the guest invalidates: second stages, first stages, and first stages above second ones. A PASID of the guest becomes a
+ * PASID of the device with an address space of its own.
  */
 import { NO_PASID } from "../../hardware/unit.ts";
 import type { AssignedDevice } from "../assigned.ts";
-import { forEvery } from "../every.ts";
-import { Copies, type CopiesOptions, type Wanted } from "../shadow/copies.ts";
-import { type AddressRange, EVERYWHERE } from "../shadow/table.ts";
 import {
   affected,
   type BackEnd,
   type Forget,
-  type ForgetOutcome,
   type GuestSide,
   type Reread,
-} from "./back-end.ts";
-import type { Translation } from "./tables.ts";
+  type Translation,
+} from "../by-domain.ts";
+import { forEvery } from "../every.ts";
+import type { Told } from "../pending.ts";
+import { Copies, type CopiesOptions, type Wanted } from "./copies.ts";
+import { type AddressRange, EVERYWHERE } from "./table.ts";
 
 export interface ShadowOptions extends CopiesOptions {
   readonly devices: readonly AssignedDevice[];
@@ -59,7 +59,7 @@ export class ShadowBackEnd implements BackEnd {
     });
   }
 
-  forget(list: readonly Forget[]): ForgetOutcome {
+  forget(list: readonly Forget[]): Told {
     for (const [done, request] of list.entries())
       try {
         this.#copies.synchronize((tag) => rangeOf(request, tag));
