@@ -7,7 +7,7 @@
  * the same time sees the old entry or the new one.
  */
 import type { HostMemory } from "../memory/host-memory.ts";
-import { highWord, lowWord, type PageTableFormat } from "./format.ts";
+import { absentAt, highWord, lowWord, type PageTableFormat } from "./format.ts";
 import { type Leaf, Rung, swap, WordTest } from "./rung.ts";
 
 const WORD32 = 2 ** 32;
@@ -26,13 +26,14 @@ export class Cursor {
   /** Index of the table's first word in its bank. */
   readonly #word: Int32Array;
 
-  readonly #absent: WordTest;
+  /** Of each level, the test for an absent entry. */
+  readonly #absent: readonly WordTest[];
   readonly #swapped: boolean;
   /** Index, relative to an entry's first word, of its less and more significant word. */
   readonly #low: number;
   readonly #high: number;
-  /** The test for an absent entry on words as they are in memory. */
-  readonly #stored: WordTest;
+  /** The same on words as they are in memory. */
+  readonly #stored: readonly WordTest[];
   /** An empty entry, as words in memory. */
   readonly #lowEmpty: number;
   readonly #highEmpty: number;
@@ -44,11 +45,12 @@ export class Cursor {
     this.#start = new Float64Array(this.rungs.length).fill(Number.NaN);
     this.#bank = new Int32Array(this.rungs.length);
     this.#word = new Int32Array(this.rungs.length);
-    this.#absent = new WordTest(format.absent);
+    const tests = format.levels.map((_, index) => absentAt(format, index));
+    this.#absent = tests.map((test) => new WordTest(test));
     this.#swapped = format.bigEndian;
     this.#low = format.bigEndian ? 1 : 0;
     this.#high = format.bigEndian ? 0 : 1;
-    this.#stored = new WordTest(format.absent, format.bigEndian);
+    this.#stored = tests.map((test) => new WordTest(test, format.bigEndian));
     const stored = (word: number) => (format.bigEndian ? swap(word) : word | 0);
     this.#lowEmpty = stored(lowWord(format.empty));
     this.#highEmpty = stored(highWord(format.empty));
@@ -94,7 +96,7 @@ export class Cursor {
     while (level > target) {
       const rung = this.rungs[level]!;
       const index = this.seek(level, iova);
-      if (this.absent() || rung.leafOf(this.lo, this.hi)) return level;
+      if (this.absent(level) || rung.leafOf(this.lo, this.hi)) return level;
       level -= 1;
       this.place(level, this.#start[level + 1]! + index * rung.size, rung.tableAddress(this.lo, this.hi));
     }
@@ -119,15 +121,15 @@ export class Cursor {
     this.hi = this.#swapped ? swap(hi) : hi;
   }
 
-  /** The entry read last maps nothing. */
-  absent(): boolean {
-    return this.#absent.holds(this.lo, this.hi);
+  /** The entry read last, in a table of the level, maps nothing. */
+  absent(level: number): boolean {
+    return this.#absent[level]!.holds(this.lo, this.hi);
   }
 
   /** Index of the first entry in [from, to) that is not absent, or -1. */
   used(level: number, from: number, to: number): number {
     const words = this.#memory.words[this.#bank[level]!]!;
-    const { maskLo, valueLo, maskHi, valueHi } = this.#stored;
+    const { maskLo, valueLo, maskHi, valueHi } = this.#stored[level]!;
     const low = this.#word[level]! + this.#low;
     const high = this.#word[level]! + this.#high;
     for (let i = from; i < to; i++) {
@@ -141,7 +143,7 @@ export class Cursor {
   unlike(level: number, from: number, to: number, leaf: Leaf): number {
     const words = this.#memory.words[this.#bank[level]!]!;
     const { maskLo, valueLo, maskHi, valueHi } = leaf.stored;
-    const absent = this.#stored;
+    const absent = this.#stored[level]!;
     const low = this.#word[level]! + this.#low;
     const high = this.#word[level]! + this.#high;
     for (let i = from; i < to; i++) {

@@ -5,6 +5,7 @@
  */
 import type { HostMemory } from "../memory/host-memory.ts";
 import {
+  absentAt,
   addressIn,
   type EntryTest,
   type FormatLevel,
@@ -167,7 +168,7 @@ export function* walkTables<Stop extends object>(
       [...level.tables, ...level.leaves].find(({ test }) => holds(test, entry)) ??
       (level.otherSizes && leafBySize(level.otherSizes, entry));
     const fields = (kind ?? level.leaves[0] ?? level.tables[0])?.layout.decode(entry) ?? [];
-    if (holds(format.absent, entry)) {
+    if (holds(absentAt(format, index), entry)) {
       yield { ...found, fields, note: "not present" };
       return end(WalkFault.notPresent, `the ${what} at ${hex(entryAddress)} is not present`);
     }

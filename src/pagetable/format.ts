@@ -135,6 +135,8 @@ export interface FormatLevel {
   readonly bits: number;
   readonly leaves: readonly LeafKind[];
   readonly tables: readonly TableKind[];
+  /** What tells an entry of this level that maps nothing, where it is not what the format says of all. */
+  readonly absent?: EntryTest;
   /**
    * What a walk takes an entry for that is of none of these kinds: a page that may be smaller than what the entry covers
    * (and then repeats there), or larger than its table covers. The mapper makes none. Not in a first stage.
@@ -158,9 +160,9 @@ export interface PageTableFormat {
   /** Input addresses are signed: the bits above those the root indexes all equal the highest of these. */
   readonly canonical?: boolean;
   readonly bigEndian: boolean;
-  /** An entry that maps nothing: tested before its kind. */
+  /** An entry that maps nothing: tested before its kind. A level may have a test of its own. */
   readonly absent: EntryTest;
-  /** What the mapper writes to unmap; new tables are filled with it. */
+  /** What the mapper writes to unmap, at any level; new tables are filled with it. */
   readonly empty: bigint;
   /** Whether an access is refused at the first entry that denies it, or only at the leaf, by all together. */
   readonly deniedAt: "entry" | "leaf";
@@ -177,6 +179,10 @@ export const inputBits = ({ levels }: PageTableFormat): number => {
   const root = levels[levels.length - 1]!;
   return root.shift + root.bits;
 };
+
+/** What tells an entry of a level (index) that maps nothing. */
+export const absentAt = ({ levels, absent }: PageTableFormat, index: number): EntryTest =>
+  levels[index]!.absent ?? absent;
 
 /** First address the mapper does not map: of canonical addresses it maps the lower half. */
 export const mappedEnd = (format: PageTableFormat): number =>

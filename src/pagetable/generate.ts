@@ -7,6 +7,7 @@
  * `need` what is asked for, `denied` what is denied so far, `base` the lower word of the table's address.
  */
 import {
+  absentAt,
   type EntryTest,
   type FormatLevel,
   highWord,
@@ -184,7 +185,7 @@ const levelBlock = (format: PageTableFormat, stage: Stage, index: number): strin
   const lines = [
     ...stage.find(index),
     ...readEntry(format, index),
-    `if (${holds(format.absent)}) ${ended(WalkFault.notPresent, index)}`,
+    `if (${holds(absentAt(format, index))}) ${ended(WalkFault.notPresent, index)}`,
     ...choose(choices, ended(WalkFault.reserved, index)),
   ];
   return skips(format)

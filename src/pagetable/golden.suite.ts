@@ -60,9 +60,12 @@ class GoldenMemory extends SparseMemory {
   override readonly words: readonly Uint32Array[];
   override readonly state: readonly Uint8Array[];
 
-  constructor({ params, memory }: GoldenWalk, direct: boolean) {
+  readonly #bigEndian: boolean;
+
+  constructor({ params, memory }: GoldenWalk, direct: boolean, bigEndian: boolean) {
     const ranges = present(params);
     super(ranges);
+    this.#bigEndian = bigEndian;
     for (const [address, value] of memory) this.put(address, value);
     const there = (pa: number) => ranges.some(({ start, end }) => pa >= start && pa < end);
     const perBank = (read: (pa: number) => number, unit: number) =>
@@ -77,7 +80,8 @@ class GoldenMemory extends SparseMemory {
 
   put(address: Hex, value: Hex): void {
     const word = BigInt(value);
-    this.store64(Number(address), Number(word & 0xffff_ffffn), Number(word >> 32n));
+    const store = this.#bigEndian ? "store64be" : "store64";
+    this[store](Number(address), Number(word & 0xffff_ffffn), Number(word >> 32n));
   }
 
   override load64(pa: number): boolean {
@@ -86,7 +90,8 @@ class GoldenMemory extends SparseMemory {
   }
 
   wordAt(address: Hex): bigint {
-    super.load64(Number(address));
+    if (this.#bigEndian) super.load64be(Number(address));
+    else super.load64(Number(address));
     return (BigInt(this.hi >>> 0) << 32n) | BigInt(this.lo >>> 0);
   }
 }
@@ -138,10 +143,10 @@ const literally = ({ format, root, address, need }: Question, memory: GoldenMemo
 /** Walks in all three ways, which must agree in everything; what they agree on. */
 export const walkGolden = (walk: GoldenWalk, question: Question): WalkEnd & { fetched: number[] } => {
   const { format, root, address, need } = question;
-  const { outcome, fetched } = literally(question, new GoldenMemory(walk, false));
+  const { outcome, fetched } = literally(question, new GoldenMemory(walk, false, format.bigEndian));
   const walker = compileWalker(format);
   for (const direct of [false, true]) {
-    const memory = new GoldenMemory(walk, direct);
+    const memory = new GoldenMemory(walk, direct, format.bigEndian);
     const out = new WalkResult();
     const [lo, hi] = [Number(address & 0xffff_ffffn), Number(address >> 32n)];
     const fault = walker(memory, root, lo, hi, need, out);

@@ -114,7 +114,7 @@ export class Mapper {
     const cursor = this.#cursor;
     const level = cursor.descend(iova, 0);
     const index = cursor.seek(level, iova);
-    if (cursor.absent()) return -1;
+    if (cursor.absent(level)) return -1;
     const rung = cursor.rungs[level]!;
     const leaf = rung.leafOf(cursor.lo, cursor.hi)!;
     const from = cursor.start(level) + (index - (index % leaf.copies)) * rung.size;
@@ -257,7 +257,7 @@ export class Mapper {
     let level = cursor.descend(iova, target);
     while (level > target) {
       const index = cursor.seek(level, iova);
-      if (!cursor.absent()) return level;
+      if (!cursor.absent(level)) return level;
       const { tableLo, tableHi, size } = cursor.rungs[level]!;
       const pa = this.#newTable(level - 1, cursor.start(level) + index * size);
       cursor.write(level, index, pa | tableLo, (pa / WORD32) | tableHi);
@@ -347,7 +347,7 @@ export class Mapper {
     let next = first;
     while (next < stop) {
       cursor.read(level, next);
-      if (cursor.absent()) {
+      if (cursor.absent(level)) {
         next += 1;
         continue;
       }
@@ -394,7 +394,9 @@ export class Mapper {
       const level = cursor.descend(at, 0);
       const { size, leaves } = cursor.rungs[level]!;
       const index = cursor.seek(level, at);
-      const leaf = cursor.absent() ? undefined : leaves.find(({ test }) => test.holds(cursor.lo, cursor.hi));
+      const leaf = cursor.absent(level)
+        ? undefined
+        : leaves.find(({ test }) => test.holds(cursor.lo, cursor.hi));
       const copies = leaf?.copies ?? 1;
       const head = index - (index % copies);
       const from = cursor.start(level) + head * size;

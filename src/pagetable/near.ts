@@ -4,6 +4,7 @@
  * (`compile.ts`) begins again.
  */
 import {
+  absentAt,
   type Denial,
   type EntryTest,
   highWord,
@@ -73,7 +74,7 @@ const groupsOf = (kind: TableKind | LeafKind, all: Map<string, Group>) => {
 const impliedBy = (format: PageTableFormat): number => {
   const { mask, value } = format.absent;
   const kinds = format.levels.flatMap(({ tables, leaves }) => [...tables, ...leaves]);
-  if (value !== 0n || singleBit(mask)) return 0;
+  if (value !== 0n || singleBit(mask) || format.levels.some(({ absent }) => absent)) return 0;
   const covers = (kind: TableKind | LeafKind) =>
     kind.denials.reduce((bits, denial) => (denial.value === 0n ? bits | denial.mask : bits), 0n);
   if (!kinds.every((kind) => (covers(kind) & mask) === mask)) return 0;
@@ -81,9 +82,8 @@ const impliedBy = (format: PageTableFormat): number => {
 };
 
 /** Everything an entry must be for the near walk to go on, as a condition. */
-const wanted = (format: PageTableFormat, kind: TableKind | LeafKind, groups: readonly Group[]): string => {
+const wanted = (absent: EntryTest, kind: TableKind | LeafKind, groups: readonly Group[]): string => {
   const tests: EntryTest[] = [kind.test, ...kind.checks];
-  const { absent } = format;
   if (singleBit(absent.mask)) tests.push({ mask: absent.mask, value: absent.mask ^ absent.value });
   if (kind.accessed !== undefined) tests.push({ mask: kind.accessed, value: kind.accessed });
   const { addressHigh: far } = kind;
@@ -135,7 +135,7 @@ const nearKind = (
         ]
       : [`base = elo & ${hex(lowWord(kind.address))};`]),
   ];
-  return { condition: wanted(format, kind, groups), body };
+  return { condition: wanted(absentAt(format, index), kind, groups), body };
 };
 
 const nearLevel = (
@@ -147,13 +147,14 @@ const nearLevel = (
   const level = format.levels[index]!;
   const kinds = [...level.tables.filter(({ to }) => to === index - 1), ...level.leaves];
   const choices = kinds.map((kind) => nearKind(format, index, kind, all));
-  const askAbsent = !implied && !singleBit(format.absent.mask);
+  const absent = absentAt(format, index);
+  const askAbsent = !implied && !singleBit(absent.mask);
   return [
     title(level, index),
     `at = (base >>> 2) + ((${field(level.shift, level.bits)}) << 1);`,
     `if (!(state[at >>> 10] > 0)) ${giveUp}`,
     ...loadWords(format),
-    ...(askAbsent ? [`if (${holds(format.absent)}) ${giveUp}`] : []),
+    ...(askAbsent ? [`if (${holds(absent)}) ${giveUp}`] : []),
     ...choose(choices, giveUp),
   ];
 };
