@@ -57,6 +57,23 @@ describe("docs/vsva.md", () => {
   });
 });
 
+describe("docs/programs.md", () => {
+  const rows = [...read("docs/programs.md").matchAll(/^\| `(.+?)` \| ([^|]+) \|.*$/gm)];
+
+  it("says for every program of which version, and what came of it", () => {
+    expect(rows.length).toBeGreaterThan(5);
+    for (const [row, , version] of rows) {
+      expect(version, row).toMatch(/^\d+(\.\d+)+$/);
+      expect(row.split(" | "), row).toHaveLength(4);
+    }
+  });
+
+  it("names tests that run the program", () => {
+    for (const [row, program] of rows)
+      for (const [, path] of row.matchAll(/`(test\/[^`]+)`/g)) expect(read(path!), row).toContain(program);
+  });
+});
+
 describe("docs/tracing.md", () => {
   it("has every kind of event", () => {
     const manual = read("docs/tracing.md");

@@ -75,7 +75,8 @@ export const exec = (
 export const softiommu = (...args: string[]): Promise<Outcome> =>
   exec(process.execPath, [SOFTIOMMU, ...args]);
 
-const installed = (program: string): boolean => spawnSync("which", [program]).status === 0;
+/** Whether PATH has a program. */
+export const installed = (program: string): boolean => spawnSync("which", [program]).status === 0;
 
 /** Debian's qemu-utils; without it the tests that need it say so. */
 export const hasQemu = installed("qemu-io") && installed("qemu-img");
