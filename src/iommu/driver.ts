@@ -245,6 +245,8 @@ export interface IommuDriver {
   readonly name: string;
   /** Its devices are made by software, which reaches memory for them: no unit stands behind it. */
   readonly software?: boolean;
+  /** No IOMMU is in front of its devices: they reach all memory, whoever has them. */
+  readonly unprotected?: boolean;
   /** The function is behind this unit: prepare. Throws ENODEV when it is not. */
   probe(device: Requester): DeviceCapabilities;
   release(device: Requester): void;

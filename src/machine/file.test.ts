@@ -34,6 +34,26 @@ describe("a machine file", () => {
   });
 
   it.each([
+    [
+      "no IOMMU, unsaid",
+      machine.replace("size: 64M", "unit: none"),
+      /^m\.yaml:8: devices\.0\.unit: .*no-iommu: true$/,
+    ],
+    [
+      "a unit named none",
+      machine.replace("model: vtd", "model: vtd\n    name: none"),
+      /^m\.yaml:5: units\.0\.name: none stands for no unit at all$/,
+    ],
+    [
+      "work queues without an IOMMU",
+      `${machine}    unit: none\nno-iommu: true`.replace("nvme", "queues").replace("    size: 64M\n", ""),
+      /^m\.yaml:8: devices\.0\.unit: .*needs an IOMMU/,
+    ],
+    [
+      "a group with and without an IOMMU",
+      `${machine}    group: both\n  - {model: bare, at: "0000:02:00.0", group: both, unit: none}\nno-iommu: true`,
+      /^m\.yaml:10: devices\.1\.group: others of group both are behind a unit$/,
+    ],
     ["a misspelt key", machine.replace("size:", "sise:"), /^m\.yaml:8: devices\.0\.sise: no such setting$/m],
     [
       "a value of the wrong kind",

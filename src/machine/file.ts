@@ -4,7 +4,13 @@
  */
 import * as v from "valibot";
 import { type Document, isMap, isNode, isSeq, LineCounter, type Node, parseDocument } from "yaml";
-import { type DeviceDescription, deviceSchema, type MachineDescription, machineSchema } from "./schema.ts";
+import {
+  type DeviceDescription,
+  deviceSchema,
+  type MachineDescription,
+  machineSchema,
+  NO_UNIT,
+} from "./schema.ts";
 
 /** Text that is no machine; `message` has one line a complaint. */
 export class MachineFileError extends Error {
@@ -129,6 +135,8 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
     if (units.has(unit.name))
       complaints.push({ path: ["units", index, "name"], text: `there is another unit named ${unit.name}` });
     units.add(unit.name);
+    if (unit.name === NO_UNIT)
+      complaints.push({ path: ["units", index, "name"], text: `${NO_UNIT} stands for no unit at all` });
     if (unit.model === "vtd" && unit.mode === "scalable" && !isWhole(unit.stages))
       complaints.push({ path: ["units", index, "stages"], text: "nested needs first and second as well" });
   });
@@ -138,7 +146,18 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
       complaints.push({ path: ["devices", index, "at"], text: `there is another device at ${device.at}` });
     taken.add(device.at);
     if (device.model === "bare") complaints.push(...checkBars(device.bars, ["devices", index, "bars"]));
-    if (units.size === 0)
+    if (device.unit === NO_UNIT) {
+      if (!machine["no-iommu"])
+        complaints.push({
+          path: ["devices", index, "unit"],
+          text: "no IOMMU would keep the device from anything; a machine that wants that has no-iommu: true",
+        });
+      if (device.model === "queues")
+        complaints.push({
+          path: ["devices", index, "unit"],
+          text: "a function with work queues needs an IOMMU: mediated devices are made of it",
+        });
+    } else if (units.size === 0)
       complaints.push({
         path: ["devices", index],
         text: "the machine has no unit; a device needs one in front of it",
@@ -149,8 +168,18 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
         text: `no unit is named ${device.unit}; there is ${[...units].join(", ")}`,
       });
   });
-  return [...complaints, ...checkMdevs(machine)];
+  return [...complaints, ...checkGroups(machine), ...checkMdevs(machine)];
 };
+
+/** An IOMMU keeps all functions of a group from memory, or none does. */
+const checkGroups = ({ devices }: MachineDescription): Complaint[] =>
+  devices.flatMap(({ group, unit }, index) =>
+    unit === NO_UNIT &&
+    group !== undefined &&
+    devices.some((other) => other.group === group && other.unit !== NO_UNIT)
+      ? [{ path: ["devices", index, "group"], text: `others of group ${group} are behind a unit` }]
+      : [],
+  );
 
 /** Mediated devices have a parent with work queues; its group is its driver's alone. */
 const checkMdevs = ({ devices, mdevs, extensions }: MachineDescription): Complaint[] => {

@@ -7,6 +7,7 @@ import type { Clock } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import { MockDriver } from "../drivers/mock/driver.ts";
+import { NoIommuDriver } from "../drivers/none/driver.ts";
 import { SoftwareDriver } from "../drivers/software/driver.ts";
 import { Access, NO_PASID, Transaction } from "../hardware/unit.ts";
 import { AuxiliaryDriver } from "../iommu/auxiliary.ts";
@@ -36,7 +37,13 @@ import { VfioSubsystem } from "../vfio/subsystem.ts";
 import { type Break, UnguardedPasids } from "./breaks.ts";
 import { testCommand } from "./mock/test-command.ts";
 import { pasidQuota } from "./parameters.ts";
-import type { DeviceDescription, MachineDescription, TestDescription, UnitDescription } from "./schema.ts";
+import {
+  type DeviceDescription,
+  type MachineDescription,
+  NO_UNIT,
+  type TestDescription,
+  type UnitDescription,
+} from "./schema.ts";
 import { sysfsTree } from "./sysfs.ts";
 import type { TreeEntry } from "./tree.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
@@ -52,6 +59,12 @@ export interface MachineContext {
    * that a unit reads or writes, those of walks too.
    */
   readonly unitMemory?: (memory: HostMemory) => HostMemory;
+}
+
+/** What stands between functions and memory. */
+interface Front {
+  readonly driver: IommuDriver;
+  readonly bridge: HostBridge;
 }
 
 /** A unit with its driver, and the bridge to the functions behind it. */
@@ -86,6 +99,8 @@ export class Machine {
   readonly #mock: MockDriver | undefined;
   readonly #software: SoftwareDriver;
   readonly #units = new Map<string, UnitAssembly>();
+  /** Before functions without an IOMMU. */
+  #unprotected: Front | undefined;
   readonly #functions: Endpoint[] = [];
   readonly #framesAtRest: number;
   readonly #interruptsAtRest: number;
@@ -178,6 +193,7 @@ export class Machine {
       deviceNodes: this.vfio.deviceNodes,
       attributes: debugFiles(this.allocations),
       mdevs: this.mdevs,
+      noIommu: this.description["no-iommu"],
     });
     return this.description.extensions.includes("vsva2020") ? [...own, pasidQuota(this.pasids)] : own;
   }
@@ -236,6 +252,18 @@ export class Machine {
     return device.unit ?? this.description.units[0]!.name;
   }
 
+  /** What stands before a device. */
+  #inFrontOf(device: DeviceDescription): Front {
+    const unit = this.#unitOf(device);
+    if (unit !== NO_UNIT) return this.#units.get(unit)!;
+    const { memory } = this;
+    this.#unprotected ??= {
+      bridge: new HostBridge({ memory, events: this.#context.events }),
+      driver: new NoIommuDriver(),
+    };
+    return this.#unprotected;
+  }
+
   /** Functions with work queues belong to their driver, not to VFIO. */
   #parents(): QueueParent[] {
     return [...this.core.devices.values()]
@@ -247,12 +275,12 @@ export class Machine {
     const barBase = placement({ mem32: MMIO_32, mem64: MMIO_64 });
     const groups = new Map<string, Group>();
     for (const device of devices) {
-      const assembly = this.#units.get(this.#unitOf(device))!;
+      const front = this.#inFrontOf(device);
       const { scheduler, clock, events } = this.#context;
       const address = parseAddress(device.at)!;
       const made = makeFunction(device, {
         address,
-        bridge: assembly.bridge,
+        bridge: front.bridge,
         barBase,
         scheduler,
         clock,
@@ -263,7 +291,7 @@ export class Machine {
       const shared = device.group === undefined ? undefined : groups.get(device.group);
       const group = shared ?? this.core.addGroup();
       if (device.group !== undefined) groups.set(device.group, group);
-      this.core.addDevice(made, assembly.driver, group);
+      this.core.addDevice(made, front.driver, group);
     }
   }
 }

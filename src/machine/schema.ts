@@ -160,6 +160,9 @@ export const deviceSchema = v.variant(
   `one of ${DEVICE_MODELS.join(", ")}`,
 );
 
+/** In place of a unit's name: no IOMMU is in front of the device. */
+export const NO_UNIT = "none";
+
 /** What Linux lacks and a machine can have all the same. */
 export const EXTENSIONS = ["vsva2020"] as const;
 
@@ -198,6 +201,8 @@ export const machineSchema = v.strictObject({
   /** /dev/iommu answers the test command too, which makes devices behind a mock IOMMU. */
   mock: v.optional(v.boolean(), false),
   extensions: v.optional(v.array(oneOf(EXTENSIONS)), []),
+  /** Programs may have devices that no IOMMU keeps from anything. */
+  "no-iommu": v.optional(v.boolean(), false),
   pasids: v.optional(pasids, {}),
   /** Who is root on the machine: `own`, who is root on this computer; `root`, every program of the run. */
   privileges: v.optional(oneOf(["own", "root"]), "own"),

@@ -51,6 +51,8 @@ export interface SysfsSource {
   /** Paths of files that are served, not written: they are shown empty. */
   readonly attributes: readonly string[];
   readonly mdevs: Mdevs;
+  /** VFIO takes devices without an IOMMU. */
+  readonly noIommu: boolean;
 }
 
 const DRIVER = "vfio-pci";
@@ -66,12 +68,12 @@ const served = (path: string, mode: number): TreeEntry => ({
 
 /** Every entry of the machine, folders before what is in them. */
 export const sysfsTree = (source: SysfsSource): TreeEntry[] => {
-  const { core, units, groupNodes, deviceNodes, attributes, mdevs } = source;
+  const { core, units, groupNodes, deviceNodes, attributes, mdevs, noIommu } = source;
   const devices = [...core.devices.values()];
   const functions = devices.filter(({ function: { mediated } }) => !mediated);
   const groups = [...core.groups.values()];
   return [
-    ...modules(),
+    ...modules(noIommu),
     folder("/sys/bus/pci/devices"),
     folder(`/sys/bus/pci/drivers/${DRIVER}`),
     folder("/sys/kernel/iommu_groups"),
@@ -84,7 +86,7 @@ export const sysfsTree = (source: SysfsSource): TreeEntry[] => {
     ...TASK_ATTRIBUTES.map((path) => served(path, 0o644)),
     ...units.flatMap((unit) => unitEntries(unit, functions)),
     ...functions.flatMap((device) =>
-      deviceEntries(device, deviceNodes.has(device.name) ? DRIVER : QUEUES_DRIVER),
+      deviceEntries(device, groupNodes.has(device.group.id) ? DRIVER : QUEUES_DRIVER),
     ),
     ...mdevEntries(mdevs),
     ...[...groupNodes.values()].flatMap((node) =>
@@ -98,9 +100,9 @@ export const sysfsTree = (source: SysfsSource): TreeEntry[] => {
   ];
 };
 
-const modules = (): TreeEntry[] => [
+const modules = (noIommu: boolean): TreeEntry[] => [
   folder("/sys/module/vfio/parameters"),
-  file("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "N"),
+  file("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", noIommu ? "Y" : "N"),
   folder("/sys/module/vfio_pci/drivers"),
   folder("/sys/module/vfio_iommu_type1/parameters"),
   file("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "N"),
@@ -173,7 +175,7 @@ const deviceEntries = ({ function: device, driver, group }: Device, bound: strin
     file(`${home}/resource`, resources(device)),
     link(`${home}/driver`, `/sys/bus/pci/drivers/${bound}`),
     link(`${home}/subsystem`, "/sys/bus/pci"),
-    link(`${home}/iommu`, `/sys/devices/virtual/iommu/${driver.name}`),
+    ...(driver.unprotected ? [] : [link(`${home}/iommu`, `/sys/devices/virtual/iommu/${driver.name}`)]),
     link(`${home}/iommu_group`, `/sys/kernel/iommu_groups/${group.id}`),
     link(`/sys/bus/pci/devices/${device.name}`, home),
     link(`/sys/bus/pci/drivers/${bound}/${device.name}`, home),
@@ -203,9 +205,10 @@ const groupEntries = (group: Group): TreeEntry[] => {
   const ranges = group
     .reserved()
     .map(({ start, length, kind }) => `${hex(start, 16)} ${hex(start + length - 1, 16)} ${kind}`);
+  const unprotected = group.devices.some(({ driver }) => driver.unprotected);
   return [
     folder(`${home}/devices`),
-    file(`${home}/type`, "DMA"),
+    unprotected ? file(`${home}/name`, "vfio-noiommu") : file(`${home}/type`, "DMA"),
     file(`${home}/reserved_regions`, ranges.join("\n")),
     ...group.devices.map((device) => link(`${home}/devices/${device.name}`, homeOf(device.function))),
   ];

@@ -5,12 +5,15 @@ import { outcome, reasonOf, VfioClient } from "../../test/support/vfio-client.ts
 import { ModelTask } from "../kernel/model-task.ts";
 import {
   VFIO_DEVICE_GET_INFO,
+  VFIO_DMA_MAP_FLAG_VADDR,
+  VFIO_DMA_UNMAP_FLAG_VADDR,
   VFIO_GET_API_VERSION,
   VFIO_GROUP_GET_DEVICE_FD,
   VFIO_GROUP_GET_STATUS,
   VFIO_GROUP_SET_CONTAINER,
   VFIO_IOMMU_GET_INFO,
   VFIO_IOMMU_MAP_DMA,
+  VFIO_UPDATE_VADDR,
   VfioGroupStatus,
 } from "../uapi/vfio.ts";
 import { VfioSubsystem } from "./subsystem.ts";
@@ -298,6 +301,47 @@ describe("several groups in a container", () => {
       client.task.exit();
       expect(vfio.live()).toEqual(NONE);
     }
+  });
+
+  it("no group joins while a mapping has no user address", () => {
+    const { container } = client.attach(0);
+    client.map(container, { vaddr: VA, iova: 0x10_0000, size: 8192 });
+    client.map(container, { vaddr: VA, iova: 0x20_0000, size: 4096 });
+    client.unmap(container, 0x20_0000, 4096, VFIO_DMA_UNMAP_FLAG_VADDR);
+    const second = client.group(1);
+    expect(outcome(() => client.setContainer(second, container))).toBe("EBUSY");
+    expect(reasonOf(() => client.setContainer(second, container))).toContain("[0x200000, 0x201000)");
+    expect(host.core.groups.get(1)!.owned).toBe(false);
+    client.map(container, { flags: VFIO_DMA_MAP_FLAG_VADDR, vaddr: VA, iova: 0x20_0000, size: 4096 });
+    expect(client.setContainer(second, container)).toBe(0);
+  });
+
+  it("a driver that refuses the new table while it is filled leaves nothing of it", () => {
+    start({ drivers: [new MapDriver("a"), new MapDriver("b")] });
+    const { container } = client.attach(0);
+    client.map(container, { vaddr: VA, iova: 0x10_0000, size: 8192 });
+    client.map(container, { vaddr: VA, iova: 0x20_0000, size: 8192 });
+    const other = host.drivers[1]!;
+    const allocate = other.allocatePaging.bind(other);
+    other.allocatePaging = () => Object.assign(allocate(), { room: 3 });
+    const second = client.group(1);
+    expect(outcome(() => client.setContainer(second, container))).toBe("ENOMEM");
+    expect(other.domains.size).toBe(0);
+    expect(host.driver.domainOf(host.endpoint).pages.size).toBe(4);
+  });
+
+  it("with a device made by software, user addresses are not exchanged, and that is not offered", () => {
+    const software = Object.assign(new MapDriver("software"), { software: true });
+    start({ drivers: [new MapDriver("a"), software] });
+    const { container } = client.attach(0);
+    const size = 4096;
+    client.map(container, { vaddr: VA, iova: 0x10_0000, size });
+    const exchange = () => outcome(() => client.unmap(container, 0x10_0000, size, VFIO_DMA_UNMAP_FLAG_VADDR));
+    const second = client.group(1);
+    client.setContainer(second, container);
+    expect([client.extension(container, VFIO_UPDATE_VADDR), exchange()]).toEqual([0, "EBUSY"]);
+    client.unsetContainer(second);
+    expect([client.extension(container, VFIO_UPDATE_VADDR), exchange()]).toEqual([1, size]);
   });
 
   it("SET_IOMMU that fails for one group leaves none attached", () => {

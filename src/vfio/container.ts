@@ -11,6 +11,7 @@ import {
   VFIO_CHECK_EXTENSION,
   VFIO_DMA_CC_IOMMU,
   VFIO_GET_API_VERSION,
+  VFIO_NOIOMMU_IOMMU,
   VFIO_SET_IOMMU,
   VFIO_TYPE1_IOMMU,
   __VFIO_RESERVED_TYPE1_NESTING_IOMMU as VFIO_TYPE1_NESTING_IOMMU,
@@ -22,14 +23,25 @@ import { hex } from "./argument.ts";
 import type { VfioContext } from "./context.ts";
 import { Nesting, nestingDisabled } from "./nesting/nesting.ts";
 import { nestingCall } from "./nesting/nesting-calls.ts";
+import { isUnprotected, NoIommu, requireRawio } from "./no-iommu.ts";
 import { Type1 } from "./type1.ts";
 import { type1Call } from "./type1-calls.ts";
+
+type Iommu = Type1 | Nesting | NoIommu;
+
+/** What SET_IOMMU chose. */
+interface Chosen {
+  readonly type: number;
+  readonly iommu: Iommu;
+  /** A call that the container itself does not know; `undefined` when the IOMMU does not know it either. */
+  readonly call: (call: Call, request: number, argument: bigint) => number | undefined;
+}
 
 export class Container implements KernelFile {
   readonly name: string;
   readonly #context: VfioContext;
   readonly #groups = new Set<Group>();
-  #iommu: Type1 | Nesting | undefined;
+  #chosen: Chosen | undefined;
   #open = true;
 
   /** `number` names it in messages. */
@@ -42,11 +54,15 @@ export class Container implements KernelFile {
 
   /** With the IOMMU type, where that changes what requests mean. */
   get kind(): string {
-    return this.#iommu instanceof Nesting ? "vfio-container:nesting" : "vfio-container";
+    return this.iommu instanceof Nesting ? "vfio-container:nesting" : "vfio-container";
   }
   /** The IOMMU that SET_IOMMU chose. */
-  get iommu(): Type1 | Nesting | undefined {
-    return this.#iommu;
+  get iommu(): Iommu | undefined {
+    return this.#chosen?.iommu;
+  }
+  /** Its groups have no IOMMU. */
+  get #unprotected(): boolean {
+    return [...this.#groups].some(isUnprotected);
   }
 
   ioctl(call: Call, request: number, argument: bigint): number {
@@ -58,38 +74,45 @@ export class Container implements KernelFile {
       case VFIO_SET_IOMMU:
         return this.#setIommu(call, argument);
     }
-    const iommu = this.#iommu;
-    if (!iommu)
+    const chosen = this.#chosen;
+    if (!chosen)
       throw new LinuxError(
         "EINVAL",
         `request ${hex(request)} needs an IOMMU; ${this.#groups.size === 0 ? "put a group into the container (GROUP_SET_CONTAINER), then call" : "call"} SET_IOMMU first`,
         this.name,
       );
-    const answer =
-      iommu instanceof Nesting
-        ? nestingCall(iommu, call, request, argument)
-        : type1Call(iommu, call, request, argument);
+    const answer = chosen.call(call, request, argument);
     if (answer === undefined)
       throw new LinuxError(
         "ENOTTY",
-        `request ${hex(request)} means nothing to a container of type ${typeOf(iommu)}`,
+        `request ${hex(request)} means nothing to a container of type ${chosen.type}`,
         this.name,
       );
     return answer;
   }
 
-  /** The group joins; when the container has an IOMMU, its devices are attached. Throws what the IOMMU throws. */
+  /**
+   * The group joins; when the container has an IOMMU, its devices are attached. Throws EPERM when only one of it and the
+   * groups there are has an IOMMU in front of it, and what the IOMMU throws.
+   */
   add(group: Group): void {
-    this.#iommu?.attach(group);
+    const own = isUnprotected(group);
+    if (this.#groups.size > 0 && own !== this.#unprotected)
+      throw new LinuxError(
+        "EPERM",
+        `group ${group.id} has ${own ? "no IOMMU" : "an IOMMU"} in front of it and the container's groups have ${own ? "one" : "none"}; it needs another container`,
+        this.name,
+      );
+    this.iommu?.attach(group);
     this.#groups.add(group);
   }
 
   /** The group leaves; with the last one the IOMMU goes. */
   remove(group: Group): void {
     if (!this.#groups.delete(group)) return;
-    this.#iommu?.detach(group);
+    this.iommu?.detach(group);
     if (this.#groups.size > 0) return;
-    this.#iommu = undefined;
+    this.#chosen = undefined;
     this.#settle();
   }
 
@@ -105,16 +128,18 @@ export class Container implements KernelFile {
   }
 
   #extension(id: bigint): number {
+    if (this.#unprotected) return Number(id) === VFIO_NOIOMMU_IOMMU ? 1 : 0;
     switch (Number(id)) {
       case VFIO_TYPE1_IOMMU:
       case VFIO_TYPE1v2_IOMMU:
       case VFIO_UNMAP_ALL:
-      case VFIO_UPDATE_VADDR:
         return 1;
+      case VFIO_UPDATE_VADDR:
+        return this.iommu instanceof Type1 && this.iommu.emulated ? 0 : 1;
       case VFIO_TYPE1_NESTING_IOMMU:
         return this.#context.vsva2020 && nestingDisabled(this.#context) === undefined ? 1 : 0;
       case VFIO_DMA_CC_IOMMU:
-        return this.#iommu?.coherent ? 1 : 0;
+        return this.iommu?.coherent ? 1 : 0;
       default:
         return 0;
     }
@@ -127,13 +152,14 @@ export class Container implements KernelFile {
         "the container has no group; GROUP_SET_CONTAINER comes first",
         this.name,
       );
-    if (this.#iommu)
+    if (this.#chosen)
       throw new LinuxError(
         "EINVAL",
         "the container has an IOMMU already; it goes with the last group",
         this.name,
       );
-    const iommu = this.#make(call, type);
+    const chosen = this.#choose(call, Number(type));
+    const { iommu } = chosen;
     const attached: Group[] = [];
     try {
       for (const group of this.#groups) {
@@ -144,31 +170,41 @@ export class Container implements KernelFile {
       for (const group of attached) iommu.detach(group);
       throw error;
     }
-    this.#iommu = iommu;
+    this.#chosen = chosen;
     return 0;
   }
 
-  #make(call: Call, type: bigint): Type1 | Nesting {
+  #choose(call: Call, type: number): Chosen {
     const context = this.#context;
-    switch (Number(type)) {
+    if (this.#unprotected) return this.#chooseNone(call, type);
+    switch (type) {
       case VFIO_TYPE1_IOMMU:
-        return new Type1(context, 1, this.name);
-      case VFIO_TYPE1v2_IOMMU:
-        return new Type1(context, 2, this.name);
-      case VFIO_TYPE1_NESTING_IOMMU:
-        if (context.vsva2020) return new Nesting(context, this.name, call.task);
+      case VFIO_TYPE1v2_IOMMU: {
+        const iommu = new Type1(context, type === VFIO_TYPE1_IOMMU ? 1 : 2, this.name);
+        return { type, iommu, call: (...made) => type1Call(iommu, ...made) };
+      }
+      case VFIO_TYPE1_NESTING_IOMMU: {
+        if (!context.vsva2020) break;
+        const iommu = new Nesting(context, this.name, call.task);
+        return { type, iommu, call: (...made) => nestingCall(iommu, ...made) };
+      }
     }
     const offered = [`${VFIO_TYPE1_IOMMU} (type 1)`, `${VFIO_TYPE1v2_IOMMU} (type 1 version 2)`];
     if (context.vsva2020) offered.push(`${VFIO_TYPE1_NESTING_IOMMU} (nesting)`);
-    throw new LinuxError(
+    throw this.#notOffered(type, offered);
+  }
+
+  #chooseNone(call: Call, type: number): Chosen {
+    if (type !== VFIO_NOIOMMU_IOMMU) throw this.#notOffered(type, [`${VFIO_NOIOMMU_IOMMU} (no IOMMU)`]);
+    requireRawio(call.task, this.name);
+    return { type, iommu: new NoIommu(), call: () => undefined };
+  }
+
+  #notOffered(type: number, offered: readonly string[]): LinuxError {
+    return new LinuxError(
       "EINVAL",
-      `IOMMU type ${type} is not offered; the types are ${offered.join(", ")}`,
+      `IOMMU type ${type} is not offered; ${offered.length === 1 ? "the only type is" : "the types are"} ${offered.join(", ")}`,
       this.name,
     );
   }
 }
-
-const typeOf = (iommu: Type1 | Nesting): number => {
-  if (iommu instanceof Nesting) return VFIO_TYPE1_NESTING_IOMMU;
-  return iommu.version === 1 ? VFIO_TYPE1_IOMMU : VFIO_TYPE1v2_IOMMU;
-};

@@ -9,7 +9,7 @@ import { ensureCompatIoas } from "../iommufd/compat.ts";
 import type { IommufdContext } from "../iommufd/context.ts";
 import { contextOf } from "../iommufd/file.ts";
 import { compatIoasOf } from "../iommufd/ioas.ts";
-import type { Call, KernelFile } from "../kernel/call.ts";
+import type { Call, KernelFile, Task } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import {
@@ -26,6 +26,7 @@ import { Container } from "./container.ts";
 import type { VfioContext } from "./context.ts";
 import { DeviceFile } from "./device.ts";
 import { Nesting } from "./nesting/nesting.ts";
+import { isUnprotected, requireRawio } from "./no-iommu.ts";
 import type { PciDevice } from "./pci-device.ts";
 
 /** Longest device name that is looked for, with its end. */
@@ -64,8 +65,22 @@ export class VfioGroup {
     return this.#devices;
   }
 
-  /** open(2). EBUSY while it is open, by descriptors or by a device; ENODEV when nothing is in it. */
-  open(): GroupFile {
+  /** No IOMMU is in front of its devices. */
+  get unprotected(): boolean {
+    return isUnprotected(this.group);
+  }
+
+  /** Throws EPERM when it takes a capability to use it that the task lacks. */
+  requireMay(task: Task): void {
+    if (this.unprotected) requireRawio(task, this.name);
+  }
+
+  /**
+   * open(2). EPERM without the capability it takes; EBUSY while it is open, by descriptors or by a device; ENODEV when
+   * nothing is in it.
+   */
+  open(task: Task): GroupFile {
+    this.requireMay(task);
     if (this.#opened)
       throw new LinuxError(
         "EBUSY",
@@ -124,8 +139,14 @@ export class VfioGroup {
     return this.group.owned ? 0 : VFIO_GROUP_FLAGS_VIABLE;
   }
 
-  /** Takes an iommufd for its container. Throws ENOMEM. */
+  /** Takes an iommufd for its container. Throws ENOMEM, and EINVAL when no IOMMU is there for it. */
   joinIommufd(context: IommufdContext): void {
+    if (this.unprotected)
+      throw new LinuxError(
+        "EINVAL",
+        "no IOMMU is in front of its devices; only a container (/dev/vfio/vfio) takes it",
+        this.name,
+      );
     ensureCompatIoas(context);
     context.keep();
     this.#iommufd = context;
@@ -279,11 +300,13 @@ export class GroupFile implements KernelFile {
 
   #getDevice(call: Call, at: bigint): number {
     const name = readName(call, at);
+    this.group.requireMay(call.task);
     return call.install(this.group.openDevice(name), { closeOnExec: true });
   }
 
   #setContainer(call: Call, at: bigint): number {
     const fd = readS32(call, at);
+    this.group.requireMay(call.task);
     const file = openFile(call, fd);
     if (this.group.home)
       throw new LinuxError("EINVAL", `it is in ${this.group.home.name} already`, this.name);

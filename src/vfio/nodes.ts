@@ -1,5 +1,5 @@
 /** The device nodes of VFIO with the numbers programs see in stat(2). */
-import type { DeviceNode, KernelFile } from "../kernel/call.ts";
+import type { DeviceNode, KernelFile, Task } from "../kernel/call.ts";
 
 /** The misc major, and the minor that is VFIO's (linux/miscdevice.h). */
 const MISC_MAJOR = 10;
@@ -17,8 +17,9 @@ export const containerNode = (open: () => KernelFile): DeviceNode => ({
   open,
 });
 
-export const groupNode = (id: number, open: () => KernelFile): DeviceNode => ({
-  path: `/dev/vfio/${id}`,
+/** `name` is its number, with `noiommu-` before it when no IOMMU is in front of its devices. */
+export const groupNode = (id: number, name: string, open: (task: Task) => KernelFile): DeviceNode => ({
+  path: `/dev/vfio/${name}`,
   major: GROUP_MAJOR,
   minor: id,
   mode: 0o600,

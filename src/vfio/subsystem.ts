@@ -65,7 +65,7 @@ export class VfioSubsystem {
     for (const group of core.groups.values()) if (!group.owned) this.admit(group);
   }
 
-  /** /dev/vfio/vfio and a node for each group, and for each device. */
+  /** /dev/vfio/vfio and a node for each group, and for each device behind an IOMMU. */
   get nodes(): readonly DeviceNode[] {
     return [this.#container, ...this.#groupNodes.values(), ...this.#deviceNodes.values()];
   }
@@ -78,18 +78,21 @@ export class VfioSubsystem {
     return this.#deviceNodes;
   }
 
-  /** A group with its devices is VFIO's from now on. */
+  /** A group with its devices is VFIO's from now on. Those without an IOMMU have no nodes of their own. */
   admit(group: Group): void {
     const own = new Map(group.devices.map((device) => [device.name, new PciDevice(this.#context, device)]));
     const admitted = new VfioGroup(this.#context, group, own);
     this.#groups.set(group.id, admitted);
     this.#groupNodes.set(
       group.id,
-      groupNode(group.id, () => admitted.open()),
+      groupNode(group.id, admitted.unprotected ? `noiommu-${group.id}` : String(group.id), (task) =>
+        admitted.open(task),
+      ),
     );
     for (const [name, device] of own) {
-      const cdev = new Cdev(this.#context, admitted, device);
       this.#devices.set(name, device);
+      if (admitted.unprotected) continue;
+      const cdev = new Cdev(this.#context, admitted, device);
       this.#deviceNodes.set(
         name,
         deviceNode(this.#indices.take(), () => cdev.open()),
@@ -106,7 +109,8 @@ export class VfioSubsystem {
     if (!known) return;
     known.requireIdle();
     for (const { name } of group.devices) {
-      this.#indices.give(this.#deviceNodes.get(name)!.minor);
+      const node = this.#deviceNodes.get(name);
+      if (node) this.#indices.give(node.minor);
       this.#deviceNodes.delete(name);
       this.#devices.delete(name);
     }

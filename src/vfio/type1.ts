@@ -102,6 +102,12 @@ export class Type1 {
       [...groups].every((group) => group.devices.every((device) => device.capabilities.cacheCoherent)),
     );
   }
+  /** Some devices are made by software, which reaches memory for them by the addresses of the user. */
+  get emulated(): boolean {
+    return this.#domains.some(({ groups }) =>
+      [...groups].some((group) => group.devices.some(({ driver }) => driver.software)),
+    );
+  }
   get groups(): number {
     return this.#domains.reduce((count, { groups }) => count + groups.size, 0);
   }
@@ -112,10 +118,17 @@ export class Type1 {
   }
 
   /**
-   * Gives the group a domain with all mappings. Throws EINVAL when a mapping lies where this group cannot have it,
-   * and what the driver throws; then nothing has changed.
+   * Gives the group a domain with all mappings. Throws EBUSY while a mapping has no valid user address, EINVAL when one
+   * lies where this group cannot have it, and what the driver throws; then nothing has changed.
    */
   attach(group: Group): void {
+    const without = this.#all().find((mapping) => !mapping.vaddrValid);
+    if (without)
+      throw new LinuxError(
+        "EBUSY",
+        `the mapping ${show(without)} has no valid user address; a group can join once MAP_DMA with VADDR gave it one`,
+        this.name,
+      );
     for (const shared of this.#domains) {
       if (!this.#tryAttach(group, shared.domain)) continue;
       try {
@@ -134,7 +147,7 @@ export class Type1 {
       group.attach(domain);
       this.#ranges = ranges;
     } catch (error) {
-      this.#empty(domain);
+      this.#unmapAll(domain);
       domain.free();
       throw error;
     }
@@ -151,7 +164,7 @@ export class Type1 {
       this.#ranges = this.#rangesOfAll();
       return;
     }
-    this.#empty(shared.domain);
+    this.#unmapAll(shared.domain);
     this.#domains = this.#domains.filter((other) => other !== shared);
     shared.domain.free();
     if (this.#domains.length > 0) {
@@ -240,8 +253,7 @@ export class Type1 {
   unmap(mappings: readonly Mapping[]): number {
     const first = mappings[0];
     if (!first) return 0;
-    const length = end(mappings.at(-1)!) - first.iova;
-    for (const { domain } of this.#domains) domain.unmap(first.iova, length);
+    for (const { domain } of this.#domains) unmapSpan(domain, first.iova, end(mappings.at(-1)!));
     let total = 0;
     for (const mapping of mappings) {
       this.#mappings.find(mapping.iova / FRAME_BYTES, 0);
@@ -252,8 +264,17 @@ export class Type1 {
     return total;
   }
 
-  /** Their user addresses are no longer valid. EINVAL when one already had none; then nothing has changed. */
+  /**
+   * Their user addresses are no longer valid. EBUSY with devices made by software, which use them; EINVAL when one already
+   * had none; then nothing has changed.
+   */
   invalidateVaddr(mappings: readonly Mapping[]): number {
+    if (this.emulated)
+      throw new LinuxError(
+        "EBUSY",
+        "a device made by software uses the user's addresses; they cannot be exchanged while it is here",
+        this.name,
+      );
     const without = mappings.find((mapping) => !mapping.vaddrValid);
     if (without)
       throw new LinuxError(
@@ -366,12 +387,19 @@ export class Type1 {
     for (const mapping of this.#all()) mapPin(domain, mapping);
   }
 
-  #empty(domain: PagingDomain): void {
+  /** Of a domain that has them all, or none. */
+  #unmapAll(domain: PagingDomain): void {
     const mappings = this.#all();
     const first = mappings[0];
-    if (first) domain.unmap(first.iova, end(mappings.at(-1)!) - first.iova);
+    if (first) unmapSpan(domain, first.iova, end(mappings.at(-1)!));
   }
 }
+
+/** Unmaps what the domain can have of [start, end). */
+const unmapSpan = (domain: PagingDomain, start: number, end: number): void => {
+  for (const part of intersect([{ start, end }], domain.apertures))
+    domain.unmap(part.start, part.end - part.start);
+};
 
 /** Maps every run of frames of the pin. */
 const mapPin = (domain: PagingDomain, mapping: Mapping): void => {

@@ -59,7 +59,7 @@ export class MapDomain implements PagingDomain {
   }
 
   map(iova: number, pa: number, length: number, protection: number): void {
-    this.#live();
+    this.#within(iova, length);
     const count = length / PAGE;
     if (this.pages.size + count > this.room) throw new LinuxError("ENOMEM", "no table left", this.name);
     for (let i = 0; i < count; i += 1)
@@ -68,7 +68,7 @@ export class MapDomain implements PagingDomain {
   }
 
   unmap(iova: number, length: number): number {
-    this.#live();
+    this.#within(iova, length);
     let bytes = 0;
     const end = (iova + length) / PAGE;
     if (length / PAGE > this.pages.size) {
@@ -92,6 +92,12 @@ export class MapDomain implements PagingDomain {
       if (domain === this) throw new Error(`${this.name} is freed while ${device.name} has it`);
     this.freed = true;
     this.#driver.domains.delete(this);
+  }
+
+  #within(iova: number, length: number): void {
+    this.#live();
+    if (!this.apertures.some(({ start, end }) => start <= iova && iova + length <= end))
+      throw new LinuxError("ERANGE", `0x${iova.toString(16)} is beyond it`, this.name);
   }
 
   #live(): void {
