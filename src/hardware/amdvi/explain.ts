@@ -25,6 +25,8 @@ import {
 } from "../explained.ts";
 import type { FirstStageSpaces } from "../first-stage-spaces.ts";
 import type { Iotlb } from "../iotlb.ts";
+import { describeRmp, describeRmpEntry, PAGE_LG2, RmpEntry, RmpVerdict } from "../rmp.ts";
+import type { RmpMemory } from "../rmp-memory.ts";
 import { Access, NO_PASID, type Transaction } from "../unit.ts";
 import type { DeviceCache, DeviceSlot } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
@@ -38,7 +40,7 @@ import {
   hasEntry,
   type TableOptions,
 } from "./device-table.ts";
-import { describeFault } from "./faults.ts";
+import { describeFault, rmpEvent } from "./faults.ts";
 import { EventCode } from "./queue-spec.ts";
 import { Dte, Gcr3Entry } from "./spec.ts";
 import { pasidOf } from "./transactions.ts";
@@ -62,6 +64,7 @@ export interface Explained {
   readonly iotlb: Iotlb;
   readonly spaces: FirstStageSpaces;
   readonly guests: GuestCache;
+  readonly owned: RmpMemory | undefined;
 }
 
 /** The request ends with this code, for this reason. */
@@ -83,11 +86,6 @@ interface Known {
 const WORD = 0x1_0000_0000;
 
 const endOf = ({ code, why }: Refusal): Ending => refused(code, `${describeFault(code)}: ${why}`);
-const walkRefusal = ({ fault, reason }: WalkOutcome, before = ""): Refusal => {
-  const unreadable = fault === WalkFault.tableUnreadable;
-  const code = unreadable ? EventCode.PAGE_TAB_HARDWARE_ERROR : EventCode.IO_PAGE_FAULT;
-  return new Refusal(code, `${before}${reason}`);
-};
 
 class Explainer {
   readonly #unit: Explained;
@@ -111,6 +109,8 @@ class Explainer {
 
   /** The way of the request; with `tables` as the unit goes it. */
   *way(tables: Ending | undefined): Steps<Ending> {
+    const { owned } = this.#unit;
+    if (owned) owned.refused = RmpVerdict.ok;
     if (!this.#unit.enabled) return this.#pass("CONTROL.IommuEn = 0: nothing is translated");
     const read = yield* this.#readDevice();
     const slot = this.#unit.devices.slot(this.#transaction.rid);
@@ -119,7 +119,10 @@ class Explainer {
       yield stale("device table cache", describe(held));
     const device = held ?? read;
     if (device instanceof Refusal) return endOf(device);
-    if (!device.valid) return this.#pass("DTE.V = 0: the device's requests pass");
+    if (!device.valid) {
+      const note = "DTE.V = 0: the device's requests pass";
+      return this.#unit.owned ? yield* this.#identity(note) : this.#pass(note);
+    }
     return yield* this.#translate(device, tables && { slot, tables });
   }
 
@@ -143,7 +146,7 @@ class Explainer {
     const value = loadStructure(this.#memory, at, Dte.bytes);
     if (value === undefined) {
       yield { what: "DTE", address: at, note: "no memory answers" };
-      return new Refusal(EventCode.DEV_TAB_HARDWARE_ERROR, `DTE at ${hex(at)}`);
+      return this.#unreadable(EventCode.DEV_TAB_HARDWARE_ERROR, `DTE at ${hex(at)}`);
     }
     const words = new Uint32Array(Dte.words);
     Dte.toWords(value, words);
@@ -162,7 +165,7 @@ class Explainer {
     if (passage === PASSES) {
       const interrupt = isInterrupt(this.#transaction);
       const note = interrupt ? "an interrupt message (§2.1)" : "the address is one that passes (§2.1)";
-      return this.#identity(before ? "translated before" : note);
+      return yield* this.#identity(before ? "translated before" : note);
     }
     if (passage !== TRANSLATED) {
       const why = `type ${passage}: ${before ? "translated before, and DTE.I = 0" : "not for such an address or PASID"}`;
@@ -173,10 +176,49 @@ class Explainer {
     return pasid === NO_PASID ? yield* this.#host(device, known) : yield* this.#guest(device, known, pasid);
   }
 
-  #identity(note: string): Ending {
+  *#identity(note: string): Steps<Ending> {
     const { lo, hi } = this.#transaction;
-    const size = 2 ** uniformLg2(this.#unit.exclusion, lo, hi, PART_LG2);
-    return translated(this.#pa(), size - (lo & (size - 1)), note);
+    const pa = this.#pa();
+    const kept = yield* this.#owner(pa, PAGE_LG2);
+    if (kept) return endOf(kept);
+    const size = 2 ** uniformLg2(this.#unit.exclusion, lo, hi, this.#checked(pa, PART_LG2));
+    return translated(pa, size - (lo & (size - 1)), note);
+  }
+
+  /** Why the reverse map table keeps a page, mapped by a leaf of 2^lg2 bytes, from the device. */
+  *#owner(pa: number, lg2: number): Steps<Refusal | undefined> {
+    const { owned } = this.#unit;
+    if (!owned) return undefined;
+    const { rmp } = owned;
+    const read = rmp.read(pa);
+    yield {
+      what: `RMP entry of host page ${hex(pa - (pa % 2 ** PAGE_LG2))}`,
+      value: read.entry,
+      fields: RmpEntry.decode(read.entry),
+      note: describeRmpEntry(read),
+    };
+    const verdict = rmp.check(pa, lg2);
+    return verdict === RmpVerdict.ok ? undefined : new Refusal(rmpEvent(verdict), describeRmp(rmp, pa, lg2));
+  }
+
+  /** lg2 of what one check of the reverse map table speaks for, of 2^lg2 bytes. */
+  #checked(pa: number, lg2: number): number {
+    const { owned } = this.#unit;
+    return owned ? Math.min(lg2, owned.rmp.grain(pa)) : lg2;
+  }
+
+  /** Something of the unit's own could not be read: nothing is there, or the reverse map table keeps it from the unit. */
+  #unreadable(code: number, what: string): Refusal {
+    const { owned } = this.#unit;
+    if (!owned || owned.refused === RmpVerdict.ok) return new Refusal(code, what);
+    const why = `${what}: ${describeRmp(owned.rmp, owned.refusedAt, PAGE_LG2)}`;
+    return new Refusal(rmpEvent(owned.refused), why);
+  }
+
+  #walkRefusal({ fault, reason }: WalkOutcome, before = ""): Refusal {
+    const why = `${before}${reason}`;
+    if (fault !== WalkFault.tableUnreadable) return new Refusal(EventCode.IO_PAGE_FAULT, why);
+    return this.#unreadable(EventCode.PAGE_TAB_HARDWARE_ERROR, why);
   }
 
   #answer({ page, lg2 }: Page, note: string): Ending {
@@ -188,11 +230,12 @@ class Explainer {
   *#host(device: Device, known: Known | undefined): Steps<Ending> {
     const { host, table, domain, denied } = device;
     const forbidden = (this.#want & denied) !== 0;
-    if (!host) return forbidden ? endOf(this.#forbidden()) : this.#identity("DTE.Mode = 0: not translated");
+    if (!host)
+      return forbidden ? endOf(this.#forbidden()) : yield* this.#identity("DTE.Mode = 0: not translated");
     const { lo, hi } = this.#transaction;
     const held = this.#held(device, known, () => this.#unit.iotlb.lookup(domain, lo, hi));
     if (held) return yield* this.#fromIotlb(held, known!.tables);
-    return this.#judge(
+    return yield* this.#judge(
       device,
       yield* explainWalk(host.format, this.#memory, table, this.#address, this.#want),
     );
@@ -214,11 +257,12 @@ class Explainer {
     if (root instanceof Refusal) return endOf(root);
     const need = this.#want | (this.#privileged ? 0 : Permission.user);
     const first = device.guest!.stage.format;
-    if (!host) return this.#judge(device, yield* explainWalk(first, this.#memory, root, this.#address, need));
+    if (!host)
+      return yield* this.#judge(device, yield* explainWalk(first, this.#memory, root, this.#address, need));
     const remembered: Remembered = (guest, wanted, fetch) =>
       known ? guests.find(domain, guest, wanted, fetch === Fetch.page) : undefined;
     const formats = { first, second: host.format };
-    return this.#judge(
+    return yield* this.#judge(
       device,
       yield* explainNested(formats, this.#memory, root, table, this.#address, need, remembered),
     );
@@ -243,7 +287,7 @@ class Explainer {
       const what = `GCR3 entry, level ${level + 1}`;
       if (value === undefined) {
         yield { what, address: at, note: "no memory answers" };
-        return new Refusal(EventCode.PAGE_TAB_HARDWARE_ERROR, `${what} at ${hex(at)}`);
+        return this.#unreadable(EventCode.PAGE_TAB_HARDWARE_ERROR, `${what} at ${hex(at)}`);
       }
       const why = gcr3Fault(value);
       table = Number(Gcr3Entry.fields.ADDR.of(value));
@@ -256,17 +300,21 @@ class Explainer {
 
   *#throughHost({ host, table }: Device, address: number): Steps<number | Refusal> {
     const walk = yield* explainWalk(host!.format, this.#memory, table, BigInt(address), Permission.read);
-    return walk.fault === WalkFault.none ? walk.pa : walkRefusal(walk, "host tables, for a GCR3 entry: ");
+    return walk.fault === WalkFault.none
+      ? walk.pa
+      : this.#walkRefusal(walk, "host tables, for a GCR3 entry: ");
   }
 
   #forbidden(): Refusal {
     return new Refusal(EventCode.IO_PAGE_FAULT, "IR or IW of the DTE refuses it");
   }
 
-  #judge({ denied }: Device, walk: WalkOutcome | NestedOutcome): Ending {
-    if (walk.fault !== WalkFault.none) return endOf(walkRefusal(walk));
+  *#judge({ denied }: Device, walk: WalkOutcome | NestedOutcome): Steps<Ending> {
+    if (walk.fault !== WalkFault.none) return endOf(this.#walkRefusal(walk));
     if ((this.#want & denied) !== 0) return endOf(this.#forbidden());
-    const lg2 = Math.min(walk.lg2, PART_LG2);
+    const kept = yield* this.#owner(walk.pa, walk.lg2);
+    if (kept) return endOf(kept);
+    const lg2 = Math.min(this.#checked(walk.pa, walk.lg2), PART_LG2);
     return this.#answer({ page: walk.pa - (this.#transaction.lo & (2 ** lg2 - 1)), lg2 }, walk.reason);
   }
 

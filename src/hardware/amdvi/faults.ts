@@ -3,6 +3,7 @@
  * event log says besides.
  */
 import { WalkFault } from "../../pagetable/format.ts";
+import { PAGE_LG2, RmpVerdict } from "../rmp.ts";
 import { EventCode } from "./queue-spec.ts";
 
 const words: { readonly [code: number]: readonly [section: string, words: string] } = {
@@ -15,6 +16,8 @@ const words: { readonly [code: number]: readonly [section: string, words: string
   [EventCode.IOTLB_INV_TIMEOUT]: ["§2.5.8", "a device did not answer an invalidation"],
   [EventCode.INVALID_DEVICE_REQUEST]: ["§2.5.9", "a request that the device may not make"],
   [EventCode.INVALID_PPR_REQUEST]: ["§2.5.10", "a page request that the device may not make"],
+  [EventCode.RMP_PAGE_FAULT]: ["§2.5", "the reverse map table keeps the page from devices"],
+  [EventCode.RMP_HARDWARE_ERROR]: ["§2.5", "an entry of the reverse map table cannot be read"],
 };
 const names = new Map<number, string>(Object.entries(EventCode).map(([name, code]) => [code, name]));
 
@@ -22,6 +25,10 @@ export const describeFault = (code: number): string => {
   const [section, text] = words[code]!;
   return `${names.get(code)} (${section}): ${text}`;
 };
+
+/** The event of what the reverse map table refuses. */
+export const rmpEvent = (verdict: RmpVerdict): number =>
+  verdict === RmpVerdict.unreadable ? EventCode.RMP_HARDWARE_ERROR : EventCode.RMP_PAGE_FAULT;
 
 /** A fault as far as an event tells it. One is kept and used again. */
 export class Fault {
@@ -36,6 +43,9 @@ export class Fault {
   guest = false;
   /** -1: the address of the request; else the one that was fetched, or the guest physical one that host tables refuse. */
   address = -1;
+  /** Of a fault of the reverse map table: the host page that was not to be reached, and lg2 of what maps it. */
+  page = -1;
+  pageLg2 = 0;
 
   set(code: number, guest = false, address = -1): number {
     this.code = code;
@@ -45,7 +55,22 @@ export class Fault {
     this.type = 0;
     this.guest = guest;
     this.address = address;
+    this.page = -1;
     return code;
+  }
+
+  /** The reverse map table keeps a page from the device, or a table's from the unit. */
+  kept(verdict: RmpVerdict, guest: boolean, page: number, pageLg2 = PAGE_LG2): number {
+    this.set(rmpEvent(verdict), guest);
+    this.page = page;
+    this.pageLg2 = pageLg2;
+    return this.code;
+  }
+
+  /** A table could not be read. */
+  get unreadable(): boolean {
+    const { code } = this;
+    return code === EventCode.DEV_TAB_HARDWARE_ERROR || code === EventCode.PAGE_TAB_HARDWARE_ERROR;
   }
 
   /** A walk that ended so (`WalkFault`), with the entry's address where it could not be read. */

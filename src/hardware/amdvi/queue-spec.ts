@@ -93,6 +93,8 @@ export const EventCode = {
   IOTLB_INV_TIMEOUT: 7,
   INVALID_DEVICE_REQUEST: 8,
   INVALID_PPR_REQUEST: 9,
+  RMP_PAGE_FAULT: 0xd,
+  RMP_HARDWARE_ERROR: 0xe,
 } as const;
 
 /** §2.5.2 to §2.5.10 An event log entry. Fields that an event has not are zero. */

@@ -2,6 +2,7 @@
 import { Random } from "../../base/clock.ts";
 import { SparseMemory } from "../../memory/sparse-memory.ts";
 import type { Declarations, Layout } from "../../uapi/layout.ts";
+import type { Rmp } from "../rmp.ts";
 import { answer, EventLog, request, type UnitUnderTest } from "../unit.suite.ts";
 import { Access, NO_PASID, type Transaction } from "../unit.ts";
 import {
@@ -26,6 +27,8 @@ export interface RigOptions {
   readonly capabilities?: AmdViCapabilities;
   /** Levels of host tables. */
   readonly mode?: number;
+  /** Secure nested paging is on. */
+  readonly rmp?: Rmp;
 }
 
 type Fields<L> =
@@ -65,7 +68,7 @@ export class AmdViRig implements UnitUnderTest {
   readonly #tables = new Map<number, { readonly host: number; readonly guest: number }>();
 
   constructor(options: RigOptions = {}) {
-    const { stages = "host", cache, seed = 1, iotlbEntries, capabilities, mode = 4 } = options;
+    const { stages = "host", cache, seed = 1, iotlbEntries, capabilities, mode = 4, rmp } = options;
     this.stages = stages;
     this.mode = mode;
     this.pageLg2s = stages === "host" ? [12, 14, 21, 24, 30] : [12, 21, 30];
@@ -78,6 +81,7 @@ export class AmdViRig implements UnitUnderTest {
       ...(capabilities && { capabilities }),
       ...(cache && { cache }),
       ...(iotlbEntries && { iotlbEntries }),
+      ...(rmp && { rmp }),
     });
     this.deviceTable = this.memory.allocate(512);
     // What is all zero passes: the devices of the first bus are stopped instead, until they are set up.

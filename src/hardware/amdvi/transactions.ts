@@ -12,6 +12,8 @@ import { GuestCache } from "../../pagetable/guest-cache.ts";
 import { NestedResult } from "../../pagetable/nested.ts";
 import { FIRST_STAGE_SPACES, type FirstStageSpace, FirstStageSpaces } from "../first-stage-spaces.ts";
 import { type Iotlb, unitIotlb } from "../iotlb.ts";
+import { PAGE_LG2, RmpVerdict } from "../rmp.ts";
+import type { RmpMemory } from "../rmp-memory.ts";
 import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
 import { DeviceCache, type DeviceSlot } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
@@ -39,6 +41,8 @@ export type CachePolicy = "normal" | "none" | "paranoid";
 
 export interface TransactionsOptions {
   readonly memory: HostMemory;
+  /** The same, where secure nested paging is on: what devices reach is checked then. */
+  readonly owned: RmpMemory | undefined;
   readonly unit: Capabilities;
   readonly policy: CachePolicy;
   readonly random: Random | undefined;
@@ -49,7 +53,6 @@ export interface TransactionsOptions {
 
 const WORD = 0x1_0000_0000;
 const DOMAINS = 0x1_0000;
-const PAGE_LG2 = 12;
 const MASK = 2 ** PAGE_LG2 - 1;
 /** Root tables that are remembered of a device; when there are more, all are forgotten. */
 const ROOTS = 4096;
@@ -68,6 +71,8 @@ export class Transactions {
   readonly guests = new GuestCache(DOMAINS);
   readonly #options: TransactionsOptions;
   readonly #memory: HostMemory;
+  /** What devices reach is checked by its table; undefined: nothing is checked. */
+  readonly owned: RmpMemory | undefined;
   readonly #unit: Capabilities;
   readonly #fault = new Fault();
   readonly #page = new NestedResult();
@@ -77,6 +82,9 @@ export class Transactions {
   constructor(options: TransactionsOptions) {
     this.#options = options;
     this.#memory = options.memory;
+    this.owned = options.owned;
+    // What is remembered was checked when it was looked up.
+    this.owned?.rmp.onAssigned.add(() => this.#forgetPages());
     this.#unit = options.unit;
     this.iotlb = unitIotlb({ contexts: DOMAINS + FIRST_STAGE_SPACES, capacity: options.iotlbEntries });
   }
@@ -142,12 +150,14 @@ export class Transactions {
 
   #translate(transaction: Transaction): TranslateStatus {
     if (this.#options.policy === "paranoid") this.#forgetAtRandom();
+    this.#begin();
     const slot = this.#deviceOf(transaction.rid);
     const { device } = slot;
     if (!device) return this.#refuse(transaction, slot, 0);
-    if (!device.valid) return pass(transaction);
+    if (!device.valid)
+      return this.owned ? this.#identity(transaction, slot, device.domain) : pass(transaction);
     const passage = passageOf(device, this.exclusion, transaction);
-    if (passage === PASSES) return this.#identity(transaction);
+    if (passage === PASSES) return this.#identity(transaction, slot, device.domain);
     if (passage !== TRANSLATED) {
       this.#fault.invalid(passage, transaction.pasid !== NO_PASID);
       return this.#refuse(transaction, slot, device.domain);
@@ -162,11 +172,21 @@ export class Transactions {
     return this.#guest(transaction, slot, device, pasid, want);
   }
 
+  #begin(): void {
+    if (this.owned) this.owned.refused = RmpVerdict.ok;
+  }
+
   /** The address is that of memory, as far as all addresses around are. */
-  #identity(transaction: Transaction): TranslateStatus {
+  #identity(transaction: Transaction, slot: DeviceSlot, domain: number): TranslateStatus {
     const { lo, hi } = transaction;
-    const lg2 = uniformLg2(this.exclusion, lo, hi, PART_LG2);
-    transaction.pa = (hi >>> 0) * WORD + (lo >>> 0);
+    const page = this.#page;
+    page.pa = (hi >>> 0) * WORD + (lo >>> 0);
+    page.lg2 = PART_LG2;
+    // Nothing maps it, so nothing is too large.
+    if (this.owned && this.#checkOwner(this.owned, PAGE_LG2, transaction.pasid !== NO_PASID) !== 0)
+      return this.#refuse(transaction, slot, domain);
+    const lg2 = uniformLg2(this.exclusion, lo, hi, page.lg2);
+    transaction.pa = page.pa;
     transaction.span = (1 << lg2) - (lo & ((1 << lg2) - 1));
     return TranslateStatus.ok;
   }
@@ -175,7 +195,7 @@ export class Transactions {
     const { lo, hi } = transaction;
     const { domain, host } = device;
     if (!host) {
-      if ((want & device.denied) === 0) return this.#identity(transaction);
+      if ((want & device.denied) === 0) return this.#identity(transaction, slot, domain);
       this.#fault.forbidden(false);
       return this.#refuse(transaction, slot, domain);
     }
@@ -186,7 +206,7 @@ export class Transactions {
     if (this.#walkHost(transaction, device, want) !== 0) return this.#refuse(transaction, slot, domain);
     const denied = rememberedDenials(deniedOf(page.allowed, false), want, setsDirty(host.format));
     if (this.#remembers()) {
-      if (page.lg2 > PART_LG2) this.#parted.add(domain);
+      if (page.lg2 > PART_LG2 || this.owned) this.#parted.add(domain);
       this.#enter(domain, lo, hi, denied);
     }
     return this.#found(transaction, slot, device, denied);
@@ -247,7 +267,17 @@ export class Transactions {
     const page = this.#page;
     const code = host!.walk(this.#memory, table, lo, hi, want, page);
     if (code !== 0) return this.#fault.walked(code, page.entryAddress, false);
-    return (want & denied) === 0 ? 0 : this.#fault.forbidden(false);
+    if ((want & denied) !== 0) return this.#fault.forbidden(false);
+    return this.owned ? this.#checkOwner(this.owned, page.lg2, false) : 0;
+  }
+
+  /** Whether devices may have what is in `#page`, mapped by a leaf of 2^lg2 bytes. No more is remembered of it than was checked. */
+  #checkOwner({ rmp }: RmpMemory, lg2: number, guest: boolean): number {
+    const page = this.#page;
+    const verdict = rmp.check(page.pa, lg2);
+    if (verdict !== RmpVerdict.ok) return this.#fault.kept(verdict, guest, page.pa, lg2);
+    page.lg2 = Math.min(page.lg2, rmp.grain(page.pa));
+    return 0;
   }
 
   #walkGuest(
@@ -272,7 +302,8 @@ export class Transactions {
         return this.#fault.walked(code, page.entryAddress, false, page.guestAddress);
     } else code = guest!.stage.walk(this.#memory, root, lo, hi, need, page);
     if (code !== 0) return this.#fault.walked(code, page.entryAddress, true);
-    return (want & device.denied) === 0 ? 0 : this.#fault.forbidden(true);
+    if ((want & device.denied) !== 0) return this.#fault.forbidden(true);
+    return this.owned ? this.#checkOwner(this.owned, page.lg2, true) : 0;
   }
 
   /** The guest's root table; -1: `#fault` says why there is none. */
@@ -336,6 +367,7 @@ export class Transactions {
       this.#fault.invalid(InvalidRequest.translationRequest, false);
       return refused(transaction, this.#fault.code);
     }
+    this.#begin();
     const slot = this.#deviceOf(transaction.rid);
     const { device } = slot;
     if (!device) return this.#refuse(transaction, slot, 0);
@@ -353,8 +385,10 @@ export class Transactions {
     }
     const pasid = pasidOf(device, transaction.pasid);
     if (passage === PASSES || (pasid === NO_PASID && !device.host)) {
-      transaction.granted = grantedBy(passage === PASSES ? 0 : device.denied);
-      return this.#identity(transaction);
+      const status = this.#identity(transaction, slot, device.domain);
+      if (status === TranslateStatus.ok)
+        transaction.granted = grantedBy(passage === PASSES ? 0 : device.denied);
+      return status;
     }
     return this.#grant(transaction, slot, device, pasid);
   }
@@ -398,6 +432,7 @@ export class Transactions {
 
   /** §2.6 Whether the device may ask for pages; without, the event has been recorded. */
   admitPageRequest(transaction: Transaction): boolean {
+    this.#begin();
     const slot = this.#deviceOf(transaction.rid);
     const { device } = slot;
     if (!device) {
@@ -437,9 +472,17 @@ export class Transactions {
   }
 
   #refuse(transaction: Transaction, slot: DeviceSlot, domain: number): TranslateStatus {
+    this.#blame();
     refused(transaction, this.#fault.code);
     this.#options.refuse(transaction, this.#fault, slot, domain);
     return TranslateStatus.fault;
+  }
+
+  /** A table that could not be read, because the reverse map table keeps it from the unit. */
+  #blame(): void {
+    const owned = this.owned;
+    if (owned && owned.refused !== RmpVerdict.ok && this.#fault.unreadable)
+      this.#fault.kept(owned.refused, this.#fault.guest, owned.refusedAt);
   }
 }
 

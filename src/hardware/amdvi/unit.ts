@@ -19,6 +19,8 @@ import {
   PageResponse,
 } from "../ats.ts";
 import type { Downstream } from "../downstream.ts";
+import { describeRmp, type Rmp } from "../rmp.ts";
+import { RmpMemory } from "../rmp-memory.ts";
 import {
   type IommuUnit,
   type SendMessage,
@@ -52,6 +54,8 @@ export interface AmdViOptions extends UnitContext {
   readonly random?: Random;
   /** IOTLB entries, a power of two; default 4096. */
   readonly iotlbEntries?: number;
+  /** Secure nested paging is on: what is whose. What the unit and its devices reach is checked then. */
+  readonly rmp?: Rmp;
   /** For a unit that is not silicon: who makes its commands true. */
   readonly downstream?: Downstream;
 }
@@ -81,6 +85,7 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
 
   readonly #events: EventSink;
   readonly #memory: HostMemory;
+  readonly #rmp: Rmp | undefined;
   readonly #registers: RegisterFile;
   readonly #interrupts: Interrupts;
   readonly #transactions: Transactions;
@@ -92,7 +97,9 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
   #asks = false;
 
   constructor(options: AmdViOptions) {
-    const { name, memory, events, interrupt, cache = "normal", random, iotlbEntries = 4096 } = options;
+    const { name, events, interrupt, cache = "normal", random, iotlbEntries = 4096, rmp } = options;
+    const owned = rmp && new RmpMemory(options.memory, rmp);
+    const memory = owned ?? options.memory;
     if (cache === "paranoid" && !random)
       throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
     const unit = completeCapabilities(options.capabilities);
@@ -105,6 +112,7 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
     this.capabilities = unit;
     this.#events = events;
     this.#memory = memory;
+    this.#rmp = rmp;
     this.#registers = registers;
     this.#interrupts = new Interrupts(registers, send);
     const changed = () => this.#interrupts.update();
@@ -112,6 +120,7 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
     this.#pprLog = new Log(registers, memory, pprPlace, changed);
     this.#transactions = new Transactions({
       memory,
+      owned,
       unit,
       policy: cache,
       random,
@@ -252,8 +261,13 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
     const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
     const { code } = fault;
     const where = this.#walkedTo(transaction);
-    const reason = describeFault(code);
+    const reason = this.#reasonOf(fault);
     events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded, ...where });
+  }
+
+  #reasonOf({ code, page, pageLg2 }: Fault): string {
+    const words = describeFault(code);
+    return this.#rmp && page >= 0 ? `${words}: ${describeRmp(this.#rmp, page, pageLg2)}` : words;
   }
 
   /** §2.2.2.1 SA, and SE when a page fault of the device was logged already. */
