@@ -6,7 +6,8 @@
 import { Cd, L1Cd } from "../../hardware/smmuv3/spec.ts";
 import { FRAME_BYTES, type HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
-import { type SteValues, storeStructure } from "./stream-table.ts";
+import { storeStructure } from "../structure.ts";
+import type { SteValues } from "./stream-table.ts";
 
 const CD_BYTES = 64;
 const NO_DESCRIPTOR = new Uint32Array(Cd.words);

@@ -7,6 +7,7 @@ import type { Capabilities } from "../../hardware/smmuv3/capabilities.ts";
 import { L1Std, Register, Ste, StrtabBaseCfg, TWO_LEVEL } from "../../hardware/smmuv3/spec.ts";
 import { FRAME_BYTES, type HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import { storeStructure } from "../structure.ts";
 import type { Registers } from "./registers.ts";
 
 const STE_BYTES = 64;
@@ -16,11 +17,6 @@ const PART_FRAMES = (2 ** SPLIT * STE_BYTES) / FRAME_BYTES;
 
 /** An entry as eight 64-bit words. */
 export type SteValues = Parameters<typeof Ste.make>[0];
-
-/** Writes a structure of 64 bytes, its first words last. */
-export const storeStructure = (memory: HostMemory, pa: number, words: Uint32Array): void => {
-  for (let at = words.length - 2; at >= 0; at -= 2) memory.store64(pa + 4 * at, words[at]!, words[at + 1]!);
-};
 
 export class StreamTable {
   readonly #memory: HostMemory;

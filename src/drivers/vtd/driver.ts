@@ -36,12 +36,13 @@ import {
   IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17,
   IommuHwInfoVtd,
 } from "../../uapi/vendor/vtd.ts";
+import type { Range } from "../range.ts";
 import type { RegisterFile } from "../register-file.ts";
 import { type Abilities, readAbilities } from "./abilities.ts";
 import { type Attachment, RID_PASID, VtdDevice } from "./device.ts";
 import { VtdDomain, type VtdDomainOptions } from "./domain.ts";
 import { Faults, type ReportedFault, reasonOf } from "./faults.ts";
-import { Invalidations, type Range } from "./invalidations.ts";
+import { Invalidations } from "./invalidations.ts";
 import { LegacyTables } from "./legacy-tables.ts";
 import { VtdNestedDomain } from "./nested-domain.ts";
 import { PageRequestQueue } from "./page-requests.ts";

@@ -20,33 +20,8 @@ import {
 } from "../../hardware/vtd/spec.ts";
 import type { PageResponse } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import { coverage, type Range, sized } from "../range.ts";
 import type { InvalidationQueue } from "./queue.ts";
-
-const PAGE = 4096;
-/** Address bits above the page offset: an address mask of as many is everything. */
-const EVERY_PAGE_LG2 = 52;
-
-/** A run of addresses; ends are exclusive, and 2^64 can be one. */
-export interface Range {
-  readonly iova: number;
-  readonly length: number;
-  /** Only leaf entries changed. */
-  readonly leavesOnly: boolean;
-}
-export const EVERYTHING: Range = { iova: 0, length: 2 ** 64, leavesOnly: false };
-
-/** The smallest naturally aligned block that holds a range: its first page and the lg2 of its pages. */
-export const coverage = ({ iova, length }: Range): { readonly page: number; readonly lg2: number } => {
-  const first = iova / PAGE;
-  const pages = Math.max(1, Math.ceil(length / PAGE));
-  const last = first + pages - 1;
-  let lg2 = Math.min(EVERY_PAGE_LG2, Math.floor(Math.log2(pages)));
-  while (lg2 < EVERY_PAGE_LG2 && Math.floor(first / 2 ** lg2) !== Math.floor(last / 2 ** lg2)) lg2 += 1;
-  return { page: Math.floor(first / 2 ** lg2) * 2 ** lg2 * PAGE, lg2 };
-};
-
-/** §4.1.2 How an address says a block of 2^lg2 pages, with S set: ones below its highest page bit, which is zero. */
-const sized = (page: number, lg2: number): number => page + (lg2 === 0 ? 0 : (2 ** (lg2 - 1) - 1) * PAGE);
 
 const codes: { readonly [code in PageResponse["code"]]: number } = ResponseCode;
 

@@ -14,8 +14,8 @@ import {
   IommuHwptVtdS1,
   IommuHwptVtdS1Invalidate,
 } from "../../uapi/vendor/vtd.ts";
+import { EVERYTHING, type Range } from "../range.ts";
 import { flushFirstStage, type GuestTable, type VtdDomain } from "./domain.ts";
-import { EVERYTHING, type Range } from "./invalidations.ts";
 import { Resident } from "./residence.ts";
 import type { Translation } from "./translation.ts";
 import type { Unit } from "./unit.ts";

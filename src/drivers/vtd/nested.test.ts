@@ -1,4 +1,4 @@
-/** Guests' tables above the host's on VT-d: what IOMMU_HWPT_DATA_VTD_S1 and its invalidations promise. */
+/** Guests' tables above the host's on VT-d: what 1 and its invalidations promise. */
 
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { codeOf } from "../../../test/support/code-of.ts";
@@ -6,8 +6,9 @@ import { NO_PASID } from "../../hardware/unit.ts";
 import type { NestedDomain } from "../../iommu/driver.ts";
 import type { Mapper } from "../../pagetable/mapper.ts";
 import { IOMMU_VTD_S1_EAFE, IOMMU_VTD_S1_SRE, IOMMU_VTD_S1_WPE } from "../../uapi/vendor/vtd.ts";
+import { dataOf } from "../user-data.suite.ts";
 import type { VtdDomain } from "./domain.ts";
-import { dataOf, firstStage, Rig, type RigOptions, requests, SCALABLE } from "./rig.suite.ts";
+import { firstStage, Rig, type RigOptions, requests, SCALABLE } from "./rig.suite.ts";
 
 const PAGE = 4096;
 const RW = 3;
@@ -141,7 +142,7 @@ describe("a guest's table is refused", () => {
     const plain = driver.allocatePaging(device);
     expect(make(driver, plain)).toBe("EINVAL");
     plain.free();
-    expect(make(driver, below, dataOf(new Uint8Array(23)))).toBe("EINVAL");
+    expect(make(driver, below, dataOf(new Uint8Array(23), 1))).toBe("EINVAL");
     expect(make()).toBeUndefined();
   });
 

@@ -3,9 +3,7 @@
  * PASIDs, translation requests and page requests. Accesses are made through the unit, so that a driver which forgets an
  * invalidation is found out. A guest's memory is all of the machine's, at its own addresses.
  */
-import { ManualClock } from "../../base/clock.ts";
 import { silent } from "../../base/events.ts";
-import { WorkQueue } from "../../base/scheduler.ts";
 import type { DeviceTlbAnswer, DeviceTlbInvalidation, PageRequest } from "../../hardware/ats.ts";
 import { Access, NO_PASID, Transaction, TranslateStatus } from "../../hardware/unit.ts";
 import { type VtdCapabilities, VtdUnit } from "../../hardware/vtd/unit.ts";
@@ -14,13 +12,10 @@ import { MsiController } from "../../kernel/msi.ts";
 import { Banks } from "../../memory/banks.ts";
 import { Mapper } from "../../pagetable/mapper.ts";
 import { vtdFirstLevel } from "../../pagetable/vtd-first-level.ts";
-import { ats, pasid, pri } from "../../pci/capabilities.ts";
-import { HostBridge } from "../../pci/dma.ts";
 import type { PciFunction } from "../../pci/function.ts";
-import { Endpoint } from "../../pci/pci-function.ts";
-import { placement } from "../../pci/placement.ts";
-import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_DATA_VTD_S1, IommuHwptVtdS1, IommuHwptVtdS1Invalidate } from "../../uapi/vendor/vtd.ts";
+import { type FunctionOptions, plainFunction } from "../functions.suite.ts";
+import { arrayOf, dataOf } from "../user-data.suite.ts";
 import type { VtdDomain } from "./domain.ts";
 import { VtdDriver } from "./driver.ts";
 
@@ -39,21 +34,9 @@ export const SCALABLE = {
   pageRequests: true,
 } as const;
 
-class PlainFunction extends Endpoint {
-  protected override readBar(_index: number, _offset: number, into: Uint8Array): void {
-    into.fill(0);
-  }
-  protected override writeBar(): void {}
-  protected override resetModel(): void {}
-}
-
-export interface RigOptions {
+export interface RigOptions extends FunctionOptions {
   /** By unit; what is left out is as of `SCALABLE` with device-TLBs. */
   readonly units?: readonly Partial<VtdCapabilities>[];
-  /** Of the functions: bits of PASIDs, whether they have ATS and PRI. */
-  readonly pasidBits?: number;
-  readonly ats?: boolean;
-  readonly pri?: boolean;
 }
 
 export class Rig {
@@ -167,65 +150,23 @@ export class Rig {
     const driver = new VtdDriver({ name, unit, memory, msi, events: silent, firmware });
     this.units.push(unit);
     this.drivers.push(driver);
-    for (const bus of [2 * index + 1, 2 * index + 2]) this.#plug(bus, options);
+    for (const bus of [2 * index + 1, 2 * index + 2])
+      this.functions.push(plainFunction(memory, bus, options));
     for (const device of this.functions.slice(-2)) driver.probe(device);
   }
-
-  #plug(bus: number, { pasidBits = 20, ats: hasAts = true, pri: hasPri = true }: RigOptions): void {
-    const bridge = new HostBridge({ memory: this.memory });
-    const shape = {
-      model: "plain",
-      vendorId: 0x1234,
-      deviceId: 1,
-      classCode: 0xff0000,
-      bars: [],
-      capabilities: [
-        ...(pasidBits > 0 ? [pasid(pasidBits)] : []),
-        ...(hasAts ? [ats()] : []),
-        ...(hasPri ? [pri(32)] : []),
-      ],
-    };
-    const barBase = placement({ mem32: { start: 0, end: 0 }, mem64: { start: 0, end: 0 } });
-    this.functions.push(
-      new PlainFunction(shape, {
-        address: { segment: 0, bus, device: 0, function: 0 },
-        bridge,
-        barBase,
-        scheduler: new WorkQueue(),
-        clock: new ManualClock(),
-        events: silent,
-      }),
-    );
-  }
 }
-
-/** Vendor data as a caller gives it: bytes of a structure. */
-export const dataOf = (bytes: Uint8Array, type = IOMMU_HWPT_DATA_VTD_S1): UserData => ({
-  type,
-  length: bytes.length,
-  read(size, minSize = size) {
-    if (bytes.length < minSize || bytes.length > size)
-      throw new LinuxError("EINVAL", `${bytes.length} bytes instead of ${size}`);
-    const whole = new Uint8Array(size);
-    whole.set(bytes);
-    return whole;
-  },
-  write: () => {},
-});
 
 type Members<L extends { bytes(members: never): Uint8Array }> = Parameters<L["bytes"]>[0];
 
 /** A guest's table with this root. */
-export const firstStage = (members: Members<typeof IommuHwptVtdS1>, type?: number): UserData =>
-  dataOf(IommuHwptVtdS1.bytes({ addr_width: 48, ...members }), type);
+export const firstStage = (
+  members: Members<typeof IommuHwptVtdS1>,
+  type: number = IOMMU_HWPT_DATA_VTD_S1,
+): UserData => dataOf(IommuHwptVtdS1.bytes({ addr_width: 48, ...members }), type);
 
 /** A list of invalidations. */
-export const requests = (
-  entries: readonly Members<typeof IommuHwptVtdS1Invalidate>[],
-  type = 0,
-): UserArray => ({
-  type,
-  entryLength: IommuHwptVtdS1Invalidate.size,
-  count: entries.length,
-  read: (index) => IommuHwptVtdS1Invalidate.bytes(entries[index]!),
-});
+export const requests = (entries: readonly Members<typeof IommuHwptVtdS1Invalidate>[], type = 0): UserArray =>
+  arrayOf(
+    entries.map((entry) => IommuHwptVtdS1Invalidate.bytes(entry)),
+    type,
+  );

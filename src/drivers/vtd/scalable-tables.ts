@@ -16,8 +16,8 @@ import {
 import { Granularity, RtaddrRegister, Ttm } from "../../hardware/vtd/spec.ts";
 import { FRAME_BYTES } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import { EVERYTHING } from "../range.ts";
 import { RID_PASID, type VtdDevice } from "./device.ts";
-import { EVERYTHING } from "./invalidations.ts";
 import { isSame, type Translation } from "./translation.ts";
 import type { Tables, Unit } from "./unit.ts";
 

@@ -9,7 +9,8 @@ import { Register, RtaddrRegister, Ttm } from "../../hardware/vtd/spec.ts";
 import type { PagingDomain } from "../../iommu/driver.ts";
 import { extendedCapabilitiesOf } from "../../pci/capability-list.ts";
 import { AtsCapability, ExtendedCapabilityId, PriCapability } from "../../pci/spec.ts";
-import { dataOf, Rig, SCALABLE } from "./rig.suite.ts";
+import { dataOf } from "../user-data.suite.ts";
+import { Rig, SCALABLE } from "./rig.suite.ts";
 
 const PAGE = 4096;
 const RW = 3;
@@ -134,7 +135,7 @@ describe("what a unit lacks", () => {
     ["nested translation", bare, { nestParent: true }],
     ["dirty bits in second stages", bare, { dirtyTracking: true }],
     ["a second stage", { firstStage: true }, { nestParent: true }],
-    ["tables made by vendor data", SCALABLE, { data: dataOf(new Uint8Array(4)) }],
+    ["tables made by vendor data", SCALABLE, { data: dataOf(new Uint8Array(4), 1) }],
   ])("%s: EOPNOTSUPP", (_what, scalable, options) => {
     start({ units: [{ scalable }] });
     expect(codeOf(() => paging(options))).toBe("EOPNOTSUPP");

@@ -1,9 +1,10 @@
 /** A VT-d unit in the hands of its driver: what the parts of the driver share. */
 import type { Ids } from "../../base/ids.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
+import type { Range } from "../range.ts";
 import type { Abilities } from "./abilities.ts";
 import type { VtdDevice } from "./device.ts";
-import type { Invalidations, Range } from "./invalidations.ts";
+import type { Invalidations } from "./invalidations.ts";
 import type { Translation } from "./translation.ts";
 
 /** The tables from a requester to what translates it, in either mode. Invalidations are done when a call returns. */
