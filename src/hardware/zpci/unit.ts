@@ -1,0 +1,233 @@
+/**
+ * PCI translation of an s390 machine as silicon: instructions, the parameters of functions, IOTLB, events (`spec.ts`). Software
+ * reaches it by its instructions alone; it reads what was written to memory, and remembers pages until it is told to
+ * refresh them.
+ *
+ * Left out: enabling functions and what their groups tell (every function is enabled); the error state that stops a
+ * function after an error until it is reset; measurement; adapter interruptions (messages of functions pass, and the
+ * unit's own events are a message too); translation services and PASIDs, which s390 does not have.
+ */
+import type { Random } from "../../base/clock.ts";
+import type { EventSink } from "../../base/events.ts";
+import type { HostMemory } from "../../memory/host-memory.ts";
+import type { ExplainStep } from "../../pagetable/step.ts";
+import {
+  fixedRegister,
+  type RegisterWord,
+  RegisterWords,
+  registerNames,
+  wideRegister,
+} from "../register-words.ts";
+import {
+  Access,
+  type IommuUnit,
+  type SendMessage,
+  type Transaction,
+  type TranslateStatus,
+  type UnitContext,
+} from "../unit.ts";
+import { explainRequest } from "./explain.ts";
+import { describeFault } from "./faults.ts";
+import { type FunctionHost, Instructions } from "./instructions.ts";
+import {
+  CapabilityRegister,
+  Control,
+  ErrorEvent,
+  EVENTS,
+  EventControl,
+  HANDLE_ENABLED,
+  REGISTER_BYTES,
+  Register,
+} from "./spec.ts";
+import { type CachePolicy, Transactions } from "./transactions.ts";
+
+export type { FunctionHost } from "./instructions.ts";
+export type { CachePolicy } from "./transactions.ts";
+
+export interface ZpciOptions extends UnitContext {
+  readonly name: string;
+  readonly memory: HostMemory;
+  /** Where functions write messages; 1 MiB from there on is not translated. */
+  readonly msiAddress: number;
+  /** CAPABILITIES.REFRESH: entries that become valid must be refreshed. Default false. */
+  readonly refreshes?: boolean;
+  /** `none`: nothing is remembered. `paranoid`: at random, pages are forgotten and not remembered. Default `normal`. */
+  readonly cache?: CachePolicy;
+  /** Must be given for `paranoid`. */
+  readonly random?: Random;
+  /** IOTLB entries, a power of two; default 4096. */
+  readonly iotlbEntries?: number;
+  /** For a unit that is not silicon: who makes its instructions true. */
+  readonly host?: FunctionHost;
+}
+
+const ALL = 2n ** 64n - 1n;
+
+const registersOf = (capabilities: bigint, msiAddress: number): RegisterWord[] => [
+  ...fixedRegister(Register.CAPABILITIES, capabilities),
+  ...fixedRegister(Register.MSI_ADDRESS, BigInt(msiAddress)),
+  { offset: Register.CONTROL, writable: Control.REQUIRED },
+  { offset: Register.HANDLE, writable: 0xffff_ffff },
+  ...wideRegister(Register.OPERAND1, ALL),
+  ...wideRegister(Register.OPERAND2, ALL),
+  ...wideRegister(Register.EVENT_ADDRESS, ALL),
+  { offset: Register.EVENT_DATA, writable: 0xffff_ffff },
+  { offset: Register.EVENT_CONTROL, writable: EventControl.ENABLE },
+];
+const registerName = registerNames(Register);
+
+export class ZpciUnit implements IommuUnit {
+  readonly name: string;
+  readonly registerBytes = REGISTER_BYTES;
+  onResume: (token: number, ok: boolean) => void = () => {};
+  readonly #memory: HostMemory;
+  readonly #events: EventSink;
+  readonly #interrupt: SendMessage;
+  readonly #registers: RegisterWords;
+  readonly #transactions: Transactions;
+  readonly #instructions: Instructions;
+  /** Errors that software has not stored yet. */
+  readonly #errors: Uint8Array[] = [];
+  #lost = false;
+
+  constructor(options: ZpciOptions) {
+    const {
+      name,
+      memory,
+      events,
+      interrupt,
+      msiAddress,
+      cache = "normal",
+      random,
+      refreshes = false,
+    } = options;
+    if (cache === "paranoid" && !random)
+      throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
+    this.name = name;
+    this.#memory = memory;
+    this.#events = events;
+    this.#interrupt = interrupt;
+    this.#registers = new RegisterWords(
+      REGISTER_BYTES,
+      registersOf(CapabilityRegister.make({ REFRESH: refreshes }), msiAddress),
+    );
+    this.#transactions = new Transactions({
+      ...{ memory, msiAddress, random },
+      policy: cache,
+      iotlbEntries: options.iotlbEntries ?? 4096,
+      refuse: (transaction) => this.#refuse(transaction),
+    });
+    const transactions = this.#transactions;
+    this.#instructions = new Instructions({
+      ...{ name, memory, events },
+      host: options.host,
+      target: {
+        parametersOf: (rid) => transactions.functions.slot(rid)?.parameters,
+        register: (rid, parameters) => transactions.register(rid, parameters),
+        refresh: (rid, start, end) => transactions.refresh(rid, start, end),
+        takeEvent: () => this.#takeEvent(),
+      },
+    });
+  }
+
+  reset(): void {
+    this.#registers.reset();
+    this.#transactions.forget();
+    this.#transactions.required = false;
+    this.#errors.length = 0;
+    this.#lost = false;
+  }
+
+  // Registers
+
+  mmioRead(offset: number, width: 4 | 8): bigint {
+    return this.#registers.read(offset, width);
+  }
+
+  mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
+    if (!this.#registers.takes(offset, width)) return;
+    if (this.#events.on) {
+      const register = registerName(offset);
+      this.#events.emit("register", { unit: this.name, register, offset, width, value });
+    }
+    this.#write(offset, Number(value & 0xffff_ffffn));
+    if (width === 8) this.#write(offset + 4, Number((value >> 32n) & 0xffff_ffffn));
+  }
+
+  #write(offset: number, value: number): void {
+    const registers = this.#registers;
+    registers.store(offset, value);
+    if (offset === Register.CONTROL)
+      this.#transactions.required = (registers.get(Register.CONTROL) & Control.REQUIRED) !== 0;
+    if (offset !== Register.INSTRUCTION) return;
+    const { condition, status } = this.#instructions.run(value, {
+      handle: registers.get(Register.HANDLE),
+      first: registers.read(Register.OPERAND1, 8),
+      second: registers.read(Register.OPERAND2, 8),
+    });
+    registers.set(Register.CONDITION, condition);
+    registers.set(Register.STATUS, status);
+  }
+
+  // Errors
+
+  #takeEvent(): Uint8Array | undefined {
+    const event = this.#errors.shift();
+    this.#registers.set(Register.PENDING, this.#errors.length);
+    return event;
+  }
+
+  #refuse(transaction: Transaction): void {
+    const recorded = this.#report(transaction);
+    const events = this.#events;
+    if (!events.on) return;
+    const { rid, pasid, access, lo, hi, fault: code } = transaction;
+    const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
+    const reason = describeFault(code);
+    let where = {};
+    for (const { level, address: entryAddress, value: entry } of this.explain(transaction))
+      if (entryAddress !== undefined) where = { level, entryAddress, entry };
+    events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded, ...where });
+  }
+
+  /** Keeps the error for software and interrupts it; false: there were too many. */
+  #report({ rid, access, lo, hi, fault }: Transaction): boolean {
+    if (this.#errors.length === EVENTS) {
+      this.#lost = true;
+      return false;
+    }
+    const event = new Uint8Array(ErrorEvent.bytes);
+    ErrorEvent.write(
+      event,
+      ErrorEvent.make({
+        FH: (HANDLE_ENABLED | rid) >>> 0,
+        LOST: this.#lost,
+        W: (access & (Access.write | Access.atomic)) !== 0,
+        PEC: fault,
+        FADDR: (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0),
+      }),
+    );
+    this.#lost = false;
+    this.#errors.push(event);
+    const registers = this.#registers;
+    registers.set(Register.PENDING, this.#errors.length);
+    if ((registers.get(Register.EVENT_CONTROL) & EventControl.ENABLE) !== 0)
+      this.#send(registers.read(Register.EVENT_ADDRESS, 8), registers.get(Register.EVENT_DATA));
+    return true;
+  }
+
+  #send(address: bigint, data: number): void {
+    if (this.#events.on) this.#events.emit("interrupt", { unit: this.name, address, data });
+    this.#interrupt(address, data);
+  }
+
+  // Translation
+
+  translate(transaction: Transaction): TranslateStatus {
+    return this.#transactions.translate(transaction);
+  }
+
+  explain(transaction: Transaction): Iterable<ExplainStep> {
+    return explainRequest(this.#transactions, this.#memory, transaction);
+  }
+}
