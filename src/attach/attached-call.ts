@@ -29,6 +29,9 @@ export interface CallHost {
   discardFile(emulated: EmulatedFile): void;
   /** A file or memfd of the client, now ours: the backing owns the descriptor. */
   backing(fd: number, process: AttachedProcess): FileBacking;
+  /** Calls `onSignal` whenever the eventfd was counted up, and takes the count, until `unwatchEventfd`. */
+  watchEventfd(fd: number, onSignal: () => void): void;
+  unwatchEventfd(fd: number): void;
   /** Eventfds held. */
   eventfds: number;
   readonly mostEventfds: number;
@@ -135,10 +138,14 @@ export class AttachedCall implements Call {
       signal: () => {
         if (open) signalEventfd(copy);
       },
+      watch: (onSignal) => {
+        if (open) host.watchEventfd(copy, onSignal);
+      },
       close: () => {
         if (!open) return;
         open = false;
         host.eventfds -= 1;
+        host.unwatchEventfd(copy);
         closeSync(copy);
       },
     };

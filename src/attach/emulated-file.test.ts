@@ -103,6 +103,8 @@ describe("a call's descriptors are bounded", () => {
     discardFile(emulated) {
       this.files.remove(emulated);
     },
+    watchEventfd() {},
+    unwatchEventfd() {},
     backing(fd) {
       closeSync(fd);
       throw new Error("not used");

@@ -36,6 +36,7 @@ import {
   peerOf,
   receive,
   received,
+  takeEventfd,
 } from "./syscalls.ts";
 
 /** Shares of the daemon's descriptors, so that no client makes it run out of them; the rest is Node's and memory's. */
@@ -346,6 +347,17 @@ export class AttachServer implements RequestHost {
     const reason = error instanceof Error ? (error.stack ?? error.message) : String(error);
     this.#options.onBug?.(where, reason);
     if (this.events.on) this.events.emit("call", { call: where, error: "BUG", reason });
+  }
+
+  watchEventfd(fd: number, onSignal: () => void): void {
+    this.#loop.watch(fd, Epoll.in, () => {
+      takeEventfd(fd);
+      onSignal();
+    });
+  }
+
+  unwatchEventfd(fd: number): void {
+    this.#loop.unwatch(fd);
   }
 
   backing(fd: number, process: AttachedProcess): FileBacking {

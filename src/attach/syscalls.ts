@@ -20,6 +20,8 @@ const native = {
   sendmsg: c.func("sendmsg", "int64_t", ["int", "int64_t", "int"]),
   send: c.func("send", "int64_t", ["int", "void *", "size_t", "int"]),
   write: c.func("write", "int64_t", ["int", "void *", "size_t"]),
+  read: c.func("read", "int64_t", ["int", "int64_t", "size_t"]),
+  preadv2: c.func("preadv2", "int64_t", ["int", "int64_t", "int", "int64_t", "int"]),
   poll: c.func("poll", "int", ["void *", "ulong", "int"]),
   ppoll: c.func("ppoll", "int", ["void *", "ulong", "void *", "int64_t"]),
   setsockopt: c.func("setsockopt", "int", ["int", "int", "int", "void *", "uint"]),
@@ -98,7 +100,8 @@ export const peerOf = (fd: number): { readonly pid: number; readonly uid: number
 
 // ---- the arena --------------------------------------------------------------------------------------------------
 
-const HEADERS = 0; // msghdr at 0 and 64, iovec at 128 and 144
+const HEADERS = 0; // msghdr at 0 and 64, iovec at 128, 144 and 160
+const COUNTED = 176; // what an eventfd had counted
 const RECEIVED_CONTROL = 256;
 const SENT_CONTROL = 512;
 const EVENTS = 1024;
@@ -128,6 +131,8 @@ const openArena = () => {
   pointer(144, SENT);
   view.setUint32(64 + 24, 1, true);
   pointer(64 + 32, SENT_CONTROL);
+  pointer(160, COUNTED); // of an eventfd
+  view.setUint32(168, 8, true);
   return { base, memory, view };
 };
 const arena = openArena();
@@ -261,6 +266,17 @@ export const readyNow = (fd: number, events: number): number => {
 /** Whether adding one to an eventfd would not wait. */
 export const eventfdHasRoom = (fd: number): boolean => (readyNow(fd, Epoll.out) & Epoll.out) !== 0;
 export const writeOne = (fd: number): boolean => native.write(fd, one, 8) === 8;
+
+const RWF_NOWAIT = 8;
+const EAGAIN = 11;
+
+/** Takes what an eventfd has counted, if anything: never waits, whoever else reads it. */
+export const takeEventfd = (fd: number): void => {
+  const got = result(native.preadv2(fd, arena.base + 160, 1, -1, RWF_NOWAIT));
+  // Before Linux 5.8 eventfds do not know reads that never wait.
+  if (got < 0 && got !== -EAGAIN && (readyNow(fd, Epoll.in) & Epoll.in) !== 0)
+    native.read(fd, arena.base + COUNTED, 8);
+};
 
 // ---- another process --------------------------------------------------------------------------------------------
 

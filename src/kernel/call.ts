@@ -65,6 +65,8 @@ export interface Call {
 
 export interface EventFd {
   signal(): void;
+  /** Until `close`: what others count up is taken, and `onSignal` called. */
+  watch(onSignal: () => void): void;
   close(): void;
 }
 

@@ -37,6 +37,18 @@ export class CountingEventFd {
   /** It was counted up: a reader that waits would wake. */
   onCount: () => void = () => {};
 
+  /** Who takes every count, of those who hold it. */
+  readonly watchers = new Set<() => void>();
+
+  /** write(2) of one. */
+  add(): void {
+    this.count += 1;
+    this.onCount();
+    if (this.watchers.size === 0) return;
+    this.count = 0;
+    for (const watcher of this.watchers) watcher();
+  }
+
   /** What a blocking read would return; takes it. */
   take(): number {
     const taken = this.count;
@@ -432,15 +444,20 @@ class ModelCall implements Call {
     if (!(object instanceof CountingEventFd))
       throw new LinuxError("EINVAL", `descriptor ${fd} is not an eventfd`, this.task.name);
     let open = true;
+    let watcher: (() => void) | undefined;
     object.held += 1;
     return {
       signal: () => {
-        if (!open) return;
-        object.count += 1;
-        object.onCount();
+        if (open) object.add();
+      },
+      watch: (onSignal) => {
+        watcher = onSignal;
+        object.watchers.add(onSignal);
+        if (object.take() > 0) onSignal();
       },
       close: () => {
         if (open) object.held -= 1;
+        if (watcher) object.watchers.delete(watcher);
         open = false;
       },
     };

@@ -5,6 +5,7 @@ import { ModelHost } from "../../test/support/model-host.ts";
 import { capabilitiesOf, extendedCapabilitiesOf, findCapability } from "../pci/capability-list.ts";
 import { CapabilityId, Command, ExtendedCapabilityId, Header } from "../pci/spec.ts";
 import { VirtualConfig } from "./config-space.ts";
+import { barOf } from "./regions.ts";
 
 const host = new ModelHost();
 afterAll(() => host.memory.close());
@@ -39,6 +40,8 @@ const write = (at: number, width: number, value: number): void =>
     Uint8Array.from({ length: width }, (_, i) => Math.floor(value / 2 ** (8 * i))),
   );
 const physical = (at: number, width: 1 | 2 | 4) => pci.configRead(at, width);
+/** Whether accesses reach the BAR of memory, and that of ports. */
+const decoded = (): boolean[] => [0, 4].map((bar) => config.decodes(barOf(pci, bar)!));
 const at = (id: number): number => findCapability(pci, id)!;
 
 describe("the header", () => {
@@ -57,8 +60,7 @@ describe("the header", () => {
     expect(read(Header.COMMAND, 2)).toBe(
       Command.MEMORY_SPACE | Command.BUS_MASTER | Command.INTERRUPT_DISABLE,
     );
-    expect(config.memoryEnabled).toBe(true);
-    expect(config.ioEnabled).toBe(false);
+    expect(decoded()).toEqual([true, false]);
     write(Header.COMMAND, 4, Command.INTERRUPT_DISABLE);
     write(Header.COMMAND, 1, 0);
     write(Header.COMMAND + 1, 1, 0);
@@ -162,9 +164,9 @@ describe("capabilities", () => {
     const control = at(CapabilityId.PM) + 4;
     write(control, 2, 3);
     expect(physical(control, 2) & 3).toBe(3);
-    expect([config.memoryEnabled, config.ioEnabled]).toEqual([false, false]);
+    expect(decoded()).toEqual([false, false]);
     write(control, 2, 0);
-    expect([config.memoryEnabled, config.ioEnabled]).toEqual([true, true]);
+    expect(decoded()).toEqual([true, true]);
     expect(physical(control, 2) & 3).toBe(0);
   });
 

@@ -81,12 +81,10 @@ export class VirtualConfig {
     this.#declareExtended(extendedCapabilitiesOf(pci));
   }
 
-  /** Memory accesses reach the BARs: decoding is on, and the function is not asleep. */
-  get memoryEnabled(): boolean {
-    return this.#awake && (this.#pci.configRead(Header.COMMAND, 2) & Command.MEMORY_SPACE) !== 0;
-  }
-  get ioEnabled(): boolean {
-    return this.#awake && (this.#pci.configRead(Header.COMMAND, 2) & Command.IO_SPACE) !== 0;
+  /** Accesses reach the BAR: decoding of its kind is on, and the function is not asleep. */
+  decodes({ kind }: Bar): boolean {
+    const bit = kind === "io" ? Command.IO_SPACE : Command.MEMORY_SPACE;
+    return this.#awake && (this.#pci.configRead(Header.COMMAND, 2) & bit) !== 0;
   }
   get #awake(): boolean {
     if (this.#power < 0) return true;

@@ -12,8 +12,8 @@ import {
   VFIO_DEVICE_GET_IRQ_INFO,
   VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
   VFIO_DEVICE_GET_REGION_INFO,
-  VFIO_DEVICE_IOEVENTFD,
   VFIO_DEVICE_PCI_HOT_RESET,
+  VFIO_DEVICE_QUERY_GFX_PLANE,
   VFIO_DEVICE_RESET,
   VFIO_IOMMU_GET_INFO,
   VfioDeviceFeature,
@@ -112,7 +112,7 @@ describe("information", () => {
   it("requests of containers and of devices with an iommufd mean nothing here", () => {
     expect(outcome(() => client.task.ioctl(device, VFIO_DEVICE_BIND_IOMMUFD))).toBe("EINVAL");
     expect(outcome(() => client.task.ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT))).toBe("ENOTTY");
-    expect(outcome(() => client.task.ioctl(device, VFIO_DEVICE_IOEVENTFD))).toBe("ENOTTY");
+    expect(outcome(() => client.task.ioctl(device, VFIO_DEVICE_QUERY_GFX_PLANE))).toBe("ENOTTY");
     expect(outcome(() => client.task.ioctl(device, 0x3b64))).toBe("ENOTTY");
     // The number of the container's GET_INFO is the device's hot reset information.
     expect(VFIO_IOMMU_GET_INFO).toBe(VFIO_DEVICE_GET_PCI_HOT_RESET_INFO);

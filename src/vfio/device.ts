@@ -3,7 +3,7 @@
  * pread, pwrite and mmap, interrupts, resets, features. A mapped BAR has no memory behind it: each access is a trap. With
  * the extension `vsva2020` there is a region more, and an interrupt, for faults (`fault-region.ts`).
  * How a file comes by its device is elsewhere: through its group (`group.ts`), or as a character device (`cdev.ts`).
- * Left out: ioeventfds, display planes.
+ * Left out: display planes.
  */
 import type { IommufdContext } from "../iommufd/context.ts";
 import type { Call, KernelFile, MapSegment } from "../kernel/call.ts";
@@ -28,6 +28,7 @@ import {
   VFIO_DEVICE_GET_IRQ_INFO,
   VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
   VFIO_DEVICE_GET_REGION_INFO,
+  VFIO_DEVICE_IOEVENTFD,
   VFIO_DEVICE_PCI_HOT_RESET,
   VFIO_DEVICE_RESET,
   VFIO_DEVICE_SET_IRQS,
@@ -136,6 +137,10 @@ export class DeviceFile implements KernelFile {
         return hotReset(this.#context, this.device, this.#prover, call, argument);
       case VFIO_DEVICE_FEATURE:
         return deviceFeature(this.device, call, argument);
+      case VFIO_DEVICE_IOEVENTFD:
+        if (this.device.pci.mediated)
+          throw this.#error("ENOTTY", "a mediated device has no writes that eventfds make");
+        return this.device.ioeventfds.set(call, argument);
       case VFIO_DEVICE_BIND_IOMMUFD:
         throw this.#error(
           "EINVAL",
@@ -345,7 +350,7 @@ export class DeviceFile implements KernelFile {
   /** The BAR answers: its kind of access is on in the command register. */
   #checkDecoding(index: number): void {
     const bar = this.#open && isBar(index) ? barOf(this.device.pci, index) : undefined;
-    if (bar && (bar.kind === "io" ? this.device.config.ioEnabled : this.device.config.memoryEnabled)) return;
+    if (bar && this.device.config.decodes(bar)) return;
     throw this.#error(
       "EIO",
       bar

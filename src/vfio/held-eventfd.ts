@@ -8,6 +8,7 @@ export const holdEventfd = ({ live }: VfioContext, call: Call, fd: number): Even
   live.eventfds += 1;
   return {
     signal: () => eventfd.signal(),
+    watch: (onSignal) => eventfd.watch(onSignal),
     close: () => {
       live.eventfds -= 1;
       eventfd.close();

@@ -1,6 +1,7 @@
 /**
  * The interrupt line of a function. It is level-triggered: it masks itself when it fires and stays masked until it is
- * unmasked; what is still asserted then fires again. Left out: unmasking by an eventfd (KVM's irqfd).
+ * unmasked, by a call or by an eventfd (as KVM's irqfd does at the end of an interrupt); what is still asserted then
+ * fires again.
  */
 import type { Call, EventFd } from "../kernel/call.ts";
 import type { PciFunction } from "../pci/function.ts";
@@ -26,6 +27,8 @@ export class Intx {
   readonly #pci: PciFunction;
   #active = false;
   #eventfd: EventFd | undefined;
+  /** Counted up, it unmasks. */
+  #unmasking: EventFd | undefined;
   #masked = false;
   /** The user's own interrupt disable bit. */
   #disabled = false;
@@ -59,8 +62,12 @@ export class Intx {
       throw this.#error("ENOTTY", "exactly one of MASK (8), UNMASK (16) and TRIGGER (32) is needed");
     this.#checkActive();
     this.#checkRange(start, count);
-    if (data.kind === "eventfd")
-      throw this.#error("ENOTTY", "INTx is masked and unmasked by calls here, not by eventfds");
+    if (data.kind === "eventfd") {
+      if (action === VFIO_IRQ_SET_ACTION_MASK)
+        throw this.#error("ENOTTY", "INTx is masked by calls; an eventfd can unmask it");
+      this.#setUnmasking(call, data.values[0]!);
+      return;
+    }
     if (data.kind === "bool" && !data.values[0]) return;
     if (action === VFIO_IRQ_SET_ACTION_MASK) this.#mask();
     else this.#unmask();
@@ -85,6 +92,7 @@ export class Intx {
     this.#masked = false;
     this.#pci.onIntx = () => {};
     this.#dropEventfd();
+    this.#dropUnmasking();
     disableLine(this.#pci, false);
   }
 
@@ -105,6 +113,23 @@ export class Intx {
   #dropEventfd(): void {
     this.#eventfd?.close();
     this.#eventfd = undefined;
+  }
+
+  /** Throws EBUSY while there is one. */
+  #setUnmasking(call: Call, fd: number): void {
+    if (fd < 0) {
+      this.#dropUnmasking();
+      return;
+    }
+    if (this.#unmasking)
+      throw this.#error("EBUSY", "an eventfd unmasks INTx already; -1 takes it away first");
+    this.#unmasking = holdEventfd(this.#context, call, fd);
+    this.#unmasking.watch(() => this.#unmask());
+  }
+
+  #dropUnmasking(): void {
+    this.#unmasking?.close();
+    this.#unmasking = undefined;
   }
 
   #mask(): void {
@@ -134,7 +159,7 @@ export class Intx {
     if (!this.#active) throw this.#error("EINVAL", "INTx is not set up; give it an eventfd first");
   }
 
-  #error(code: "EINVAL" | "ENOTTY", reason: string): LinuxError {
+  #error(code: "EINVAL" | "ENOTTY" | "EBUSY", reason: string): LinuxError {
     return new LinuxError(code, reason, `device ${this.#pci.name}`);
   }
 }

@@ -322,6 +322,42 @@ describe("INTx", () => {
     expect(taken([fd!])).toEqual([1]);
   });
 
+  const unmaskedBy = (fd: number): unknown =>
+    set({ index: INTX, flags: EVENTFD | UNMASK, count: 1 }, new Uint8Array(Int32Array.of(fd).buffer));
+
+  it("is unmasked by an eventfd too, from then on, until that is taken away", () => {
+    const [fd, unmask] = eventfds(2);
+    expect(unmaskedBy(unmask!)).toBe("EINVAL");
+    trigger(INTX, [fd!]);
+    host.endpoint.line(true);
+    expect(unmaskedBy(unmask!)).toBe(0);
+    expect(taken([fd!])).toEqual([1]);
+    for (let i = 0; i < 3; i += 1) {
+      client.task.counter(unmask!).add();
+      expect(taken([fd!, unmask!])).toEqual([1, 0]);
+    }
+    expect(unmaskedBy(unmask!)).toBe("EBUSY");
+    expect(unmaskedBy(99)).toBe("EBUSY");
+    expect(unmaskedBy(-1)).toBe(0);
+    client.task.counter(unmask!).add();
+    expect(taken([fd!, unmask!])).toEqual([0, 1]);
+    expect(unmaskedBy(99)).toBe("EBADF");
+    expect(vfio.live().eventfds).toBe(1);
+  });
+
+  it("is unmasked at once by an eventfd that was counted up before, and by none once INTx is taken away", () => {
+    const [fd, unmask] = eventfds(2);
+    trigger(INTX, [fd!]);
+    host.endpoint.line(true);
+    client.task.counter(unmask!).add();
+    expect(unmaskedBy(unmask!)).toBe(0);
+    expect(taken([fd!, unmask!])).toEqual([2, 0]);
+    expect(disable(INTX)).toBe(0);
+    expect(vfio.live().eventfds).toBe(0);
+    client.task.counter(unmask!).add();
+    expect(taken([fd!, unmask!])).toEqual([0, 1]);
+  });
+
   it("its eventfd can be exchanged, or taken while it stays set up", () => {
     const [a, b] = eventfds(2);
     trigger(INTX, [a!]);
@@ -354,7 +390,7 @@ describe("INTx", () => {
     trigger(INTX, [fd!]);
     expect(set({ index: INTX, flags: NONE | MASK, count: 0 })).toBe("EINVAL");
     const eventfd = new Uint8Array(Int32Array.of(fd!).buffer);
-    expect(set({ index: INTX, flags: EVENTFD | UNMASK, count: 1 }, eventfd)).toBe("ENOTTY");
+    expect(set({ index: INTX, flags: EVENTFD | MASK, count: 1 }, eventfd)).toBe("ENOTTY");
     expect(disable(INTX)).toBe(0);
     host.endpoint.line(true);
     expect(taken([fd!])).toEqual([0]);

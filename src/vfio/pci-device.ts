@@ -23,6 +23,7 @@ import {
 import { VirtualConfig } from "./config-space.ts";
 import type { VfioContext } from "./context.ts";
 import { FaultRegion } from "./fault-region.ts";
+import { Ioeventfds } from "./ioeventfds.ts";
 import { FAULT_IRQ_INDEX, Interrupts } from "./irqs.ts";
 import { LowPower } from "./low-power.ts";
 
@@ -37,6 +38,7 @@ interface Enabled {
   readonly config: VirtualConfig;
   readonly irqs: Interrupts;
   readonly lowPower: LowPower;
+  readonly ioeventfds: Ioeventfds;
   readonly faults: FaultRegion | undefined;
   readonly original: readonly SavedRegister[];
 }
@@ -82,6 +84,9 @@ export class PciDevice {
   get lowPower(): LowPower {
     return this.#enabled!.lowPower;
   }
+  get ioeventfds(): Ioeventfds {
+    return this.#enabled!.ioeventfds;
+  }
   /** Where its user is told of faults, while a file is open. */
   get faults(): FaultRegion | undefined {
     return this.#enabled?.faults;
@@ -112,14 +117,17 @@ export class PciDevice {
     };
     const pasid = this.#context.vsva2020 && !this.pci.isVirtual;
     const config = new VirtualConfig(this.pci, hooks, { pasid });
-    this.#enabled = { config, irqs, lowPower: new LowPower(this.#context), faults, original };
+    const lowPower = new LowPower(this.#context);
+    const ioeventfds = new Ioeventfds(this.#context, this.pci, config, irqs.msixTable);
+    this.#enabled = { config, irqs, lowPower, ioeventfds, faults, original };
   }
 
   close(): void {
     this.#files -= 1;
     if (this.#files > 0 || !this.#enabled) return;
-    const { irqs, lowPower, faults, original } = this.#enabled;
+    const { irqs, lowPower, ioeventfds, faults, original } = this.#enabled;
     faults?.close();
+    ioeventfds.close();
     irqs.close();
     lowPower.exit();
     this.#enabled = undefined;
