@@ -13,7 +13,7 @@ import type { Scheduler } from "../../base/scheduler.ts";
 import type { Capabilities } from "../../hardware/amdvi/capabilities.ts";
 import { guestStage, hostStage } from "../../hardware/amdvi/formats.ts";
 import { EventCode, EventEntry, PprEntry } from "../../hardware/amdvi/queue-spec.ts";
-import { GCR3_BITS } from "../../hardware/amdvi/spec.ts";
+import { ExtendedFeature, GCR3_BITS } from "../../hardware/amdvi/spec.ts";
 import type {
   DeviceCapabilities,
   Domain,
@@ -70,6 +70,11 @@ export interface AmdDriverOptions {
   readonly scheduler: Scheduler;
   readonly firmware: AmdFirmware;
   readonly events: EventSink;
+  /**
+   * The host runs guests with secure nested paging: all that devices reach is checked, so that no domain is the identity,
+   * tables are those of version 1, and there are no PASIDs. Default false.
+   */
+  readonly secureNested?: boolean;
   /** Log2 of the frames of each of its logs; default 2. */
   readonly logFramesLg2?: number;
   /** Domain ids that it gives out end here; default 2^16. */
@@ -103,6 +108,7 @@ export class AmdDriver implements IommuDriver {
   /** Page requests that came; groups that were answered for the core, and by the driver itself; times that some were lost. */
   readonly pageRequests = { taken: 0, answered: 0, refused: 0, overflows: 0 };
   readonly unit: Capabilities;
+  readonly #secureNested: boolean;
   readonly #registers: Registers;
   readonly #memory: HostMemory;
   readonly #scheduler: Scheduler;
@@ -133,7 +139,11 @@ export class AmdDriver implements IommuDriver {
     this.#events = options.events;
     const registers = new Registers(options.unit, name);
     this.#registers = registers;
-    this.unit = registers.capabilities(firmware.deviceTlb ?? true);
+    const found = registers.capabilities(firmware.deviceTlb ?? true);
+    this.#secureNested = options.secureNested ?? false;
+    if (this.#secureNested && ExtendedFeature.fields.SNP_SUP.of(found.efr) === 0n)
+      throw new LinuxError("ENODEV", "the unit has no secure nested paging (EFR.SNPSup)", name);
+    this.unit = this.#secureNested ? { ...found, guestTranslation: false, guestIo: false } : found;
     if (!this.unit.msi)
       throw new LinuxError("ENODEV", "the unit has no MSI registers (EFR.MsiCapMmioSup)", name);
     registers.control({});
@@ -268,6 +278,12 @@ export class AmdDriver implements IommuDriver {
       throw new LinuxError(
         "EINVAL",
         `${domain.name} is not a domain of ${this.name}, the unit of this device`,
+        device.name,
+      );
+    if (this.#secureNested && domain.kind === "identity")
+      throw new LinuxError(
+        "EINVAL",
+        "with secure nested paging no device may have an identity domain: what it reaches must be mapped",
         device.name,
       );
     if (pasid === undefined) this.#assignments.attach(device, domain);

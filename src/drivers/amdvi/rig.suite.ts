@@ -8,6 +8,7 @@ import { silent } from "../../base/events.ts";
 import { WorkQueue } from "../../base/scheduler.ts";
 import { type AmdViCapabilities, AmdViUnit, type CachePolicy } from "../../hardware/amdvi/unit.ts";
 import type { DeviceTlbAnswer, DeviceTlbInvalidation, PageRequest } from "../../hardware/ats.ts";
+import type { Rmp } from "../../hardware/rmp.ts";
 import { Access, NO_PASID, Transaction, TranslateStatus } from "../../hardware/unit.ts";
 import type { DriverBench } from "../../iommu/driver.suite.ts";
 import type { Requester } from "../../iommu/driver.ts";
@@ -19,6 +20,8 @@ import { AmdDriver, type AmdDriverOptions, type AmdFirmware } from "./driver.ts"
 export interface AmdBenchOptions
   extends FunctionOptions,
     Pick<AmdDriverOptions, "logFramesLg2" | "domainIds"> {
+  /** Secure nested paging is on. */
+  readonly rmp?: Rmp;
   readonly capabilities?: AmdViCapabilities;
   readonly cache?: CachePolicy;
   readonly firmware?: Partial<AmdFirmware>;
@@ -42,7 +45,7 @@ export class AmdBench implements DriverBench {
   #left = Number.POSITIVE_INFINITY;
 
   constructor(options: AmdBenchOptions = {}) {
-    const { capabilities, cache = "normal", firmware, logFramesLg2, domainIds } = options;
+    const { capabilities, cache = "normal", firmware, logFramesLg2, domainIds, rmp } = options;
     const { memory, msi, scheduler } = this;
     this.unit = new AmdViUnit({
       name: "ivhd0",
@@ -53,6 +56,7 @@ export class AmdBench implements DriverBench {
       cache,
       random: new Random(1),
       ...(capabilities && { capabilities }),
+      ...(rmp && { rmp }),
     });
     this.unit.invalidateDeviceTlb = (what) => {
       this.flushed.push(what);
@@ -74,6 +78,7 @@ export class AmdBench implements DriverBench {
       firmware: { covers: () => true, lastDevice: 0x2ff, ...firmware },
       ...(logFramesLg2 !== undefined && { logFramesLg2 }),
       ...(domainIds !== undefined && { domainIds }),
+      secureNested: rmp !== undefined,
     });
     this.devices = [plainFunction(memory, 1, options), plainFunction(memory, 2, options)];
   }
