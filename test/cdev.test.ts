@@ -8,6 +8,7 @@ import { client } from "./support/run.ts";
 describe.each([
   ["vtd", 20],
   ["smmuv3", 10],
+  ["amd", 5],
 ] as const)("an NVMe controller and iommufd, on the machine %s", (machine, seeds) => {
   let host: Host;
   beforeAll(() => {

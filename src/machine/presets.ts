@@ -105,6 +105,30 @@ devices:
         size: 16K
 `;
 
+const amd = `# An AMD host: one AMD-Vi unit, two NVMe controllers, a function with nothing but a BAR, a DMA test function.
+name: amd
+memory:
+  ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
+units:
+  - model: amdvi
+    host-levels: 6              # levels of host tables: addresses of all 64 bits
+    pasid-bits: 20              # with tables of processors, by GCR3 tables of 3 levels
+devices:
+  - model: nvme
+    at: 0000:01:00.0
+    size: 1G                    # in memory; with file: PATH in a sparse file
+  - model: nvme
+    at: 0000:02:00.0
+    size: 1G
+  - model: bare                 # a function with nothing but a BAR
+    at: 0000:04:00.0
+    bars:
+      - kind: mem32
+        size: 16K
+  - model: test                 # makes the requests it is told to make, with PASIDs too
+    at: 0000:05:00.0
+`;
+
 const mock = `# A kernel built for testing iommufd: /dev/iommu answers the test command, which makes mock devices.
 # They have 2 KiB pages, nested domains and virtual IOMMUs. There is no real unit and no PCI function.
 name: mock
@@ -119,5 +143,6 @@ export const PRESETS: ReadonlyMap<string, string> = new Map([
   ["vtd-legacy", vtdLegacy],
   ["vtd-vsva", vtdVsva],
   ["smmuv3", smmuv3],
+  ["amd", amd],
   ["mock", mock],
 ]);

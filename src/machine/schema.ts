@@ -100,7 +100,20 @@ const smmuUnit = v.strictObject({
   cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
 });
 
-export const unitSchema = v.variant("model", [vtdUnit, smmuUnit], "one of vtd, smmuv3");
+const amdUnit = v.strictObject({
+  model: v.literal("amdvi"),
+  name: v.optional(v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_-]*$/, 'a name such as "ivhd0"')), "ivhd0"),
+  "host-levels": v.optional(oneOf([4, 5, 6]), 6),
+  /** Of guests' tables above the host's. */
+  "guest-levels": v.optional(oneOf([4, 5]), 4),
+  "pasid-bits": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(20)), 20),
+  "device-tlb": v.optional(v.boolean(), true),
+  "page-requests": v.optional(v.boolean(), true),
+  "dirty-tracking": v.optional(v.boolean(), true),
+  cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
+});
+
+export const unitSchema = v.variant("model", [vtdUnit, smmuUnit, amdUnit], "one of vtd, smmuv3, amdvi");
 
 const common = {
   at: slot,

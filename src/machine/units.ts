@@ -2,8 +2,16 @@
 import { Random } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
+import { AmdDriver } from "../drivers/amdvi/driver.ts";
 import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
+import {
+  Register as AmdRegister,
+  ControlRegister,
+  ExtendedFeature,
+  GCR3_BITS,
+} from "../hardware/amdvi/spec.ts";
+import { AmdViUnit } from "../hardware/amdvi/unit.ts";
 import { Cr0, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
 import { SmmuV3Unit } from "../hardware/smmuv3/unit.ts";
 import type { IommuUnit, SendMessage } from "../hardware/unit.ts";
@@ -12,7 +20,7 @@ import { type VtdCapabilities, VtdUnit } from "../hardware/vtd/unit.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
-import { type Break, losingFlushes, losingTlbInvalidations } from "./breaks.ts";
+import { type Break, losingFlushes, losingPageInvalidations, losingTlbInvalidations } from "./breaks.ts";
 import type { UnitDescription } from "./schema.ts";
 import type { UnitAttributes } from "./sysfs.ts";
 
@@ -54,6 +62,8 @@ export const powerOn = (description: UnitDescription, socket: UnitSocket): Power
       return powerOnVtd(description, socket);
     case "smmuv3":
       return powerOnSmmu(description, socket);
+    case "amdvi":
+      return powerOnAmd(description, socket);
   }
 };
 
@@ -203,6 +213,85 @@ const powerOnSmmu = (
       if (saved["STRTAB_BASE_CFG"] !== undefined)
         unit.mmioWrite(STRTAB_BASE_CFG, 4, saved["STRTAB_BASE_CFG"]);
       unit.mmioWrite(CR0, 4, cr0);
+    },
+  };
+};
+
+type AmdDescription = Extract<UnitDescription, { readonly model: "amdvi" }>;
+
+/** EFR of the unit. */
+const amdFeatures = (given: AmdDescription): bigint => {
+  const guests = given["pasid-bits"] > 0;
+  const pageRequests = given["page-requests"] && given["device-tlb"];
+  return ExtendedFeature.make({
+    PREF_SUP: true,
+    PPR_SUP: pageRequests,
+    PPR_AUTO_RSP_SUP: pageRequests,
+    NX_SUP: true,
+    IA_SUP: true,
+    HATS: given["host-levels"] - LEAST_LEVELS,
+    MSI_CAP_MMIO_SUP: true,
+    HA_SUP: given["dirty-tracking"],
+    HD_SUP: given["dirty-tracking"],
+    ...(guests && {
+      GT_SUP: true,
+      GIO_SUP: true,
+      US_SUP: true,
+      GATS: given["guest-levels"] - LEAST_LEVELS,
+      GLX_SUP: Math.ceil(given["pasid-bits"] / GCR3_BITS) - 1,
+      PAS_MAX: given["pasid-bits"] - 1,
+    }),
+  });
+};
+/** HATS and GATS count from here. */
+const LEAST_LEVELS = 4;
+
+/** PCI capability header of the unit (§3.3.1): an IOMMU with extended features. */
+const AMD_CAPABILITY = 0x080b_000f;
+const IOTLB_SUPPORT = 1 << 24;
+
+const powerOnAmd = (
+  given: AmdDescription,
+  { memory, unitMemory, msi, events, scheduler, interrupt, seed, behind, broken }: UnitSocket,
+): PoweredUnit => {
+  const deviceTlb = given["device-tlb"];
+  const efr = amdFeatures(given);
+  const unit = new AmdViUnit({
+    name: given.name,
+    memory: unitMemory,
+    events,
+    interrupt,
+    cache: given.cache,
+    random: new Random(seed),
+    capabilities: { efr, deviceTlb },
+  });
+  const driver = new AmdDriver({
+    name: given.name,
+    unit: broken.has("skip-flush") ? losingPageInvalidations(unit, memory) : unit,
+    memory,
+    msi,
+    scheduler,
+    events,
+    firmware: { covers: (device) => behind.has(device.name), deviceTlb },
+  });
+  const { DEVTAB_BASE, CONTROL } = AmdRegister;
+  const attributes = {
+    cap: (AMD_CAPABILITY + (deviceTlb ? IOTLB_SUPPORT : 0)).toString(16),
+    features: efr.toString(16),
+  };
+  return {
+    unit,
+    driver,
+    sysfs: { name: given.name, group: "amd-iommu", attributes },
+    saveRegisters: () => ({
+      DEVTAB_BASE: unit.mmioRead(DEVTAB_BASE, 8),
+      CONTROL: unit.mmioRead(CONTROL, 8),
+    }),
+    restoreRegisters: (saved) => {
+      const control = saved["CONTROL"] ?? unit.mmioRead(CONTROL, 8);
+      unit.mmioWrite(CONTROL, 8, control & ~ControlRegister.fields.IOMMU_EN.put(1n));
+      if (saved["DEVTAB_BASE"] !== undefined) unit.mmioWrite(DEVTAB_BASE, 8, saved["DEVTAB_BASE"]);
+      unit.mmioWrite(CONTROL, 8, control);
     },
   };
 };

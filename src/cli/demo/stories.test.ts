@@ -24,15 +24,18 @@ const tell = (name: string, preset: string, faults: readonly Fault[] = []) => {
 
 const TOLD: readonly (readonly [story: string, preset: string])[] = [
   ["basics", "vtd"],
+  ["basics", "amd"],
   ["nested", "vtd"],
   ["nested", "smmuv3"],
   ["vsva", "vtd-vsva"],
   ["virtio", "vtd"],
   ["virtio", "vtd-legacy"],
   ["virtio", "smmuv3"],
+  ["virtio", "amd"],
   ["fallback", "vtd"],
   ["fallback", "vtd-legacy"],
   ["fallback", "smmuv3"],
+  ["fallback", "amd"],
 ];
 
 it("every story is told here", () => {

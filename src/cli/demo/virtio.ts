@@ -116,13 +116,19 @@ const straying = (scene: GuestStage, teller: Teller, domain: GuestDomain): void 
     ["memory that is not the guest's", beyond, vmm.ram.bytes],
     ["what is mapped already", IOVA + PAGE, 0x10_0000],
     ["addresses that are reserved", guest.driver.reserved(requester)[0]!.start, 0x10_0000],
-    ["addresses that the host does not have", domain.apertures[0]!.end, 0x10_0000],
+    ...beyondHost(domain),
   ];
   for (const [what, iova, pa] of wrong) {
     const why = refusalOf(() => domain.map(iova, pa, PAGE, RW));
     teller.claim(`a request to map ${what} is refused`, why !== undefined, why);
   }
   refused(scene, teller, beyond, "the device reaches nothing where nothing is mapped");
+};
+
+/** A host whose addresses have all 64 bits has no others. */
+const beyondHost = ({ apertures }: GuestDomain): [what: string, iova: number, pa: number][] => {
+  const { end } = apertures[0]!;
+  return end < 2 ** 64 ? [["addresses that the host does not have", end, 0x10_0000]] : [];
 };
 
 /** The device cannot read there, and the guest learns of it where the host can tell. */

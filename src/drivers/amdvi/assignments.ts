@@ -188,14 +188,13 @@ export class Assignments {
   }
 
   #entryOf(device: AmdDevice): DteValues {
-    const { domain, gcr3, pasids } = device;
-    const domains = [domain, ...pasids.values()];
+    const { domain, gcr3 } = device;
     const allowed: DteValues = {
       V: true,
       TV: true,
       IR: true,
       IW: true,
-      PPR: device.pri && domains.some(reportsFaults),
+      PPR: device.pri,
       GPRP: device.pasid.bits > 0,
     };
     if (isGuest(domain) || device.hasPasids)

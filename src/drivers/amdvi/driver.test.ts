@@ -96,11 +96,11 @@ describe("the AMD-Vi driver", () => {
     const host = domain();
     driver.attach(device, host);
     expect(fieldsOf(device.rid)).toEqual({
-      ...{ V: 1n, TV: 1n, IR: 1n, IW: 1n, I: 1n, GPRP: 1n },
+      ...{ V: 1n, TV: 1n, IR: 1n, IW: 1n, I: 1n, PPR: 1n, GPRP: 1n },
       ...{ MODE: 6n, HOST_TRP: BigInt(host.root), DOMAIN: BigInt(host.id) },
     });
     driver.attach(device, driver.identity);
-    expect(fieldsOf(device.rid)).toEqual({ V: 1n, TV: 1n, IR: 1n, IW: 1n, GPRP: 1n, DOMAIN: 1n });
+    expect(fieldsOf(device.rid)).toEqual({ V: 1n, TV: 1n, IR: 1n, IW: 1n, PPR: 1n, GPRP: 1n, DOMAIN: 1n });
     driver.attach(device, driver.blocked);
     expect(fieldsOf(device.rid)).toEqual({ V: 1n });
   });
