@@ -46,38 +46,55 @@ static int open_cdev(void)
     return fd;
 }
 
+/* Addresses that no mapping can have, in their order. */
+struct windows {
+    uint32_t count;
+    struct iommu_iova_range at[2];
+};
+
 /* Where the interrupts of the machine are: what the IOMMU says it is tells. */
-static struct iommu_iova_range check_hardware(uint32_t device)
+static struct windows check_hardware(uint32_t device)
 {
     union {
         struct iommu_hw_info_vtd vtd;
         struct iommu_hw_info_arm_smmuv3 smmu;
+        struct iommu_hw_info_amd amd;
     } told = {0};
+    const struct iommu_iova_range x86 = {0xfee00000, 0xfeefffff};
     struct iommu_hw_info info = {
         .size = sizeof(info), .dev_id = device, .data_len = sizeof(told), .data_uptr = (uintptr_t)&told};
     must(ioctl(iommufd, IOMMU_GET_HW_INFO, &info) == 0);
     if (info.out_data_type == 2) {
         must(info.data_len == sizeof(told.smmu) && (told.smmu.idr[0] & 3) != 0);
-        return (struct iommu_iova_range){0x8000000, 0x80fffff};
+        return (struct windows){1, {{0x8000000, 0x80fffff}}};
+    }
+    if (info.out_data_type == 4) {
+        must(info.data_len == sizeof(told.amd) && told.amd.efr != 0);
+        /* And the addresses of HyperTransport. */
+        return (struct windows){2, {x86, {0xfd00000000, 0xffffffffff}}};
     }
     must(info.out_data_type == 1 && info.data_len == sizeof(told.vtd));
     must(told.vtd.cap_reg != 0 && told.vtd.ecap_reg != 0);
-    return (struct iommu_iova_range){0xfee00000, 0xfeefffff};
+    return (struct windows){1, {x86}};
 }
 
-/* Asks twice, as programs do; the interrupt window is not among the ranges. */
-static void check_ranges(uint32_t ioas, struct iommu_iova_range window)
+/* Asks twice, as programs do; the windows are not among the ranges. */
+static void check_ranges(uint32_t ioas, const struct windows *windows)
 {
     struct iommu_ioas_iova_ranges ask = {.size = sizeof(ask), .ioas_id = ioas};
     must(ioctl(iommufd, IOMMU_IOAS_IOVA_RANGES, &ask) == -1 && errno == EMSGSIZE);
-    must(ask.num_iovas == 2 && ask.out_iova_alignment == PAGE);
-    struct iommu_iova_range ranges[2];
+    must(ask.num_iovas == windows->count + 1 && ask.out_iova_alignment == PAGE);
+    struct iommu_iova_range ranges[3];
     ask.allowed_iovas = (uintptr_t)ranges;
     must(ioctl(iommufd, IOMMU_IOAS_IOVA_RANGES, &ask) == 0);
-    must(ranges[0].start == 0 && ranges[0].last == window.start - 1);
-    must(ranges[1].start == window.last + 1);
+    must(ranges[0].start == 0);
+    for (uint32_t i = 0; i < windows->count; i++) {
+        must(ranges[i].last == windows->at[i].start - 1);
+        must(ranges[i + 1].start == windows->at[i].last + 1);
+    }
     /* A whole number of address bits: 47 of a VT-d first stage, whose addresses are signed. */
-    must(ranges[1].last > 1ULL << 38 && (ranges[1].last & (ranges[1].last + 1)) == 0);
+    uint64_t last = ranges[windows->count].last;
+    must(last > 1ULL << 38 && (last & (last + 1)) == 0);
 }
 
 static void take_interrupts(void)
@@ -153,7 +170,7 @@ int main(int argc, char **argv)
     must((iommufd = open("/dev/iommu", O_RDWR)) >= 0);
     uint32_t device = cdev_bind(n.device, iommufd);
     must(device != 0);
-    struct iommu_iova_range window = check_hardware(device);
+    const struct windows windows = check_hardware(device);
 
     uint32_t space[2], table[2];
     uint8_t *page[2];
@@ -166,7 +183,7 @@ int main(int argc, char **argv)
         must(ioas_map(iommufd, space[i], page[i], TARGET, PAGE) == 0);
     }
     must(cdev_attach(n.device, table[0]) == 0);
-    check_ranges(space[0], window);
+    check_ranges(space[0], &windows);
     must(destroy(iommufd, table[0]) == -1 && errno == EBUSY);
     must(destroy(iommufd, space[0]) == -1 && errno == EBUSY);
     must(destroy(iommufd, device) == -1 && errno == EBUSY);

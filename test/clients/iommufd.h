@@ -52,6 +52,7 @@ struct iommu_hw_info_vtd {
 struct iommu_hw_info_arm_smmuv3 {
     uint32_t flags, reserved, idr[6], iidr, aidr;
 };
+struct iommu_hw_info_amd { uint64_t efr, efr2; };
 struct cdev_bind {
     uint32_t argsz, flags;
     int32_t iommufd;
