@@ -25,9 +25,17 @@ export interface ReservedRegion {
 /** What a domain can hold. */
 export interface DomainGeometry {
   /** Address ranges [start, end) a mapping may use. One for most; two for POWER. */
-  readonly apertures: readonly { readonly start: number; readonly end: number }[];
+  readonly apertures: readonly Aperture[];
   /** Bit n: pages of 2^n bytes. */
   readonly pageSizes: bigint;
+}
+
+/** A range [start, end) of addresses that a mapping may use. */
+export interface Aperture {
+  readonly start: number;
+  readonly end: number;
+  /** Those of the domain's page sizes that there are here. Absent: all. */
+  readonly pageSizes?: bigint;
 }
 
 /** Vendor data of one structure. */
@@ -95,6 +103,42 @@ export interface PagingDomain extends DomainGeometry {
   free(): void;
   /** Present when it was allocated for dirty tracking. */
   readonly dirty?: DirtyTracking;
+}
+
+/** Bus addresses that one table translates, in pages of one size. */
+export interface DmaWindow {
+  /** First bus address. */
+  readonly start: number;
+  /** Bytes. */
+  readonly length: number;
+  readonly pageLg2: number;
+  /** Levels of its table. */
+  readonly levels: number;
+}
+
+/** What a unit can do that translates windows rather than a whole address space. */
+export interface WindowAbilities {
+  /** Bit n: pages of 2^n bytes. */
+  readonly pageSizes: bigint;
+  /** Levels that a table can have at most. */
+  readonly levels: number;
+  /** Windows a domain can have at a time. */
+  readonly count: number;
+  /** The one below 4 GiB that a new domain has. It has another one high up when there can be two. */
+  readonly first: { readonly start: number; readonly length: number };
+}
+
+/** A domain whose apertures are windows, which come and go while devices have it. */
+export interface WindowedDomain extends PagingDomain {
+  /** By address; the apertures are theirs. */
+  readonly windows: readonly DmaWindow[];
+  /**
+   * The unit chooses where it begins. Throws EINVAL for a size, page size or number of levels it cannot have, ENOSPC when
+   * there are as many as can be, ENOMEM; then nothing has changed.
+   */
+  createWindow(wanted: Omit<DmaWindow, "start">): DmaWindow;
+  /** The window that begins there goes with all that is mapped in it, units are flushed. Throws EINVAL: there is none. */
+  removeWindow(start: number): void;
 }
 
 /** A page table of a guest above a domain of the host. */
@@ -247,6 +291,8 @@ export interface IommuDriver {
   readonly software?: boolean;
   /** No IOMMU is in front of its devices: they reach all memory, whoever has them. */
   readonly unprotected?: boolean;
+  /** Its paging domains are `WindowedDomain`s. Absent: they have no windows. */
+  readonly windows?: WindowAbilities;
   /** The function is behind this unit: prepare. Throws ENODEV when it is not. */
   probe(device: Requester): DeviceCapabilities;
   release(device: Requester): void;

@@ -120,11 +120,8 @@ describe("requesters", () => {
     const rig = ready();
     rig.map(RID, 0x5000, 0x40_0000, 12, readWrite);
     for (const change of [{ pasid: 5 }, { translated: true }]) {
-      const transaction = Object.assign(
-        new Transaction(),
-        { rid: RID, lo: 0x5000, access: Access.read },
-        change,
-      );
+      const transaction = new Transaction();
+      Object.assign(transaction, { rid: RID, lo: 0x5000, access: Access.read }, change);
       const told = explained(rig.unit, transaction);
       rig.unit.translate(transaction);
       expect(transaction.fault).toBe(TceFault.ioda);
