@@ -190,30 +190,29 @@ export class ZpciUnit implements IommuUnit {
     events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded, ...where });
   }
 
-  /** Keeps the error for software and interrupts it; false: there were too many. */
-  #report({ rid, access, lo, hi, fault }: Transaction): boolean {
-    if (this.#errors.length === EVENTS) {
-      this.#lost = true;
-      return false;
-    }
-    const event = new Uint8Array(ErrorEvent.bytes);
-    ErrorEvent.write(
-      event,
-      ErrorEvent.make({
-        FH: (HANDLE_ENABLED | rid) >>> 0,
-        LOST: this.#lost,
-        W: (access & (Access.write | Access.atomic)) !== 0,
-        PEC: fault,
-        FADDR: (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0),
-      }),
-    );
-    this.#lost = false;
-    this.#errors.push(event);
+  /** Keeps the error for software, and interrupts it; false: there were too many. */
+  #report(transaction: Transaction): boolean {
+    const fits = this.#errors.length < EVENTS;
+    if (fits) this.#errors.push(this.#errorOf(transaction));
+    this.#lost = !fits;
     const registers = this.#registers;
     registers.set(Register.PENDING, this.#errors.length);
     if ((registers.get(Register.EVENT_CONTROL) & EventControl.ENABLE) !== 0)
       this.#send(registers.read(Register.EVENT_ADDRESS, 8), registers.get(Register.EVENT_DATA));
-    return true;
+    return fits;
+  }
+
+  #errorOf({ rid, access, lo, hi, fault }: Transaction): Uint8Array {
+    const bytes = new Uint8Array(ErrorEvent.bytes);
+    const event = ErrorEvent.make({
+      FH: (HANDLE_ENABLED | rid) >>> 0,
+      LOST: this.#lost,
+      W: (access & (Access.write | Access.atomic)) !== 0,
+      PEC: fault,
+      FADDR: (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0),
+    });
+    ErrorEvent.write(bytes, event);
+    return bytes;
   }
 
   #send(address: bigint, data: number): void {
