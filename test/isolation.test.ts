@@ -14,6 +14,14 @@ import { Guest } from "../src/guest/guest.ts";
 import type { PassedDevice } from "../src/guest/passed-device.ts";
 import { TestDevice } from "../src/guest/test-device.ts";
 import { Vmm } from "../src/guest/vmm.ts";
+import { Opcode as AmdOpcode, ENTRY_BYTES } from "../src/hardware/amdvi/queue-spec.ts";
+import {
+  Register as AmdRegister,
+  ControlRegister,
+  DeviceTableBase,
+  Dte,
+  RingBase,
+} from "../src/hardware/amdvi/spec.ts";
 import { COMMAND_BYTES, Opcode } from "../src/hardware/smmuv3/queue-spec.ts";
 import { Cr0, Register as SmmuRegister, Ste } from "../src/hardware/smmuv3/spec.ts";
 import { DescriptorType, Register } from "../src/hardware/vtd/spec.ts";
@@ -403,6 +411,13 @@ const scribble =
     iommu.mmioWrite(from(random, registers), from(random, [4, 8] as const), value);
   };
 
+/** CONTROL of a unit that does everything, but for what is said otherwise. */
+const control = (but: Parameters<typeof ControlRegister.make>[0]): bigint =>
+  ControlRegister.make({
+    ...{ IOMMU_EN: true, CMD_BUF_EN: true, EVENT_LOG_EN: true, GT_EN: true },
+    ...{ PPR_LOG_EN: true, PPR_EN: true, ...but },
+  });
+
 /** Units that lie above their host's. */
 type Above = Exclude<GuestIommu["model"], "virtio" | "none">;
 
@@ -430,6 +445,38 @@ const ABUSES: { readonly [Model in Above]: Abuses } = {
       const page = BigInt(pageOf(random)) | BigInt(from(random, [0, 0x400, 0x800]));
       iommu.mmioWrite(Register.RTADDR, 8, random.below(2) === 0 ? was : page);
       iommu.mmioWrite(Register.GCMD, 4, 0xc400_0000n);
+    },
+  },
+  amdvi: {
+    scribble: scribble(Object.values(AmdRegister)),
+    queue: ({ iommu, memory, random }) => {
+      const at = PAGE * (64 + random.below(256));
+      const opcodes = [...Object.values(AmdOpcode), random.below(16)];
+      for (let slot = 0; slot < PAGE; slot += ENTRY_BYTES) {
+        const junk = random.below(4) === 0 ? random.next() & 0xfff_ffff : random.below(8);
+        const about = from(random, [GUEST_RID, random.below(4), random.next()]);
+        memory.store64(at + slot, about, ((from(random, opcodes) << 28) | junk) >>> 0);
+        memory.store64(at + slot + 8, random.next() & (random.below(4) === 0 ? -1 : ~0xff8), random.next());
+      }
+      // What stopped the buffer before is forgotten when it is off.
+      iommu.mmioWrite(AmdRegister.CONTROL, 8, control({ CMD_BUF_EN: false }));
+      iommu.mmioWrite(AmdRegister.CMDBUF_BASE, 8, RingBase.make({ BASE: at, LEN: 8 }));
+      iommu.mmioWrite(AmdRegister.CONTROL, 8, control({}));
+      iommu.mmioWrite(AmdRegister.CMDBUF_TAIL, 8, BigInt(ENTRY_BYTES * random.below(256)));
+    },
+    root: ({ iommu, memory, random }) => {
+      const was = Number(iommu.mmioRead(AmdRegister.DEVTAB_BASE, 8));
+      const table = random.below(2) === 0 ? was - (was % PAGE) : pageOf(random);
+      // An entry of any kind for its device, with host tables now and then.
+      const at = table + GUEST_RID * Dte.bytes;
+      const kind = from(random, [1, 3, 0, random.next()]) | (random.below(4) << 9);
+      const flags = (random.next() & 0x63f0_0000) | from(random, [0, 0x100_0000, 0x80_0000]) | 0x80_0000;
+      memory.store64(at, (pageOf(random) | kind) >>> 0, flags >>> 0);
+      memory.store64(at + 8, random.below(8) | (from(random, [0, pageOf(random)]) << 1), random.below(4));
+      memory.store64(at + 16, 0, random.below(4) << 22);
+      iommu.mmioWrite(AmdRegister.DEVTAB_BASE, 8, DeviceTableBase.make({ BASE: table, SIZE: 1 }));
+      iommu.mmioWrite(AmdRegister.CONTROL, 8, control({ IOMMU_EN: false }));
+      iommu.mmioWrite(AmdRegister.CONTROL, 8, control({}));
     },
   },
   smmuv3: {

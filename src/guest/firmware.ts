@@ -5,6 +5,7 @@
 import type { EventSink } from "../base/events.ts";
 import { Ids } from "../base/ids.ts";
 import type { Scheduler } from "../base/scheduler.ts";
+import { AmdDriver } from "../drivers/amdvi/driver.ts";
 import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
 import { VirtualPasids } from "../drivers/vtd/virtual-pasids.ts";
@@ -31,6 +32,9 @@ export interface GuestPlatform {
   readonly events: EventSink;
 }
 
+/** A guest's functions are on one bus. */
+const LAST_DEVICE = 0xff;
+
 /** Throws ENODEV when it has none, or not what firmware says. */
 export const driverFor = (platform: GuestPlatform): GuestDriver => {
   const { name, memory, iommu, addressWidth, msi, scheduler, events } = platform;
@@ -54,6 +58,19 @@ export const driverFor = (platform: GuestPlatform): GuestDriver => {
           messagesPass: iommu.messagesPass ?? false,
         },
       });
+    case "amdvi":
+      return new AmdDriver({
+        ...common,
+        name: `${name}'s ivhd0`,
+        scheduler,
+        firmware: {
+          covers: () => true,
+          lastDevice: LAST_DEVICE,
+          deviceTlb: iommu.deviceTlb ?? false,
+          remembersAbsent: iommu.remembersAbsent ?? false,
+          guestTablesOnly: iommu.guestTablesOnly ?? false,
+        },
+      });
     case "virtio":
       return new VirtioIommuDriver(`${name}'s virtio-iommu`, iommu, memory);
     case "none":
@@ -74,6 +91,7 @@ const x86Walker = compileWalker(x86Paging(4));
 /** How a processor walks the tables of its processes. */
 export const processorWalkers: { readonly [Model in GuestIommu["model"]]: Walker } = {
   vtd: x86Walker,
+  amdvi: x86Walker,
   virtio: x86Walker,
   none: x86Walker,
   smmuv3: compileWalker(vmsaStage1({ granuleLg2: 12, inputBits: 48, outputBits: 48 })),

@@ -1,12 +1,16 @@
 /** What a guest finds as its IOMMU, and what it asks of the driver for it. */
 import type { IommuDriver, PagingDomain, PagingOptions, Requester } from "../iommu/driver.ts";
 
-/** The registers of an IOMMU, and what firmware says it is (DMAR, IORT, VIOT). */
+/** The registers of an IOMMU, and what firmware says it is (DMAR, IORT, IVRS, VIOT). */
 export interface GuestIommu {
   /** `none`: there is not any. */
-  readonly model: "vtd" | "smmuv3" | "virtio" | "none";
+  readonly model: "vtd" | "smmuv3" | "amdvi" | "virtio" | "none";
   /** It may remember that nothing was there: what it has no register to say so. */
   readonly remembersAbsent?: boolean;
+  /** It has no host tables, but guest tables alone (HATDis). */
+  readonly guestTablesOnly?: boolean;
+  /** It tells functions what to forget: what it has no register to say so (IotlbSup). */
+  readonly deviceTlb?: boolean;
   /** Messages of functions must pass through every table at their own addresses, which are reserved (RMR). */
   readonly messagesPass?: boolean;
   mmioRead(offset: number, width: 4 | 8): bigint;

@@ -1,9 +1,11 @@
 /**
  * A modelled VMM on iommufd, whose guest has an IOMMU of the model that the host has, or of another: a VT-d
- * unit, an SMMUv3 or a virtio-iommu.
+ * unit, an SMMUv3, an AMD-Vi unit or a virtio-iommu.
  */
+import type { DeviceInfo } from "../viommu/device-calls.ts";
 import { HostCalls } from "../viommu/host-calls.ts";
 import { MistakenCalls } from "./breaks.ts";
+import { nestedAmd, shadowedAmd } from "./virtual-amdvi.ts";
 import { withoutIommu } from "./virtual-none.ts";
 import { nestedSmmu, shadowedSmmu } from "./virtual-smmuv3.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
@@ -11,8 +13,8 @@ import { virtioIommu } from "./virtual-virtio.ts";
 import { nestedVtd, shadowedVtd } from "./virtual-vtd.ts";
 import { openNode, VmmProcess, type VmmProcessOptions } from "./vmm-process.ts";
 
-/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, virtio-iommu, or none. */
-export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3" | "virtio" | "none";
+/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, AMD-Vi, virtio-iommu, or none. */
+export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3" | "amdvi" | "virtio" | "none";
 
 /** A host's device, and the requester id that the guest is to know it by. */
 export interface Assignment {
@@ -47,11 +49,23 @@ export class Vmm extends VmmProcess<HostCalls> {
   }
 }
 
-const nested = (parts: VirtualUnitParts): VirtualUnit =>
-  parts.devices.every(({ info }) => info.smmu !== undefined) ? nestedSmmu(parts) : nestedVtd(parts);
+const nested = (parts: VirtualUnitParts): VirtualUnit => {
+  const all = (test: (info: DeviceInfo) => boolean): boolean => parts.devices.every(({ info }) => test(info));
+  if (all(({ smmu }) => smmu !== undefined)) return nestedSmmu(parts);
+  return all(({ amd }) => amd !== undefined) ? nestedAmd(parts) : nestedVtd(parts);
+};
 
 const shadowed = (parts: VirtualUnitParts, shows: ShownUnit): VirtualUnit => {
-  if (shows === "smmuv3") return shadowedSmmu(parts);
-  if (shows === "none") return withoutIommu(parts);
-  return shows === "virtio" ? virtioIommu(parts) : shadowedVtd(parts, shows === "vtd");
+  switch (shows) {
+    case "smmuv3":
+      return shadowedSmmu(parts);
+    case "amdvi":
+      return shadowedAmd(parts);
+    case "virtio":
+      return virtioIommu(parts);
+    case "none":
+      return withoutIommu(parts);
+    default:
+      return shadowedVtd(parts, shows === "vtd");
+  }
 };

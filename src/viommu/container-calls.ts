@@ -96,7 +96,10 @@ export class ContainerCalls extends DeviceCalls {
       throw new LinuxError("EOPNOTSUPP", `tables of format ${format}, which this VMM does not make`);
     const { cap_reg: cap, ecap_reg: ecap } = vendor.vtd;
     const ats = (features & IOMMU_NESTING_FEAT_PAGE_RESP) !== 0;
-    return { id: container, info: { vtd: { cap, ecap }, smmu: undefined, pasidBits: pasid_bits, ats } };
+    return {
+      id: container,
+      info: { vtd: { cap, ecap }, smmu: undefined, amd: undefined, pasidBits: pasid_bits, ats },
+    };
   }
 
   // Containers

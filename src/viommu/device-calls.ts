@@ -33,6 +33,8 @@ export interface DeviceInfo {
   readonly vtd: { readonly cap: bigint; readonly ecap: bigint } | undefined;
   /** Identification registers of an SMMUv3; undefined: it is another IOMMU. */
   readonly smmu: ArmRegisters | undefined;
+  /** Feature registers of an AMD-Vi unit; undefined: it is another IOMMU. */
+  readonly amd: { readonly efr: bigint; readonly efr2: bigint } | undefined;
   /** 0: none. */
   readonly pasidBits: number;
   /** The device asks for translations, and keeps them. */

@@ -6,6 +6,16 @@ import type { ModelTask } from "../kernel/model-task.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import * as iommufd from "../uapi/iommufd.ts";
 import {
+  IOMMU_HW_INFO_TYPE_AMD,
+  IOMMU_HWPT_DATA_AMD_GUEST,
+  IommuHwInfoAmd,
+  IommuHwptAmdGuest,
+} from "../uapi/vendor/amd.ts";
+import {
+  SOFTIOMMU_VIOMMU_INVALIDATE_DATA_AMD,
+  SoftiommuViommuAmdInvalidate,
+} from "../uapi/vendor/extensions.ts";
+import {
   IOMMU_HW_INFO_TYPE_ARM_SMMUV3,
   IOMMU_HWPT_DATA_ARM_SMMUV3,
   IOMMU_VEVENTQ_TYPE_ARM_SMMUV3,
@@ -129,7 +139,9 @@ export class HostCalls extends DeviceCalls {
   /** What the host's IOMMU in front of a device is, and what the device may do. */
   hardwareInfo(device: number): DeviceInfo {
     const layout = iommufd.IommuHwInfo;
-    const data = new Uint8Array(Math.max(IommuHwInfoVtd.size, IommuHwInfoArmSmmuv3.size));
+    const data = new Uint8Array(
+      Math.max(IommuHwInfoVtd.size, IommuHwInfoArmSmmuv3.size, IommuHwInfoAmd.size),
+    );
     const bytes = layout.bytes({
       size: layout.size,
       dev_id: device,
@@ -143,6 +155,7 @@ export class HostCalls extends DeviceCalls {
     return {
       vtd: out_data_type === IOMMU_HW_INFO_TYPE_INTEL_VTD ? { cap: cap_reg, ecap: ecap_reg } : undefined,
       smmu: out_data_type === IOMMU_HW_INFO_TYPE_ARM_SMMUV3 ? IommuHwInfoArmSmmuv3.read(data) : undefined,
+      amd: out_data_type === IOMMU_HW_INFO_TYPE_AMD ? IommuHwInfoAmd.read(data) : undefined,
       pasidBits: out_max_pasid_log2,
       ats: (out_capabilities & BigInt(iommufd.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED)) === 0n,
     };
@@ -244,6 +257,14 @@ export class HostCalls extends DeviceCalls {
     return this.#hwpt({ dev_id: device, pt_id: viommu, flags, fault_id: faults ?? 0 }, data);
   }
 
+  /** What a guest's device table entry asks for, above a virtual AMD-Vi unit. */
+  allocateGuestEntry(device: number, viommu: number, entry: bigint, faults: number | undefined): number {
+    const bytes = IommuHwptAmdGuest.bytes({ dte: [0n, 64n, 128n, 192n].map((at) => (entry >> at) & WORD) });
+    const flags = faults === undefined ? 0 : iommufd.IOMMU_HWPT_FAULT_ID_VALID;
+    const data = { type: IOMMU_HWPT_DATA_AMD_GUEST, bytes };
+    return this.#hwpt({ dev_id: device, pt_id: viommu, flags, fault_id: faults ?? 0 }, data);
+  }
+
   /** Tells how many of the ranges were forgotten, and what stopped it. */
   invalidate(hwpt: number, ranges: readonly ForgottenRange[]): InvalidationCount {
     const entry = IommuHwptVtdS1Invalidate;
@@ -258,6 +279,13 @@ export class HostCalls extends DeviceCalls {
     const entry = IommuViommuArmSmmuv3Invalidate;
     const entries = commands.map((command) => entry.bytes({ cmd: [command & WORD, command >> 64n] }));
     return this.#invalidate(viommu, IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3, entry.size, entries);
+  }
+
+  /** The same of a guest's AMD-Vi unit. */
+  commandAmd(viommu: number, commands: readonly bigint[]): InvalidationCount {
+    const entry = SoftiommuViommuAmdInvalidate;
+    const entries = commands.map((command) => entry.bytes({ cmd: [command & WORD, command >> 64n] }));
+    return this.#invalidate(viommu, SOFTIOMMU_VIOMMU_INVALIDATE_DATA_AMD, entry.size, entries);
   }
 
   #invalidate(

@@ -25,6 +25,7 @@ export const GUESTS: { readonly [Unit in Exclude<ShownUnit, "none">]: string } =
   "vtd-legacy": "an Intel VT-d unit in legacy mode",
   vtd: "an Intel VT-d unit in scalable mode",
   smmuv3: "an Arm SMMUv3",
+  amdvi: "an AMD-Vi unit",
   virtio: "a virtio-iommu",
 };
 

@@ -56,4 +56,22 @@ export const WORDS: { readonly [Model in NestingModel]: Words } = {
       "Its driver takes the stream table entry away. The VMM gives the host one that is not valid either:",
     told: "the guest's driver is told: the host's event came back as one of the guest's own unit",
   },
+  amdvi: {
+    boots: "It finds an AMD-Vi unit by its registers, writes its device table and turns translation on.",
+    attaches:
+      "Its driver writes a device table entry and tells the unit (INVALIDATE_DEVTAB_ENTRY). The VMM reads the entry:",
+    shares:
+      "PASIDs are in the guest's GCR3 table, which the host's unit reads itself; the first makes the entry another:",
+    asks: [
+      "It asks for both pages at once: the host's PPR log, the VMM's fault queue, the guest's PPR log, the guest's page",
+      "fault handler; and the answer goes the same way back, as COMPLETE_PPR_REQUEST of the guest, and of the host.",
+    ],
+    answers: { claim: "the guest answered for both pages at once", count: 1 },
+    unmaps:
+      "The kernel's buffer: an entry of its table is cleared, and the guest's INVALIDATE_IOMMU_PAGES goes to the host.",
+    ends: "It ends: its entry of the GCR3 table goes, and the invalidation that says so goes to the host.",
+    releases:
+      "Its driver has nothing pass any more (TV = 0), and the VMM takes the device from its page table:",
+    told: undefined,
+  },
 };

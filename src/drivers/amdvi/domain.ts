@@ -13,6 +13,8 @@ import type { DteValues } from "./device-table.ts";
 
 /** What a domain asks of the driver that made it. */
 export interface DomainHost {
+  /** What is added is flushed, too. */
+  readonly flushesAdded: boolean;
   /** Its functions, and guests above it, forget the range. */
   flush(domain: AmdDomain, range: Range): void;
   /** What device table entries say of it has changed. */
@@ -106,6 +108,7 @@ export class AmdDomain implements PagingDomain {
     // A table of processors cannot say that a page is to be written only.
     const alsoRead = this.table === "guest" && protection & Protection.write;
     this.#mapper.map(iova, pa, length, alsoRead ? protection | Protection.read : protection);
+    if (this.#host.flushesAdded) this.#host.flush(this, { iova, length, leavesOnly: false });
     if (this.#events.on) this.#events.emit("map", { domain: this.name, iova, pa, length, protection });
   }
 

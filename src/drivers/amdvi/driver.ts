@@ -59,6 +59,10 @@ export interface AmdFirmware {
   readonly lastDevice?: number;
   /** The unit takes INVALIDATE_IOTLB_PAGES (IotlbSup). Default true. */
   readonly deviceTlb?: boolean;
+  /** The unit may remember that nothing was there (NpCache): it is told of what is added. Default false. */
+  readonly remembersAbsent?: boolean;
+  /** The unit has tables of processors alone, for requests without PASID too (HATDis). Default false. */
+  readonly guestTablesOnly?: boolean;
 }
 
 export interface AmdDriverOptions {
@@ -128,6 +132,10 @@ export class AmdDriver implements IommuDriver {
   #serving = false;
   #closed = false;
 
+  get #guestTablesOnly(): boolean {
+    return this.#firmware.guestTablesOnly ?? false;
+  }
+
   /** Brings the unit up, every function blocked. Throws ENODEV when the unit lacks what the driver needs, ENOMEM. */
   constructor(options: AmdDriverOptions) {
     const { name, memory, firmware, domainIds = DOMAIN_IDS } = options;
@@ -146,6 +154,8 @@ export class AmdDriver implements IommuDriver {
     this.unit = this.#secureNested ? { ...found, guestTranslation: false, guestIo: false } : found;
     if (!this.unit.msi)
       throw new LinuxError("ENODEV", "the unit has no MSI registers (EFR.MsiCapMmioSup)", name);
+    if (firmware.guestTablesOnly && !this.unit.guestIo)
+      throw new LinuxError("ENODEV", "the unit has neither host tables nor guest tables (EFR.GIoSup)", name);
     registers.control({});
     this.#table = new DeviceTable(registers, memory, name, firmware.lastDevice ?? LAST_DEVICE);
     this.#commands = new CommandBuffer(registers, memory, name);
@@ -161,6 +171,7 @@ export class AmdDriver implements IommuDriver {
       serve: () => this.#serve(),
     });
     this.#host = {
+      flushesAdded: firmware.remembersAbsent ?? false,
       flush: (domain, range) => this.#assignments.flush(domain, range),
       refresh: (domain) => this.#assignments.refresh(domain),
       forget: (domain) => this.#forget(domain),
@@ -228,7 +239,8 @@ export class AmdDriver implements IommuDriver {
     allocate("a domain of the unit");
     const id = this.#takeId();
     const { hostLevels, noExecute } = this.unit;
-    const stage = pasid
+    const processors = pasid || this.#guestTablesOnly;
+    const stage = processors
       ? guestStage(GUEST_LEVELS, noExecute)
       : hostStage(hostLevels as AmdV1Levels, dirtyTracking ? "dirty" : undefined);
     try {
@@ -236,7 +248,7 @@ export class AmdDriver implements IommuDriver {
         unitName: this.name,
         id,
         memory: this.#memory,
-        table: pasid ? "guest" : "host",
+        table: processors ? "guest" : "host",
         format: stage.format,
         nestParent,
         dirtyTracking,
@@ -352,6 +364,7 @@ export class AmdDriver implements IommuDriver {
           pasid && (nestParent || dirtyTracking),
           "tables for PASIDs that guests' tables lie above or that track dirty pages",
         ],
+        [this.#guestTablesOnly && (nestParent || dirtyTracking), "host tables"],
         [pasid && this.pasidBits === 0, "tables for PASIDs (EFR.GTSup, EFR.GIoSup)"],
         [nestParent && !guestTranslation, "nested translation (EFR.GTSup)"],
         [dirtyTracking && !dirty, "dirty bits in host tables (EFR.HDSup)"],

@@ -154,6 +154,30 @@ export const hasEntry = ({ bytes }: TableOptions, rid: number): boolean => (rid 
 
 const words = new Uint32Array(Dte.words);
 
+/** Reads the words of a device's entry; false: `fault` says why there are none. */
+export const fetchDte = (
+  memory: HostMemory,
+  options: TableOptions,
+  rid: number,
+  into: Uint32Array,
+  fault: Fault,
+): boolean => {
+  if (!hasEntry(options, rid)) {
+    fault.set(EventCode.ILLEGAL_DEV_TABLE_ENTRY);
+    return false;
+  }
+  const at = dteAddress(options, rid);
+  for (let i = 0; i < into.length; i += 2) {
+    if (!memory.load64(at + 4 * i)) {
+      fault.set(EventCode.DEV_TAB_HARDWARE_ERROR, false, at);
+      return false;
+    }
+    into[i] = memory.lo;
+    into[i + 1] = memory.hi;
+  }
+  return true;
+};
+
 /** Reads the entry of a device; without one `fault` says why. */
 export const readDevice = (
   memory: HostMemory,
@@ -162,19 +186,7 @@ export const readDevice = (
   rid: number,
   fault: Fault,
 ): Device | undefined => {
-  if (!hasEntry(options, rid)) {
-    fault.set(EventCode.ILLEGAL_DEV_TABLE_ENTRY);
-    return undefined;
-  }
-  const at = dteAddress(options, rid);
-  for (let i = 0; i < words.length; i += 2) {
-    if (!memory.load64(at + 4 * i)) {
-      fault.set(EventCode.DEV_TAB_HARDWARE_ERROR, false, at);
-      return undefined;
-    }
-    words[i] = memory.lo;
-    words[i + 1] = memory.hi;
-  }
+  if (!fetchDte(memory, options, rid, words, fault)) return undefined;
   const device = decodeDte(words, unit, options);
   if (typeof device !== "string") return device;
   fault.set(EventCode.ILLEGAL_DEV_TABLE_ENTRY);
@@ -220,22 +232,64 @@ export const findGuestTable = (
   }
   let table = guest.gcr3;
   for (let level = guest.gcr3Levels - 1; level >= 0; level--) {
-    const place = table + 8 * gcr3Index(pasid, level);
-    const first = level === guest.gcr3Levels - 1 && !guest.guestPhysical;
-    const at = first ? place : locate(memory, device, place, fault);
+    const at = placeOf(memory, device, table, level, gcr3Index(pasid, level), fault);
     if (at < 0) return -1;
-    if (!memory.load64(at)) {
-      fault.set(EventCode.PAGE_TAB_HARDWARE_ERROR, true, at);
-      return -1;
-    }
-    const { lo, hi } = memory;
-    const reserved = (lo & reservedLow) | (hi & reservedHigh);
-    const valid = (lo & Gcr3Entry.fields.V.mask) !== 0;
-    if (!valid || reserved !== 0) {
-      fault.walked(valid ? WalkFault.reserved : WalkFault.notPresent, 0, true);
-      return -1;
-    }
-    table = ((hi & 0xf_ffff) >>> 0) * WORD + ((lo & 0xffff_f000) >>> 0);
+    table = followGcr3(memory, at, fault);
+    if (table < 0) return -1;
   }
   return table;
 };
+
+/** Where an entry of a GCR3 table is in memory, for reading; -1: `fault` says why it is nowhere. */
+const placeOf = (
+  memory: HostMemory,
+  device: Device,
+  table: number,
+  level: number,
+  index: number,
+  fault: Fault,
+): number => {
+  const guest = device.guest!;
+  const place = table + 8 * index;
+  const first = level === guest.gcr3Levels - 1 && !guest.guestPhysical;
+  return first ? place : locate(memory, device, place, fault);
+};
+
+/** What the entry there points to; -1: `fault` says why it is nothing. */
+const followGcr3 = (memory: HostMemory, at: number, fault: Fault): number => {
+  if (!memory.load64(at)) {
+    fault.set(EventCode.PAGE_TAB_HARDWARE_ERROR, true, at);
+    return -1;
+  }
+  const { lo, hi } = memory;
+  const reserved = (lo & reservedLow) | (hi & reservedHigh);
+  const valid = (lo & Gcr3Entry.fields.V.mask) !== 0;
+  if (!valid || reserved !== 0) {
+    fault.walked(valid ? WalkFault.reserved : WalkFault.notPresent, 0, true);
+    return -1;
+  }
+  return ((hi & 0xf_ffff) >>> 0) * WORD + ((lo & 0xffff_f000) >>> 0);
+};
+
+/** PASIDs of the device that have a root table, in order; looks at every entry of every GCR3 table. */
+export function* pasidsWithTable(
+  memory: HostMemory,
+  unit: Capabilities,
+  device: Device,
+  fault: Fault,
+): Generator<number> {
+  const { guest } = device;
+  if (!guest) return;
+  function* below(table: number, level: number, first: number): Generator<number> {
+    for (let index = 0; index < 2 ** GCR3_BITS; index++) {
+      const pasid = first + index * 2 ** (GCR3_BITS * level);
+      if (beyondGcr3(pasid, guest!, unit)) return;
+      const at = placeOf(memory, device, table, level, index, fault);
+      const next = at < 0 ? -1 : followGcr3(memory, at, fault);
+      if (next < 0) continue;
+      if (level === 0) yield pasid;
+      else yield* below(next, level - 1, pasid);
+    }
+  }
+  yield* below(guest.gcr3, guest.gcr3Levels - 1, 0);
+}

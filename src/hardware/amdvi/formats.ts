@@ -2,7 +2,13 @@
 import { type AmdV1Levels, type AmdV1Options, amdV1 } from "../../pagetable/amdv1.ts";
 import { compileWalker } from "../../pagetable/compile.ts";
 import type { PageTableFormat } from "../../pagetable/format.ts";
-import { type CachedNestedWalker, compileCachedNested } from "../../pagetable/nested.ts";
+import {
+  type CachedNestedWalker,
+  compileCachedNested,
+  compileNested,
+  type NestedFormats,
+  type NestedWalker,
+} from "../../pagetable/nested.ts";
 import type { Walker } from "../../pagetable/walker.ts";
 import { x86Paging } from "../../pagetable/x86-64.ts";
 
@@ -30,18 +36,18 @@ export const guestStage = (levels: 4 | 5, executeDisable: boolean): Stage =>
     stageOf(x86Paging(levels, { executeDisable, name: "AMD-Vi guest tables", prefix: "guest " })),
   );
 
-const nested = new Map<Stage, Map<Stage, CachedNestedWalker>>();
-/** §2.2.6.4 Guest tables over host tables. */
-export const nestedWalker = (guest: Stage, host: Stage): CachedNestedWalker => {
-  let over = nested.get(guest);
-  if (!over) {
-    over = new Map();
-    nested.set(guest, over);
-  }
-  let walker = over.get(host);
-  if (!walker) {
-    walker = compileCachedNested({ first: guest.format, second: host.format });
-    over.set(host, walker);
-  }
-  return walker;
+/** One for each pair of a guest's tables and host tables, made when it is first asked for. */
+const perPair = <Walk>(make: (formats: NestedFormats) => Walk) => {
+  const made = new Map<Stage, Map<Stage, Walk>>();
+  return (guest: Stage, host: Stage): Walk => {
+    let over = made.get(guest);
+    if (!over) made.set(guest, (over = new Map()));
+    let walker = over.get(host);
+    if (!walker) over.set(host, (walker = make({ first: guest.format, second: host.format })));
+    return walker;
+  };
 };
+/** §2.2.6.4 Guest tables over host tables. */
+export const nestedWalker = perPair<CachedNestedWalker>(compileCachedNested);
+/** The same without a cache of guest addresses. */
+export const plainNestedWalker = perPair<NestedWalker>(compileNested);

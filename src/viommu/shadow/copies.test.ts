@@ -3,17 +3,23 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { silent } from "../../base/events.ts";
 import { VtdDriver } from "../../drivers/vtd/driver.ts";
+import { completeCapabilities as completeAmd } from "../../hardware/amdvi/capabilities.ts";
+import { Dte, Gcr3Entry } from "../../hardware/amdvi/spec.ts";
 import { completeCapabilities } from "../../hardware/smmuv3/capabilities.ts";
 import { Cd, Config, GRANULE_TG0, GRANULE_TG1, Ste } from "../../hardware/smmuv3/spec.ts";
 import { NO_PASID } from "../../hardware/unit.ts";
 import type { PagingDomain } from "../../iommu/driver.ts";
 import { MsiController } from "../../kernel/msi.ts";
 import { type Banks, createMemory } from "../../memory/banks.ts";
+import { amdV1 } from "../../pagetable/amdv1.ts";
 import { Protection } from "../../pagetable/format.ts";
 import { Mapper } from "../../pagetable/mapper.ts";
 import { vmsaStage1 } from "../../pagetable/vmsa.ts";
 import { vtdFirstLevel } from "../../pagetable/vtd-first-level.ts";
+import { x86Paging } from "../../pagetable/x86-64.ts";
 import { IOMMU_HWPT_DATA_VTD_S1, IommuHwptVtdS1 } from "../../uapi/vendor/vtd.ts";
+import { gcr3At } from "../amdvi/rig.suite.ts";
+import { GuestTables as AmdTables } from "../amdvi/tables.ts";
 import { GuestContexts } from "../smmuv3/tables.ts";
 import { VtdFrontEnd } from "../vtd/front-end.ts";
 import { Copies, type CopiesOptions } from "./copies.ts";
@@ -92,10 +98,38 @@ const smmu = (memory: Banks, granuleLg2: 12 | 14 | 16, upper: boolean): Subject 
   return { table: translation.table, writer, granule: 2 ** granuleLg2, base: first + BASE };
 };
 
+/** A guest's AMD-Vi unit without a driver, and one of its tables: the guest's above host tables that are not to be seen. */
+const amd = (memory: Banks, kind: "host" | "guest" | "nested"): Subject => {
+  const [gcr3, entries] = [memory.allocate(1), memory.allocate(1)];
+  const host = new Mapper(memory, amdV1(4));
+  const guest = new Mapper(memory, x86Paging(4));
+  if (kind === "nested") host.map(0, 0, 2 ** 25, RW);
+  const root = Gcr3Entry.make({ V: true, ADDR: guest.root });
+  memory.store64(gcr3, Number(root & 0xffff_ffffn), Number(root >> 32n));
+  const bytes = new Uint8Array(Dte.bytes);
+  const entry = Dte.make({
+    ...{ V: true, TV: true, IR: true, IW: true },
+    ...(kind !== "guest" && { MODE: 4, HOST_TRP: host.root }),
+    ...(kind !== "host" && gcr3At(gcr3)),
+    GIOV: kind !== "host",
+  });
+  Dte.write(bytes, entry);
+  memory.writeBytes(entries + DEVICE.rid * Dte.bytes, bytes);
+  const table = { base: entries, bytes: PAGE, guestTranslation: true, gcr3Guest: false };
+  const unit = completeAmd();
+  const translation = new AmdTables(memory, unit).translationOf(table, DEVICE.rid, NO_PASID);
+  if (translation.kind !== "stage") throw new Error(`the device has ${translation.kind}`);
+  const writer = kind === "host" ? host : guest;
+  return { table: translation.stage, writer, granule: PAGE, base: BASE, mapper: writer };
+};
+
 const SUBJECTS: readonly (readonly [string, (memory: Banks) => Subject])[] = [
   ["VT-d first stage", (memory) => vtd(memory, "first")],
   ["VT-d second stage", (memory) => vtd(memory, "second")],
   ["VT-d first stage above a second one", (memory) => vtd(memory, "nested")],
+  ["AMD-Vi host tables", (memory) => amd(memory, "host")],
+  ["AMD-Vi guest tables", (memory) => amd(memory, "guest")],
+  ["AMD-Vi guest tables above host tables", (memory) => amd(memory, "nested")],
   ...([12, 14, 16] as const).flatMap((lg2) =>
     [false, true].map(
       (upper) =>

@@ -10,7 +10,7 @@ const VA = 0x5555_0000_0000;
 const RW = Protection.read | Protection.write;
 
 const HOSTS = ["vtd-legacy", "vtd", "smmuv3"] as const;
-const GUESTS: readonly ShownUnit[] = ["vtd-legacy", "vtd", "smmuv3"];
+const GUESTS: readonly ShownUnit[] = ["vtd-legacy", "vtd", "smmuv3", "amdvi"];
 const EVERY = HOSTS.flatMap((host) => GUESTS.map((guest) => [guest, host] as const));
 /** Both sides have PASIDs. */
 const TAGGED = EVERY.filter(([guest, host]) => guest !== "vtd-legacy" && host !== "vtd-legacy");

@@ -18,14 +18,12 @@ import { TranslationType, Ttm } from "../../hardware/vtd/spec.ts";
 import { type NestedStages, type Stage, Stages } from "../../hardware/vtd/stages.ts";
 import { Context, configure, readContext, type TranslationConfig } from "../../hardware/vtd/translate.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import { mappedEnd, type PageTableFormat, Permission } from "../../pagetable/format.ts";
-import { Fetch, NestedResult } from "../../pagetable/nested.ts";
-import { WalkResult } from "../../pagetable/walker.ts";
+import { mappedEnd, Permission } from "../../pagetable/format.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_VTD_S1_EAFE, IOMMU_VTD_S1_SRE, IOMMU_VTD_S1_WPE } from "../../uapi/vendor/vtd.ts";
 import type { GuestStage, Translation } from "../by-domain.ts";
 import type { FirstStage } from "../host-calls.ts";
-import { findPage } from "../shadow/table.ts";
+import { inStage, inStages } from "../shadow/stages.ts";
 
 /** The root table that the guest's driver latched. */
 export interface Root {
@@ -51,8 +49,6 @@ export class GuestTables {
   readonly #stages: Stages;
   readonly #context = new Context();
   readonly #pasidContext = new PasidContext();
-  readonly #walk = new WalkResult();
-  readonly #nestedWalk = new NestedResult();
 
   constructor(memory: HostMemory, capabilities: Capabilities) {
     this.#memory = memory;
@@ -111,56 +107,24 @@ export class GuestTables {
   #single(
     key: string,
     root: number,
-    { format, walk }: Stage,
+    stage: Stage,
     need: number,
     first: FirstStage | undefined,
   ): FirstStageTable {
-    const memory = this.#memory;
-    const result = this.#walk;
-    const found = {
-      walk: (iova: number, wanted: number): number =>
-        walk(memory, root, iova % WORD, Math.floor(iova / WORD), wanted | need, result),
-      get pa() {
-        return result.pa;
-      },
-      get span() {
-        return result.span;
-      },
-      get lg2() {
-        return result.lg2;
-      },
-      get holeLg2() {
-        return format.levels[Math.max(result.level, 0)]!.shift;
-      },
-    };
-    const ranges = [{ start: 0, end: mappedEnd(format) }];
-    return { key, ranges, first, plain: need === 0, find: (iova) => findPage(found, iova) };
+    const ranges = [{ start: 0, end: mappedEnd(stage.format) }];
+    return { key, ranges, first, plain: need === 0, find: inStage(this.#memory, root, stage, need) };
   }
 
   /** A guest's own guest: its table above another, both in the guest's memory. */
-  #nested(key: string, context: PasidContext, { first, second, walk }: NestedStages): FirstStageTable {
-    const { firstTable, secondTable } = context;
-    const memory = this.#memory;
-    const result = this.#nestedWalk;
-    const { user } = Permission;
-    const found = {
-      walk: (iova: number, wanted: number): number =>
-        walk(memory, firstTable, secondTable, iova % WORD, Math.floor(iova / WORD), wanted | user, result),
-      get pa() {
-        return result.pa;
-      },
-      get span() {
-        return result.span;
-      },
-      get lg2() {
-        return result.lg2;
-      },
-      get holeLg2() {
-        return nestedHole(result, first, second);
-      },
+  #nested(key: string, { firstTable, secondTable }: PasidContext, stages: NestedStages): FirstStageTable {
+    const find = inStages(this.#memory, [firstTable, secondTable], stages);
+    return {
+      key,
+      ranges: [{ start: 0, end: mappedEnd(stages.first) }],
+      first: undefined,
+      plain: false,
+      find,
     };
-    const ranges = [{ start: 0, end: mappedEnd(first) }];
-    return { key, ranges, first: undefined, plain: false, find: (iova) => findPage(found, iova) };
   }
 
   /**
@@ -193,14 +157,3 @@ export class GuestTables {
     return this.#memory.load64(at) && (this.#memory.lo & PasidEntry.fields.P.mask) !== 0;
   }
 }
-
-/** Of a walk of one stage above another that found nothing: log2 of the addresses of which that is true. */
-const nestedHole = (
-  { stage, level, fetch, guestLevel }: NestedResult,
-  first: PageTableFormat,
-  second: PageTableFormat,
-): number => {
-  if (stage === 1) return first.levels[Math.max(level, 0)]!.shift;
-  const { shift } = first.levels[Math.max(guestLevel, 0)]!;
-  return fetch === Fetch.page ? Math.min(shift, second.levels[Math.max(level, 0)]!.shift) : shift;
-};
