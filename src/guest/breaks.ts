@@ -2,6 +2,7 @@
  * Faults of a VMM, injected on purpose, to show that what finds them would: each is a real mistake of one that forwards a
  * guest's unit to its host.
  */
+import { Opcode as AmdOpcode, InvalidatePages } from "../hardware/amdvi/queue-spec.ts";
 import { Opcode, StreamCommand } from "../hardware/smmuv3/queue-spec.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import type { BackEnd } from "../viommu/by-domain.ts";
@@ -56,6 +57,10 @@ export class MistakenCalls extends HostCalls {
     return super.command(viommu, this.mistakes.has("wrong-pasid") ? commands.map(nextContext) : commands);
   }
 
+  override commandAmd(viommu: number, commands: readonly bigint[]): InvalidationCount {
+    return super.commandAmd(viommu, this.mistakes.has("wrong-pasid") ? commands.map(nextPasid) : commands);
+  }
+
   override respond(fd: number, cookie: number, code: number): void {
     if (!this.mistakes.has("lost-response")) super.respond(fd, cookie, code);
   }
@@ -95,18 +100,30 @@ const opcodeOf = (command: bigint): number => Number(StreamCommand.fields.OPCODE
 const nextContext = (command: bigint): bigint =>
   opcodeOf(command) === Opcode.CFGI_CD ? command + StreamCommand.fields.SSID.put(1n) : command;
 
-/** Of the unit's TLB, or a function's own. */
-const isTlbInvalidation = (opcode: number): boolean =>
-  (opcode >= Opcode.TLBI_NH_ALL && opcode <= Opcode.TLBI_NSNH_ALL) || opcode === Opcode.ATC_INV;
+/** An INVALIDATE_IOMMU_PAGES of guest addresses that names the PASID after its own. */
+const nextPasid = (command: bigint): bigint => {
+  const { OPCODE, GN, PASID } = InvalidatePages.fields;
+  const named = Number(OPCODE.of(command)) === AmdOpcode.INVALIDATE_IOMMU_PAGES && GN.of(command) === 1n;
+  return named ? command + PASID.put(1n) : command;
+};
 
-/** A back end whose host's TLBs forget nothing. */
-export const rememberingTlb = (backEnd: CommandBackEnd): CommandBackEnd => ({
+/** Of an SMMUv3's commands those about its TLB, or a function's own. */
+export const isTlbCommand = (command: bigint): boolean => {
+  const opcode = opcodeOf(command);
+  return (opcode >= Opcode.TLBI_NH_ALL && opcode <= Opcode.TLBI_NSNH_ALL) || opcode === Opcode.ATC_INV;
+};
+
+/** A back end whose host's TLBs forget nothing: `about` says which commands are about them. */
+export const rememberingTlb = (
+  backEnd: CommandBackEnd,
+  about: (command: bigint) => boolean,
+): CommandBackEnd => ({
   get held() {
     return backEnd.held;
   },
   reread: (first, end) => backEnd.reread(first, end),
   command(commands) {
-    const others = commands.filter((command) => !isTlbInvalidation(opcodeOf(command)));
+    const others = commands.filter((command) => !about(command));
     return others.length > 0 ? backEnd.command(others) : { done: commands.length };
   },
 });

@@ -7,9 +7,11 @@ import { LinuxError } from "../uapi/errno.ts";
 import { AmdViFrontEnd } from "../viommu/amdvi/front-end.ts";
 import { amdNesting } from "../viommu/amdvi/nested.ts";
 import { AmdShadow } from "../viommu/amdvi/shadow.ts";
+import type { CommandBackEnd } from "../viommu/commands.ts";
 import type { DeviceInfo } from "../viommu/device-calls.ts";
 import { NestedCommands } from "../viommu/nested-commands.ts";
 import { PageFaults } from "../viommu/page-faults.ts";
+import { rememberingTlb } from "./breaks.ts";
 import { roomFor } from "./room.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 
@@ -27,8 +29,7 @@ export const nestedAmd = (parts: VirtualUnitParts): VirtualUnit => {
   const asking = pageRequests ? new PageFaults({ calls, iommu, devices, scheduler }) : undefined;
   const entryOf = (rid: number): bigint | undefined => iommu.entryOf(rid);
   const backEnd = new NestedCommands(amdNesting, { calls, ram, devices, entryOf, faults: asking?.id });
-  iommu.connect(backEnd);
-  return { iommu, backEnd };
+  return join(iommu, backEnd, parts);
 };
 
 /** By copies, with PASIDs, and accesses that wait, where the host has what they take. */
@@ -59,7 +60,16 @@ export const shadowedAmd = (parts: VirtualUnitParts): VirtualUnit => {
     pasids: pasidBits > 0,
     faults: asking?.id,
   });
-  iommu.connect(backEnd);
+  return join(iommu, backEnd, parts);
+};
+
+const join = (
+  iommu: AmdViFrontEnd,
+  backEnd: CommandBackEnd,
+  { broken }: Pick<VirtualUnitParts, "broken">,
+): VirtualUnit => {
+  // Whatever goes on is an invalidation.
+  iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd, () => true) : backEnd);
   return { iommu, backEnd };
 };
 

@@ -13,7 +13,7 @@ import { SmmuFrontEnd } from "../viommu/smmuv3/front-end.ts";
 import { smmuNesting } from "../viommu/smmuv3/nested.ts";
 import { ShadowBackEnd } from "../viommu/smmuv3/shadow.ts";
 import { GuestContexts } from "../viommu/smmuv3/tables.ts";
-import { rememberingTlb } from "./breaks.ts";
+import { isTlbCommand, rememberingTlb } from "./breaks.ts";
 import { roomFor } from "./room.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 
@@ -43,7 +43,7 @@ export const nestedSmmu = (parts: VirtualUnitParts): VirtualUnit => {
       for (const event of calls.readEvents(queue)) iommu.reportEvent(event);
     });
   }
-  iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd) : backEnd);
+  iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd, isTlbCommand) : backEnd);
   return { iommu, backEnd };
 };
 
@@ -70,7 +70,7 @@ export const shadowedSmmu = (parts: VirtualUnitParts): VirtualUnit => {
     pasids: room.pasidBits > 0,
     faults: stalling?.id,
   });
-  iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd) : backEnd);
+  iommu.connect(broken.has("stale-iotlb") ? rememberingTlb(backEnd, isTlbCommand) : backEnd);
   const messageTarget = (rid: number, address: number): number => {
     const translation = contexts.translationOf(iommu.entryOf(rid), NO_PASID);
     if (translation.kind !== "table") return translation.kind === "identity" ? address : -1;
