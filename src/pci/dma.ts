@@ -131,6 +131,7 @@ export class UnitPort implements DmaPort {
   /** Command.BUS_MASTER: without it the function makes no requests. */
   mastering = false;
   done = 0;
+  asksForPages = true;
   /** What its requests may carry. */
   pasids: PasidRights = NO_PASIDS;
   /** Translations of its own; undefined: it has no such capability, or its unit gives none. */
@@ -258,7 +259,9 @@ export class UnitPort implements DmaPort {
     let runPa = 0;
     let at = 0;
     while (at < length) {
-      const status = services ? services.translate(request, length - at) : this.#translate(unit, request);
+      const status = services
+        ? services.translate(request, length - at, this.asksForPages)
+        : this.#translate(unit, request);
       if (status !== TranslateStatus.ok) {
         if (!this.#move(runPa, runStart, at, bytes, write)) return TranslateStatus.fault;
         return status === TranslateStatus.fault ? this.#faulted() : status;

@@ -46,6 +46,8 @@ export interface PciFunction {
   /** Any width and alignment a CPU can make (1 … 64 bytes). A model answers all-ones or ignores what it does not know. */
   barRead(bar: number, offset: number, into: Uint8Array): void;
   barWrite(bar: number, offset: number, data: Uint8Array): void;
+  /** A non-posted write of 64 bytes (ENQCMD); false: to be tried again. Absent: nothing takes such. */
+  barEnqueue?(bar: number, offset: number, command: Uint8Array): boolean;
   /**
    * Function-level reset: registers, queues and parked operations are gone. Config space is as firmware left it: BARs
    * placed, memory decoding on, bus mastering off. What else software had set there it must set again.
@@ -69,6 +71,8 @@ export interface DmaPort {
    * before `park` returns.
    */
   park(resume: (ok: boolean) => void): void;
+  /** Accesses may ask for pages that are not there, and stall until they have come (PRI). Otherwise those are faults. */
+  asksForPages: boolean;
   /** Bytes of the last access that were moved before it ended; a resumed one may go on from there. */
   readonly done: number;
   /** Drops every parked operation (reset, unplug). */

@@ -46,6 +46,7 @@ import {
 
 const POWER_ON = 0;
 const POWER_D3HOT = 3;
+const ENQUEUE_BYTES = 64;
 
 /** A BAR before firmware has placed it. */
 export interface BarShape {
@@ -187,6 +188,11 @@ export abstract class Endpoint implements PciFunction {
     else this.writeBar(index, offset, data);
   }
 
+  barEnqueue(index: number, offset: number, command: Uint8Array): boolean {
+    if (command.length !== ENQUEUE_BYTES || offset % ENQUEUE_BYTES !== 0) return false;
+    return this.#decodes(index, offset, ENQUEUE_BYTES) && this.enqueueBar(index, offset, command);
+  }
+
   reset(): void {
     this.dropRequests();
     this.dma.reset();
@@ -210,6 +216,10 @@ export abstract class Endpoint implements PciFunction {
   /** An access inside BAR `index`. `into` is to be filled. */
   protected abstract readBar(index: number, offset: number, into: Uint8Array): void;
   protected abstract writeBar(index: number, offset: number, data: Uint8Array): void;
+  /** A non-posted write of 64 bytes inside BAR `index`; false: to be tried again. */
+  protected enqueueBar(_index: number, _offset: number, _command: Uint8Array): boolean {
+    return false;
+  }
   /** Power-on state of everything the model has itself. Its parked operations are gone already. */
   protected abstract resetModel(): void;
   /** Bus mastering or the kind of interrupts may have changed. */

@@ -55,8 +55,11 @@ export class TranslationServices {
     this.#tlb.clear();
   }
 
-  /** As the unit's: with what is kept, or else with what the unit says. `length`: bytes that the access still goes on. */
-  translate(request: Transaction, length: number): TranslateStatus {
+  /**
+   * As the unit's: with what is kept, or else with what the unit says. `length`: bytes that the access still goes on.
+   * Where it may not ask for pages, one that is not there is a fault that nobody but the function learns of.
+   */
+  translate(request: Transaction, length: number, mayAsk = true): TranslateStatus {
     const { unit } = this.#context;
     if (this.#tlb.find(request)) return this.#reach(request);
     const status = unit.requestTranslation(request);
@@ -67,6 +70,7 @@ export class TranslationServices {
       this.#tlb.enter(request);
       return this.#reach(request);
     }
+    if (!mayAsk) return TranslateStatus.fault;
     if (!this.pages.asks || !this.#mayAsk(keyOf(request))) return unit.translate(request);
     this.#ask(request, length);
     return TranslateStatus.stalled;

@@ -226,6 +226,13 @@ export class DeviceFile implements KernelFile {
     this.device.pci.barWrite(index, withinRegion(offset), data);
   }
 
+  /** The command as it is: of a PASID in it the device knows what its user has given it. */
+  trapEnqueue(offset: bigint, command: Uint8Array): boolean {
+    const index = regionIndex(offset);
+    this.#checkMapped(index);
+    return this.device.pci.barEnqueue?.(index, withinRegion(offset), command) ?? false;
+  }
+
   close(): void {
     if (!this.#open) return;
     this.#open = false;
