@@ -46,6 +46,7 @@ describe("a machine", () => {
         "0000:01:00.0 nvme",
         "0000:02:00.0 nvme",
         "0000:04:00.0 bare",
+        "0000:03:00.0 dsa",
         "0000:05:00.0 test",
         "0000:05:00.1 test",
       ]);
@@ -68,19 +69,19 @@ describe("a machine", () => {
     onMachine(["test@0000:05:00.0"], (machine) => {
       const entries = new Map(machine.tree().map((entry) => [entry.path, entry]));
       const device = `/sys/devices/pci0000:05/0000:05:00.0/vfio-dev`;
-      const cdev = machine.nodes().find(({ path }) => path === "/dev/vfio/devices/vfio3")!;
-      const group = machine.nodes().find(({ path }) => path === "/dev/vfio/3")!;
-      expect(entries.get(`${device}/vfio3/dev`)).toMatchObject({ content: `${cdev.major}:${cdev.minor}\n` });
-      expect(entries.get(`${device}/vfio3/uevent`)).toMatchObject({
-        content: expect.stringContaining("DEVNAME=vfio/devices/vfio3\n") as string,
+      const cdev = machine.nodes().find(({ path }) => path === "/dev/vfio/devices/vfio4")!;
+      const group = machine.nodes().find(({ path }) => path === "/dev/vfio/4")!;
+      expect(entries.get(`${device}/vfio4/dev`)).toMatchObject({ content: `${cdev.major}:${cdev.minor}\n` });
+      expect(entries.get(`${device}/vfio4/uevent`)).toMatchObject({
+        content: expect.stringContaining("DEVNAME=vfio/devices/vfio4\n") as string,
       });
-      expect(entries.get("/sys/class/vfio-dev/vfio3")).toMatchObject({
-        target: "../../devices/pci0000:05/0000:05:00.0/vfio-dev/vfio3",
+      expect(entries.get("/sys/class/vfio-dev/vfio4")).toMatchObject({
+        target: "../../devices/pci0000:05/0000:05:00.0/vfio-dev/vfio4",
       });
-      expect(entries.get("/sys/devices/virtual/vfio/3/dev")).toMatchObject({
+      expect(entries.get("/sys/devices/virtual/vfio/4/dev")).toMatchObject({
         content: `${group.major}:${group.minor}\n`,
       });
-      expect(entries.get("/sys/class/vfio/3")).toMatchObject({ target: "../../devices/virtual/vfio/3" });
+      expect(entries.get("/sys/class/vfio/4")).toMatchObject({ target: "../../devices/virtual/vfio/4" });
       expect(cdev.major).not.toBe(group.major);
     }));
 

@@ -23,7 +23,10 @@ import { Banks } from "../memory/banks.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
 import { parseAddress } from "../pci/address.ts";
+import { AtsTestFunction } from "../pci/devices/ats-test.ts";
 import { BareFunction } from "../pci/devices/bare.ts";
+import { Dsa } from "../pci/devices/dsa/dsa.ts";
+import { Edu } from "../pci/devices/edu.ts";
 import { Nvme } from "../pci/devices/nvme/nvme.ts";
 import { QueueFunction } from "../pci/devices/queue-function.ts";
 import type { RequestAbilities } from "../pci/devices/requests.ts";
@@ -41,7 +44,7 @@ import {
   type DeviceDescription,
   type MachineDescription,
   NO_UNIT,
-  type TestDescription,
+  type RequestingDescription,
   type UnitDescription,
 } from "./schema.ts";
 import { sysfsTree } from "./sysfs.ts";
@@ -315,9 +318,9 @@ const placeBars = (bars: readonly { readonly kind: "mem32" | "mem64"; readonly s
   });
 };
 
-const abilitiesOf = (device: TestDescription): RequestAbilities => ({
+const abilitiesOf = (device: RequestingDescription): RequestAbilities => ({
   pasidBits: device["pasid-bits"],
-  execute: device["execute-requests"],
+  ...("execute-requests" in device && { execute: device["execute-requests"] }),
   privileged: device["privileged-requests"],
   deviceTlb: device["device-tlb"],
   pageRequests: device["page-requests"],
@@ -339,6 +342,12 @@ const makeFunction = (device: DeviceDescription, context: FunctionContext): Endp
       return new TestFunction(context, [], abilitiesOf(device));
     case "queues":
       return new QueueFunction(context, device.queues, abilitiesOf(device));
+    case "dsa":
+      return new Dsa(context, abilitiesOf(device));
+    case "edu":
+      return new Edu(context);
+    case "ats-test":
+      return new AtsTestFunction(context);
     case "bare":
       return new BareFunction(context, placeBars(device.bars));
   }

@@ -6,7 +6,8 @@ const vtdHost = (
   name: string,
   what: string,
   settings: string,
-): string => `# An Intel host: one VT-d unit ${what}, two NVMe controllers, all in groups of their own.
+  devices = "",
+): string => `# An Intel host: one VT-d unit ${what}, devices in groups of their own.
 name: ${name}
 memory:
   ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
@@ -31,12 +32,15 @@ devices:
         size: 16K
   - model: test                 # makes the requests it is told to make, with PASIDs too
     at: 0000:05:00.0
-`;
+${devices}`;
 
 const vtd = vtdHost(
   "vtd",
   "in scalable mode",
   `    mode: scalable              # tables of both stages and nested, PASIDs, page requests
+`,
+  `  - model: dsa                  # copies, fills and compares memory for whoever writes descriptors to its work queues
+    at: 0000:03:00.0
 `,
 );
 const vtdVsva = `# An Intel host with the interface for virtual SVA that was proposed in 2020, which Linux does not have: containers of

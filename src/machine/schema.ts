@@ -135,14 +135,18 @@ const nvme = v.strictObject({
   serial: v.optional(v.pipe(v.string(), v.maxLength(20, "at most 20 characters"))),
 });
 
-/** What the requests of a function can be. */
-const requests = {
-  "pasid-bits": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(20)), 20),
-  "execute-requests": v.optional(v.boolean(), true),
+const pasidBits = v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(20)), 20);
+/** Beside PASIDs: what the requests of a function can be. */
+const services = {
   "privileged-requests": v.optional(v.boolean(), true),
   "device-tlb": v.optional(v.boolean(), true),
   /** How many it can have asked for at a time; without `device-tlb` it asks for none. */
   "page-requests": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(512)), 32),
+};
+const requests = {
+  "pasid-bits": pasidBits,
+  "execute-requests": v.optional(v.boolean(), true),
+  ...services,
 };
 
 const test = v.strictObject({ model: v.literal("test"), ...common, ...requests });
@@ -153,6 +157,12 @@ const queues = v.strictObject({
   queues: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(64)), 4),
   ...requests,
 });
+
+const dsa = v.strictObject({ model: v.literal("dsa"), ...common, "pasid-bits": pasidBits, ...services });
+
+const edu = v.strictObject({ model: v.literal("edu"), ...common });
+
+const atsTest = v.strictObject({ model: v.literal("ats-test"), ...common });
 
 const bare = v.strictObject({
   model: v.literal("bare"),
@@ -166,10 +176,10 @@ const bare = v.strictObject({
   ),
 });
 
-export const DEVICE_MODELS = ["nvme", "test", "queues", "bare"] as const;
+export const DEVICE_MODELS = ["nvme", "test", "queues", "dsa", "edu", "ats-test", "bare"] as const;
 export const deviceSchema = v.variant(
   "model",
-  [nvme, test, queues, bare],
+  [nvme, test, queues, dsa, edu, atsTest, bare],
   `one of ${DEVICE_MODELS.join(", ")}`,
 );
 
@@ -224,5 +234,6 @@ export const machineSchema = v.strictObject({
 export type MachineDescription = v.InferOutput<typeof machineSchema>;
 export type UnitDescription = MachineDescription["units"][number];
 export type DeviceDescription = MachineDescription["devices"][number];
-export type TestDescription = Extract<DeviceDescription, { readonly model: "test" | "queues" }>;
+/** A device whose requests can be of several kinds. */
+export type RequestingDescription = Extract<DeviceDescription, { readonly "pasid-bits": number }>;
 export type DeviceModel = DeviceDescription["model"];
