@@ -368,6 +368,69 @@ static void protection(void)
     CHECK(AT(uint32_t, 4096) == 8);
 }
 
+/* A part of the BAR moves, and what is left, shrunk or moved over goes. */
+static void moved(void)
+{
+    volatile uint8_t *target = mmap(NULL, 16384, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(target != MAP_FAILED);
+    int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    AT(uint32_t, 4096) = 1, AT(uint32_t, 8192) = 2;
+    CHECK(mremap((void *)(bar + 4096), 8192, 8192, flags, (void *)target) == target);
+    CHECK(*(volatile uint32_t *)target == 1 && *(volatile uint32_t *)(target + 4096) == 2);
+    *(volatile uint32_t *)(target + 4096) = 3;
+    CHECK(died(status_of(touch_second), SIGSEGV) && status_of(touch_first) == 0);
+    CHECK(mremap((void *)target, 8192, 4096, 0) == target && *(volatile uint32_t *)target == 1);
+    volatile uint8_t *second = bar + 4096;
+    CHECK(mmap((void *)second, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, bar_fd, 8192) == second);
+    CHECK(*(volatile uint32_t *)second == 3);
+    /* Over another part: that one is gone. */
+    CHECK(mremap((void *)second, 4096, 4096, flags, (void *)bar) == bar && AT(uint32_t, 0) == 3);
+    CHECK(died(status_of(touch_second), SIGSEGV));
+    errno = 0;
+    CHECK(mremap((void *)bar, 4096, 8192, MREMAP_MAYMOVE) == MAP_FAILED && errno == EFAULT);
+    CHECK(munmap((void *)bar, SIZE) == 0 && *(volatile uint32_t *)target == 1);
+}
+
+static void advised(void)
+{
+    errno = 0;
+    CHECK(madvise((void *)bar, 4096, MADV_DONTNEED) == -1 && errno == EINVAL);
+    CHECK(madvise((void *)bar, SIZE, MADV_DOFORK) == -1 && errno == EINVAL);
+    CHECK(madvise((void *)bar, SIZE, MADV_DONTDUMP) == 0);
+    AT(uint32_t, 0) = 5;
+    CHECK(status_of(touch_second) == 0);
+    CHECK(madvise((void *)(bar + 4096), 4096, MADV_DONTFORK) == 0);
+    CHECK(AT(uint32_t, 4096) == 1 && died(status_of(touch_second), SIGSEGV));
+    CHECK(mprotect((void *)bar, SIZE, PROT_READ) == 0 && mprotect((void *)bar, SIZE, PROT_READ | PROT_WRITE) == 0);
+    CHECK(died(status_of(touch_second), SIGSEGV) && status_of(touch_first) == 0 && status_of(touch_third) == 0);
+    AT(uint32_t, 4096) = 6;
+    CHECK(AT(uint32_t, 4096) == 6 && AT(uint32_t, 0) == 1);
+}
+
+/* Puts files of its own at every number, those of the library too. */
+static void renumbered(void)
+{
+    int null = open("/dev/null", O_RDWR);
+    volatile uint8_t *other = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, bar_fd, 0);
+    CHECK(close(bar_fd) == 0);
+    for (int fd = null + 1; fd < 1000; fd++)
+        CHECK(dup2(null, fd) == fd);
+    AT(uint32_t, 0) = 7;
+    CHECK(*(volatile uint32_t *)other == 7);
+    pid_t child = vfork();
+    if (child == 0) {
+        for (int fd = 1000; fd < 1024; fd++)
+            dup2(null, fd);
+        _exit(0);
+    }
+    CHECK(waitpid(child, NULL, 0) == child);
+    AT(uint32_t, 0) = 8;
+    CHECK(*(volatile uint32_t *)other == 8);
+    CHECK(munmap((void *)bar, SIZE) == 0 && munmap((void *)other, 4096) == 0);
+    for (int fd = null + 1; fd < 1000; fd++)
+        CHECK(write(fd, "x", 1) == 1); /* none of them was closed with the mappings */
+}
+
 /* An access of which one half is device and the other half ordinary memory. */
 static void straddling(void)
 {
@@ -549,7 +612,7 @@ static const struct {
 } scenarios[] = {
     SCENARIO(widths), SCENARIO(avx), SCENARIO(copies), SCENARIO(rep_movs), SCENARIO(atomics), SCENARIO(threads),
     SCENARIO(handlers), SCENARIO(own_handler), SCENARIO(blocked), SCENARIO(deaths), SCENARIO(stack_overflow),
-    SCENARIO(forked), SCENARIO(unmapped), SCENARIO(protection), SCENARIO(straddling), SCENARIO(direct_stores),
+    SCENARIO(forked), SCENARIO(moved), SCENARIO(advised), SCENARIO(renumbered), SCENARIO(unmapped), SCENARIO(protection), SCENARIO(straddling), SCENARIO(direct_stores),
     SCENARIO(vectors_kept), SCENARIO(many_windows), SCENARIO(commotion), SCENARIO(handed_over), SCENARIO(vforked), SCENARIO(forever), SCENARIO(latency),
 };
 

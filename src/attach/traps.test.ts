@@ -107,6 +107,19 @@ describe("a mapped BAR", () => {
     await succeeds("protection");
   });
 
+  it("moves and shrinks with mremap, and does not grow", async () => {
+    await succeeds("moved");
+  });
+
+  it("takes madvise as memory of a device does, and is not inherited after MADV_DONTFORK", async () => {
+    await succeeds("advised");
+  });
+
+  it("outlives a program that puts its own files at every number, and closes none of them", async () => {
+    const bar = await succeeds("renumbered");
+    await expect.poll(() => bar.closed, { timeout: 10_000 }).toBe(true);
+  });
+
   it("survives a program that is killed in the middle", async () => {
     for (let i = 0; i < 5; i++) {
       const { child, ended } = host.start("trap-client", "forever");

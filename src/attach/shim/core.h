@@ -30,6 +30,7 @@ int shim_keep_control(int fd);
 void shim_release_fd(int fd);
 
 /* Every file looks its libc functions up here, once. */
+void dl_init(void);
 void open_init(void);
 void folders_init(void);
 void files_init(void);
@@ -110,6 +111,8 @@ long huge_mmap_anonymous(void *addr, size_t len, int prot, int flags);
 /* Around fork: the child finds the table whole. */
 void mappings_fork_prepare(void);
 void mappings_fork_done(void);
+/* A kept descriptor has another number now. */
+void mappings_renumber(int from, int to);
 
 /* ---- route.c ------------------------------------------------------------------------------------------- */
 /* Where the path really lies, in `out` (PATH_MAX bytes), or NULL when it is not routed. */

@@ -177,7 +177,8 @@ EXPORT int dup(int fd)
 EXPORT int dup2(int from, int to)
 {
     attached();
-    int result = real.dup2(from, to);
+    int result = from == to ? 0 : shim_make_way(to);
+    result = result < 0 ? (int)result_of(result) : real.dup2(from, to);
     if (result >= 0)
         copy_note(from, result);
     return result;
@@ -186,7 +187,8 @@ EXPORT int dup2(int from, int to)
 EXPORT int dup3(int from, int to, int flags)
 {
     attached();
-    int result = real.dup3(from, to, flags);
+    int result = from == to ? 0 : shim_make_way(to);
+    result = result < 0 ? (int)result_of(result) : real.dup3(from, to, flags);
     if (result >= 0)
         copy_note(from, result);
     return result;

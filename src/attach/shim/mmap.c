@@ -20,8 +20,7 @@ struct mapping {
     uintptr_t start;
     uintptr_t end; /* 0: a free slot */
     int keep_fd;
-    int hold_fd;  /* tells the daemon that the pages are mapped; -1: it need not know */
-    bool movable; /* has no traps */
+    int hold_fd; /* tells the daemon that the pages are mapped; -1: it need not know */
 };
 
 static struct mapping mappings[MAX_MAPPINGS];
@@ -75,6 +74,18 @@ static int keep_copy(int fd)
     return duplicate < 0 ? (int)duplicate : shim_keep_fd((int)duplicate);
 }
 
+void mappings_renumber(int from, int to)
+{
+    uint64_t before = lock_take(&lock_word);
+    for (int i = 0; i < MAX_MAPPINGS; i++) {
+        if (mappings[i].end && mappings[i].keep_fd == from)
+            mappings[i].keep_fd = to;
+        if (mappings[i].end && mappings[i].hold_fd == from)
+            mappings[i].hold_fd = to;
+    }
+    lock_give(&lock_word, before);
+}
+
 static void drop_descriptors(const struct mapping *m)
 {
     if (m->keep_fd >= 0)
@@ -86,7 +97,7 @@ static void drop_descriptors(const struct mapping *m)
 /* Adds [start, end) with duplicates of the descriptors. Returns 0 or -errno. */
 static int add_part(const struct mapping *whole, uintptr_t start, uintptr_t end)
 {
-    struct mapping part = {start, end, keep_copy(whole->keep_fd), -1, whole->movable};
+    struct mapping part = {start, end, keep_copy(whole->keep_fd), -1};
     int result = part.keep_fd < 0 ? part.keep_fd : 0;
     if (result == 0 && whole->hold_fd >= 0) {
         part.hold_fd = keep_copy(whole->hold_fd);
@@ -172,14 +183,6 @@ static long place_segment(char *base, const struct mmap_segment *s, const struct
                     x->fds[s->fd_index], (off_t)s->fd_offset);
 }
 
-static bool only_memory(const struct mmap_segment *segments, size_t count)
-{
-    for (size_t i = 0; i < count; i++)
-        if (segments[i].kind == SEGMENT_TRAP)
-            return false;
-    return true;
-}
-
 /* Reserves the range, then fills it. hold_fd is the daemon's, or -1. */
 static long place(void *addr, size_t len, int prot, int flags, int fd, uint64_t cookie, const struct exchange *x,
                   const struct mmap_segment *segments, size_t count, int hold_fd)
@@ -190,7 +193,7 @@ static long place(void *addr, size_t len, int prot, int flags, int fd, uint64_t 
     long base = raw_mmap(addr, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | placing, -1, 0);
     if (base < 0 && base > -4096)
         return base;
-    struct mapping whole = {.keep_fd = fd, .hold_fd = hold_fd, .movable = only_memory(segments, count)};
+    struct mapping whole = {.keep_fd = fd, .hold_fd = hold_fd};
     uint64_t before = lock_take(&lock_word);
     long result = add_part(&whole, (uintptr_t)base, page_end((uintptr_t)base, len));
     lock_give(&lock_word, before);
@@ -255,21 +258,21 @@ EXPORT int munmap(void *addr, size_t len)
     return real.munmap(addr, len);
 }
 
-/* Under the lock: the mapping that holds all of [start, end) and can be moved. */
-static struct mapping *movable_mapping(uintptr_t start, uintptr_t end)
+/* Under the lock: the mapping that holds all of [start, end). */
+static struct mapping *mapping_of(uintptr_t start, uintptr_t end)
 {
     for (int i = 0; i < MAX_MAPPINGS; i++)
-        if (mappings[i].end && mappings[i].movable && mappings[i].start <= start && mappings[i].end >= end)
+        if (mappings[i].end && mappings[i].start <= start && mappings[i].end >= end)
             return &mappings[i];
     return NULL;
 }
 
-/* Linux moves and shrinks such a mapping, and does not let it grow. A trap cannot be moved here. */
+/* Linux moves and shrinks such a mapping, and does not let it grow. */
 static long why_not_movable(void *old, size_t old_size, size_t new_size, int flags)
 {
     uintptr_t start = (uintptr_t)old, end = page_end(start, old_size);
     uint64_t before = lock_take(&lock_word);
-    bool found = movable_mapping(start, end) != NULL;
+    bool found = mapping_of(start, end) != NULL;
     lock_give(&lock_word, before);
     if (!found || page_end(start, new_size) > end)
         return -EFAULT;
@@ -280,11 +283,14 @@ static long move_emulated(void *old, size_t old_size, size_t new_size, int flags
 {
     uintptr_t start = (uintptr_t)old, end = page_end(start, old_size);
     uint64_t before = lock_take(&lock_word);
-    struct mapping *m = movable_mapping(start, end);
+    struct mapping *m = mapping_of(start, end);
     long result = m ? raw_mremap(old, old_size, new_size, flags, target) : -EFAULT;
     if (result == (long)start) {
+        trap_unmap((char *)start + new_size, end - page_end(start, new_size));
         cut_mappings(page_end(start, new_size), end);
     } else if (result >= 0 || result <= -4096) {
+        trap_move(old, new_size, (void *)result);
+        trap_unmap(old, old_size);
         add_part(m, (uintptr_t)result, page_end((uintptr_t)result, new_size));
         cut_mappings(start, end);
     }
@@ -319,7 +325,7 @@ EXPORT void *mremap(void *old, size_t old_size, size_t new_size, int flags, ...)
 EXPORT int madvise(void *addr, size_t len, int advice)
 {
     int result;
-    if (attached() && adopt_madvise(addr, len, advice, &result))
+    if (attached() && (trap_madvise(addr, len, advice, &result) || adopt_madvise(addr, len, advice, &result)))
         return (int)result_of(result);
     return real.madvise(addr, len, advice);
 }

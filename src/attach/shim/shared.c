@@ -53,6 +53,15 @@ long adopt_mmap_shared_anonymous(void *addr, size_t len, int prot, int flags)
     return result;
 }
 
+void adopt_renumber(int from, int to)
+{
+    uint64_t before = adopt_lock();
+    for (int i = 0; i < SHARED_MAPPINGS; i++)
+        if (shared_mappings[i].span.end && shared_mappings[i].fd == from)
+            shared_mappings[i].fd = to;
+    adopt_unlock(before);
+}
+
 void adopt_munmap(void *addr, size_t len)
 {
     uint64_t start = (uint64_t)addr, end = start + ((len + PAGE - 1) & ~(PAGE - 1));

@@ -58,11 +58,6 @@ bool shim_attached(void)
     return attached();
 }
 
-void *shim_next(const char *name)
-{
-    return dlsym(RTLD_NEXT, name);
-}
-
 /* ---- kept descriptors ---------------------------------------------------------------------------------- */
 
 #define TRACKED_FDS 65536u
@@ -125,6 +120,25 @@ void shim_release_fd(int fd)
 {
     set_bit(kept, fd, false);
     set_bit(controls, fd, false);
+}
+
+/* A connection that loses its number is opened again; whatever else we keep has owners that know the number. In a vfork
+ * child the numbers are its own, and the owners its parent's. */
+int shim_make_way(int fd)
+{
+    if (!shim_is_kept(fd) || !shim_own_memory() || controls[fd / 64] >> (fd & 63) & 1)
+        return 0;
+    long other = raw_fcntl(fd, F_DUPFD_CLOEXEC, keep_from);
+    if (other < 0)
+        other = raw_fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (other < 0)
+        return (int)other;
+    set_bit(kept, (int)other, true);
+    mappings_renumber(fd, (int)other);
+    trap_renumber(fd, (int)other);
+    adopt_renumber(fd, (int)other);
+    set_bit(kept, fd, false);
+    return 0;
 }
 
 int shim_keep_control(int fd)
@@ -532,6 +546,7 @@ static void choose_kept_numbers(void)
 static void start(void)
 {
     const char *socket_path = getenv("SOFTIOMMU_SOCKET");
+    dl_init();
     open_init();
     folders_init();
     files_init();

@@ -11,6 +11,7 @@
  *   adopt.c    private memory moved onto memfds           trap.c     accesses to BARs
  *   adopted.c  madvise and mremap of such memory          shared.c   shared anonymous memory
  *   stacks.c   stacks, which are not adopted              signals.c  the handlers of faults stay ours
+ *   dl.c       libraries that are loaded later
  */
 #ifndef SOFTIOMMU_SHIM_H
 #define SOFTIOMMU_SHIM_H
@@ -53,6 +54,8 @@ bool shim_attached(void);
 int shim_keep_fd(int fd);
 void shim_drop_fd(int fd);
 bool shim_is_kept(int fd);
+/* The program is about to put another file at this number: what we keep there moves. 0, or -errno. */
+int shim_make_way(int fd);
 
 /* The function of this name in the next library (libc). Not async-signal-safe: call it from *_init. */
 void *shim_next(const char *name);
@@ -75,6 +78,7 @@ bool adopt_madvise(void *addr, size_t len, int advice, int *result);
 /* Before the real mremap: true = *result (address or -errno) is the answer. */
 bool adopt_mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address, long *result);
 /* MAP_SHARED|MAP_ANONYMOUS: a mapping of a memfd instead. The address or -errno as raw_mmap gives it. */
+void adopt_renumber(int from, int to);
 long adopt_mmap_shared_anonymous(void *addr, size_t len, int prot, int flags);
 /* Before no mapping of the file may be made that can be written: the daemon makes its own. */
 void adopt_seal(int fd);
@@ -91,6 +95,12 @@ void trap_init(void);
 int trap_map(void *addr, size_t len, int prot, int flags, uint64_t cookie, int keep_fd, uint64_t file_offset);
 /* Any part of the address space was unmapped or replaced; ranges that are not traps are ignored. */
 void trap_unmap(void *addr, size_t len);
+/* The kernel has moved [from, from+len) to `to`. */
+void trap_move(void *from, size_t len, void *to);
+/* Before the real madvise: true = *result (0 or -errno) is the answer, do not make the real call. */
+bool trap_madvise(void *addr, size_t len, int advice, int *result);
+/* A kept descriptor has another number now. */
+void trap_renumber(int from, int to);
 /* In the SIGSEGV/SIGILL handler: 1 = served, the context is advanced. */
 int trap_fault(siginfo_t *info, void *ucontext);
 

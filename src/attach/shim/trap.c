@@ -40,6 +40,14 @@ static void fork_done(void)
 {
     lock_give(&lock_word, fork_mask);
 }
+static void remove_window(struct trap_window *slot);
+static void fork_child(void)
+{
+    for (uint32_t i = 0; i < used; i++)
+        if (windows[i].start != windows[i].end && windows[i].protection & TRAP_DONTFORK)
+            remove_window(&windows[i]);
+    fork_done();
+}
 
 static void write_slot(struct trap_window *slot, const struct trap_window *value)
 {
@@ -215,6 +223,83 @@ int trap_map(void *addr, size_t len, int prot, int flags, uint64_t cookie, int k
     return result;
 }
 
+void trap_move(void *from, size_t len, void *to)
+{
+    if (!__atomic_load_n(&used, __ATOMIC_ACQUIRE) || !len)
+        return;
+    uint64_t start = (uint64_t)from, end = page_end(from, len);
+    uint64_t before = lock_take(&lock_word);
+    for (uint32_t i = 0; i < used; i++) {
+        struct trap_window moved = windows[i];
+        if (moved.start == moved.end || !overlaps(&moved, start, end))
+            continue;
+        if (moved.start < start) {
+            moved.file_offset += start - moved.start;
+            moved.start = start;
+        }
+        if (moved.end > end)
+            moved.end = end;
+        moved.start += (uint64_t)to - start;
+        moved.end += (uint64_t)to - start;
+        add_window(&moved); /* without room for it the window is gone */
+    }
+    lock_give(&lock_word, before);
+    trap_unmap(from, len);
+}
+
+void trap_renumber(int from, int to)
+{
+    uint64_t before = lock_take(&lock_word);
+    for (uint32_t i = 0; i < used; i++)
+        if (windows[i].start != windows[i].end && windows[i].fd == from) {
+            struct trap_window value = windows[i];
+            value.fd = to;
+            write_slot(&windows[i], &value);
+        }
+    lock_give(&lock_word, before);
+}
+
+/* ---- madvise ------------------------------------------------------------------------------------------------ */
+
+static bool any_window(uint64_t start, uint64_t end)
+{
+    for (uint32_t i = 0; i < used; i++)
+        if (windows[i].start != windows[i].end && overlaps(&windows[i], start, end))
+            return true;
+    return false;
+}
+
+/* Under the lock: a child does not inherit the windows of the range. */
+static void keep_from_children(uint64_t start, uint64_t end)
+{
+    split_at(start);
+    split_at(end);
+    for (uint32_t i = 0; i < used; i++) {
+        struct trap_window value = windows[i];
+        if (value.start == value.end || value.start < start || value.end > end)
+            continue;
+        value.protection |= TRAP_DONTFORK;
+        write_slot(&windows[i], &value);
+    }
+}
+
+bool trap_madvise(void *addr, size_t len, int advice, int *result)
+{
+    uint64_t start = (uint64_t)addr, end = page_end(addr, len);
+    if (!__atomic_load_n(&used, __ATOMIC_ACQUIRE) || start % PAGE || end <= start)
+        return false;
+    uint64_t before = lock_take(&lock_word);
+    bool refused = false;
+    if (any_window(start, end)) {
+        if (advice == MADV_DONTFORK)
+            keep_from_children(start, end);
+        refused = advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE || advice == MADV_DOFORK;
+    }
+    lock_give(&lock_word, before);
+    *result = -EINVAL;
+    return refused;
+}
+
 /* ---- mprotect: a window stays PROT_NONE and remembers what the program asked for ---------------------------- */
 
 /* Sets the protection of the window at `at`, or finds how far there is none. Returns where that ends. */
@@ -230,7 +315,7 @@ static uint64_t protect_piece(uint64_t at, uint64_t end, int prot, bool *is_wind
             continue;
         }
         struct trap_window value = *slot;
-        value.protection = (uint32_t)prot;
+        value.protection = (uint32_t)prot | (slot->protection & TRAP_DONTFORK);
         write_slot(slot, &value);
         *is_window = true;
         return slot->end < end ? slot->end : end;
@@ -364,5 +449,5 @@ void trap_init(void)
         zmm_high_offset = b;
     if (__get_cpuid_count(0xd, 7, &a, &b, &c, &d) && a)
         high_zmm_offset = b;
-    pthread_atfork(fork_prepare, fork_done, fork_done);
+    pthread_atfork(fork_prepare, fork_done, fork_child);
 }

@@ -23,8 +23,11 @@ struct trap_window {
     uint64_t file_offset;
     uint64_t cookie;
     int32_t fd;
-    uint32_t protection; /* PROT_READ, PROT_WRITE as of the last mmap or mprotect */
+    uint32_t protection; /* PROT_READ, PROT_WRITE as of the last mmap or mprotect; TRAP_DONTFORK */
 };
+
+/* madvise(MADV_DONTFORK): a child does not inherit the window. */
+#define TRAP_DONTFORK 0x80000000u
 
 struct trap_body {
     uint64_t gregs[TRAP_GREGS];
