@@ -17,6 +17,8 @@ export interface VirtualUnitParts<Calls extends DeviceCalls = HostCalls> {
   readonly ram: GuestRam;
   readonly memory: HostMemory;
   readonly devices: readonly PassedDevice[];
+  /** Of `none` and virtio: what devices have where nothing translates. Others map the guest's memory as a whole. */
+  readonly maps: MemoryMapping;
   /** Bits of guest physical addresses. */
   readonly addressWidth: number;
   readonly scheduler: Scheduler;
@@ -28,6 +30,18 @@ export interface VirtualUnitParts<Calls extends DeviceCalls = HostCalls> {
   readonly broken: ReadonlySet<VmmBreak>;
 }
 
+/**
+ * What of a guest's memory its VMM maps for devices: all of it, so that the host makes its pages as large as it can; all of
+ * it in pages of 4 KiB; or what the guest shares, while it does, for a guest whose memory is private otherwise.
+ */
+export type MemoryMapping = "whole" | "small" | "shared";
+
+/** Told of pages that a guest shares with its host, and takes back: before they are private again. */
+export interface Sharing {
+  share(gpa: number, length: number): void;
+  takeBack(gpa: number, length: number): void;
+}
+
 export interface VirtualUnit {
   readonly iommu: GuestIommu;
   readonly backEnd: {
@@ -36,6 +50,8 @@ export interface VirtualUnit {
     /** The guest is told of accesses to what it has not mapped, as the host can tell of them. */
     readonly reports?: boolean;
   };
+  /** Where devices have what is shared. */
+  readonly sharing?: Sharing;
   /**
    * Where in guest memory a message of a device goes that is written to this address, or -1; left out: just there. The
    * guest's unit translates messages like any access.

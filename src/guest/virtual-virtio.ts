@@ -20,6 +20,8 @@ const LARGEST_GRANULE_LG2 = 16;
 
 export const virtioIommu = (parts: VirtualUnitParts): VirtualUnit => {
   const { name, memory, events, calls, ram, devices, scheduler, processors } = parts;
+  // Memory that is private may not be had as a whole.
+  const bypass = parts.maps === "whole";
   const room = roomFor(parts, LARGEST_GRANULE_LG2);
   const granuleLg2 = Math.max(room.pageLg2, FRAME_LG2);
   const input = { start: room.ranges[0]!.start, end: room.ranges.at(-1)!.end };
@@ -28,14 +30,14 @@ export const virtioIommu = (parts: VirtualUnitParts): VirtualUnit => {
     reserved: reservedOf(rangesOf(calls, devices[index]!), input),
   }));
   const iommu: VirtioIommu = new VirtioIommu({
-    ...{ name, memory, events, input },
+    ...{ name, memory, events, input, bypass },
     pageSizes: ~(2n ** BigInt(granuleLg2) - 1n) & WORD,
     reservedRanges: Math.max(...endpoints.map(({ reserved }) => reserved.length)),
     interrupt: () => processors.defer(() => iommu.onInterrupt?.()),
   });
   const faults = room.faults ? new PageFaults({ calls, iommu, devices, scheduler }) : undefined;
   const domains = new Domains({
-    ...{ calls, ram, endpoints, input },
+    ...{ calls, ram, endpoints, input, bypass },
     granule: 2 ** granuleLg2,
     faults: faults?.id,
     report: (what, { message: reason }) => {

@@ -11,12 +11,13 @@ import { ModelTask } from "../kernel/model-task.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import type { GuestRam } from "../viommu/assigned.ts";
-import type { DeviceCalls, RecordedCall } from "../viommu/device-calls.ts";
+import type { DeviceCalls } from "../viommu/device-calls.ts";
+import type { RecordedCall } from "../viommu/recorded-calls.ts";
 import type { VmmBreak } from "./breaks.ts";
 import type { GuestIommu } from "./firmware.ts";
 import { GuestMemory } from "./memory.ts";
 import { PassedDevice } from "./passed-device.ts";
-import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
+import type { MemoryMapping, Sharing, VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 
 /** What a program finds on its host. */
 export interface HostNodes {
@@ -35,6 +36,8 @@ export interface VmmProcessOptions {
   readonly events: EventSink;
   /** Told of every call on the host that carries a structure. */
   readonly record?: (call: RecordedCall) => void;
+  /** What of the guest's memory is mapped for its devices; default `whole`. */
+  readonly maps?: MemoryMapping;
   /** Mistakes made on purpose. */
   readonly broken?: ReadonlySet<VmmBreak>;
 }
@@ -97,6 +100,7 @@ export class VmmProcess<Calls extends DeviceCalls = DeviceCalls> {
       ...options,
       ...{ name: `${name}'s vIOMMU`, calls, ram: this.ram, memory: this.memory },
       devices: this.devices,
+      maps: options.maps ?? "whole",
       processors: this.processors,
       broken,
       interrupt: (address: bigint, data: number) => this.#interrupt(Number(address), data),
@@ -104,6 +108,11 @@ export class VmmProcess<Calls extends DeviceCalls = DeviceCalls> {
     this.iommu = unit.iommu;
     this.backEnd = unit.backEnd;
     this.#unit = unit;
+  }
+
+  /** What the VMM maps of what the guest shares; undefined: nothing on its own account. */
+  get sharing(): Sharing | undefined {
+    return this.#unit.sharing;
   }
 
   /** The VMM dies; what it had on the host goes with it. */

@@ -19,8 +19,9 @@ import type { RequestKind } from "../uapi/requests.ts";
 import { IOMMU_VTD_S1_EAFE, IOMMU_VTD_S1_SRE, IOMMU_VTD_S1_WPE } from "../uapi/vendor/vtd.ts";
 import * as vfio from "../uapi/vfio.ts";
 import * as vsva from "../uapi/vsva.ts";
-import { DeviceCalls, type Record, type TakenDevice } from "./device-calls.ts";
+import { DeviceCalls, type TakenDevice } from "./device-calls.ts";
 import type { FirstStage, HostMapping } from "./host-calls.ts";
+import type { Record } from "./recorded-calls.ts";
 
 /** A container, with its group and the device that the VMM has of it. */
 export interface Held {

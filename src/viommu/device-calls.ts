@@ -1,25 +1,10 @@
 /**
- * How a VMM reaches devices of its host, whichever interface gave them: requests as encoded bytes, each told to whoever
- * records them. Data that a request points to lies in the VMM's own memory, as for any program. Errors are the
- * `LinuxError`s of the calls.
+ * How a VMM reaches devices of its host, whichever interface gave them (`recorded-calls.ts`). Data that a request points to
+ * lies in the VMM's own memory, as for any program.
  */
 import type { ModelTask } from "../kernel/model-task.ts";
-import { LinuxError } from "../uapi/errno.ts";
-import { type RequestKind, requestName } from "../uapi/requests.ts";
 import * as vfio from "../uapi/vfio.ts";
-
-/** One call that was made: its argument before and after, and the data it pointed to. */
-export interface RecordedCall {
-  readonly kind: RequestKind;
-  readonly name: string;
-  readonly request: number;
-  readonly given: Uint8Array;
-  readonly data: Uint8Array | undefined;
-  readonly answered: Uint8Array;
-  /** Name of the errno when it failed. */
-  readonly error: string | undefined;
-}
-export type Record = (call: RecordedCall) => void;
+import { DATA_BYTES, DATA_VA, type Record, RecordedCalls } from "./recorded-calls.ts";
 
 /** SMMU_IDR0 to SMMU_IDR5, SMMU_IIDR and SMMU_AIDR. */
 export interface ArmRegisters {
@@ -47,17 +32,9 @@ export interface TakenDevice {
   readonly info: DeviceInfo;
 }
 
-/** Where data is put, in the VMM's memory. */
-export const DATA_VA = 0x7ffe_0000_0000;
-export const DATA_BYTES = 64 * 1024;
-
-export abstract class DeviceCalls {
-  readonly task: ModelTask;
-  readonly #record: Record;
-
-  constructor(task: ModelTask, record: Record = () => {}) {
-    this.task = task;
-    this.#record = record;
+export abstract class DeviceCalls extends RecordedCalls {
+  constructor(task: ModelTask, record?: Record) {
+    super(task, record);
     task.memory.map(DATA_VA, DATA_BYTES);
   }
 
@@ -90,27 +67,5 @@ export abstract class DeviceCalls {
 
   protected device(fd: number, request: number, bytes: Uint8Array): number {
     return this.call("vfio-device", fd, request, bytes);
-  }
-
-  /** The call's value; `bytes` has what came back. */
-  protected call(
-    kind: RequestKind,
-    fd: number,
-    request: number,
-    argument: Uint8Array | number,
-    data?: Uint8Array,
-  ): number {
-    const bytes = argument instanceof Uint8Array ? argument : new Uint8Array();
-    const given = bytes.slice();
-    if (data) this.task.memory.write(BigInt(DATA_VA), data);
-    let error: string | undefined;
-    try {
-      return this.task.ioctl(fd, request, argument);
-    } catch (thrown) {
-      if (thrown instanceof LinuxError) error = thrown.code;
-      throw thrown;
-    } finally {
-      this.#record({ kind, name: requestName(kind, request), request, given, data, answered: bytes, error });
-    }
   }
 }

@@ -34,14 +34,8 @@ import {
   IommuHwptVtdS1Invalidate,
 } from "../uapi/vendor/vtd.ts";
 import * as vfio from "../uapi/vfio.ts";
-import {
-  DATA_BYTES,
-  DATA_VA,
-  DeviceCalls,
-  type DeviceInfo,
-  type Record,
-  type TakenDevice,
-} from "./device-calls.ts";
+import { DeviceCalls, type DeviceInfo, type TakenDevice } from "./device-calls.ts";
+import { DATA_BYTES, DATA_VA, type Record } from "./recorded-calls.ts";
 import type { AddressRange } from "./shadow/table.ts";
 
 export interface HostMapping {
@@ -195,6 +189,19 @@ export class HostCalls extends DeviceCalls {
       length: BigInt(length),
     });
     this.#iommu(iommufd.IOMMU_IOAS_UNMAP, bytes);
+  }
+
+  /** Whether page tables of the address space may have pages larger than the smallest; refused once something is mapped. */
+  setHugePages(ioas: number, on: boolean): void {
+    const layout = iommufd.IommuOption;
+    const bytes = layout.bytes({
+      size: layout.size,
+      option_id: iommufd.IOMMU_OPTION_HUGE_PAGES,
+      op: iommufd.IOMMU_OPTION_OP_SET,
+      object_id: ioas,
+      val64: on ? 1n : 0n,
+    });
+    this.#iommu(iommufd.IOMMU_OPTION, bytes);
   }
 
   destroy(id: number): void {

@@ -4,11 +4,12 @@ import { type EventFields, type EventKind, type EventSink, silent } from "../../
 import { WorkQueue } from "../../src/base/scheduler.ts";
 import { Guest } from "../../src/guest/guest.ts";
 import { TestDevice } from "../../src/guest/test-device.ts";
+import type { MemoryMapping } from "../../src/guest/virtual-unit.ts";
 import { type ShownUnit, Vmm } from "../../src/guest/vmm.ts";
 import { parseDevice, parseMachine, withDevices } from "../../src/machine/file.ts";
 import { Machine, type MachineContext } from "../../src/machine/machine.ts";
 import { PRESETS } from "../../src/machine/presets.ts";
-import type { RecordedCall } from "../../src/viommu/device-calls.ts";
+import type { RecordedCall } from "../../src/viommu/recorded-calls.ts";
 
 export const RAM_BYTES = 16 * 2 ** 20;
 const FUNCTIONS = ["0000:7e:00.0", "0000:7f:00.0"] as const;
@@ -29,6 +30,8 @@ class NotedEvents implements EventSink {
 export interface RigOptions extends Pick<MachineContext, "unitMemory"> {
   readonly edit?: (text: string) => string;
   readonly shows?: ShownUnit;
+  /** What of the guest's memory the VMM maps. */
+  readonly maps?: MemoryMapping;
   /** The host's units that the two functions are behind. */
   readonly units?: readonly [string, string];
   /** Another VMM on the machine of this one. */
@@ -49,7 +52,7 @@ export class GuestRig {
   constructor(
     preset = "vtd-legacy",
     follow: "nested" | "shadow" = "shadow",
-    { edit = (text) => text, shows = "vtd-legacy", units, beside, ...more }: RigOptions = {},
+    { edit = (text) => text, shows = "vtd-legacy", maps, units, beside, ...more }: RigOptions = {},
   ) {
     const description = parseMachine(edit(PRESETS.get(preset)!), preset);
     const functions = [...FUNCTIONS, ...OTHERS].map((at, index) =>
@@ -76,6 +79,7 @@ export class GuestRig {
       events: this.events,
       follow,
       shows,
+      ...(maps && { maps }),
       addressWidth: 46,
       scheduler: this.work,
       record: (call) => this.calls.push(call),

@@ -7,7 +7,7 @@ import { Machine } from "../../machine/machine.ts";
 import type { MachineDescription } from "../../machine/schema.ts";
 import { explain } from "../../trace/explain.ts";
 import { Fan, type TraceEvent } from "../../trace/fan.ts";
-import type { RecordedCall } from "../../viommu/device-calls.ts";
+import type { RecordedCall } from "../../viommu/recorded-calls.ts";
 import type { Fault } from "./faults.ts";
 
 /** A bus that no preset uses. */

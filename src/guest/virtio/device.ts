@@ -39,18 +39,16 @@ const ANSWER = 128;
 const EVENT_BUFFERS = 16;
 const SHIFT = 32n;
 
-/** What the driver makes use of. */
-const WANTED =
-  VIRTIO_F_VERSION_1 |
-  Feature.INPUT_RANGE |
-  Feature.DOMAIN_RANGE |
-  Feature.MAP_UNMAP |
-  Feature.PROBE |
-  Feature.BYPASS_CONFIG;
+/** What the driver needs, and what it makes use of where it is there. */
+const NEEDED =
+  VIRTIO_F_VERSION_1 | Feature.INPUT_RANGE | Feature.DOMAIN_RANGE | Feature.MAP_UNMAP | Feature.PROBE;
+const USED = NEEDED | Feature.BYPASS_CONFIG;
 
 export class VirtioIommuDevice {
   readonly name: string;
   readonly config: ReturnType<typeof Config.read>;
+  /** Endpoints can be let pass untranslated. */
+  readonly passes: boolean;
   readonly #file: VirtioRegisters;
   readonly #registers: RegisterAccess;
   readonly #requests: DriverQueue;
@@ -70,7 +68,7 @@ export class VirtioIommuDevice {
       throw new LinuxError("ENODEV", "its registers are not those of a virtio-iommu", name);
     this.#setStatus(0);
     this.#setStatus(ACKNOWLEDGE | DRIVER);
-    this.#negotiate();
+    this.passes = (this.#negotiate() & Feature.BYPASS_CONFIG) !== 0n;
     this.#setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK);
     if ((registers.read32(Register.Status) & FEATURES_OK) === 0)
       throw new LinuxError("ENODEV", "it does not work with the features that the driver uses", name);
@@ -82,9 +80,9 @@ export class VirtioIommuDevice {
     file.onInterrupt = () => this.#interrupted(onFault);
   }
 
-  /** Endpoints without a domain reach the guest's physical memory, or nothing. */
+  /** Endpoints without a domain reach the guest's physical memory, or nothing: always nothing, where nothing passes. */
   setBypass(bypass: boolean): void {
-    this.#registers.write32(Register.Config + Config.offsets.bypass, bypass ? 1 : 0);
+    if (this.passes) this.#registers.write32(Register.Config + Config.offsets.bypass, bypass ? 1 : 0);
   }
 
   /** Sends a request and takes what the device wrote before the tail. Throws what a status says, EIO without one. */
@@ -122,17 +120,21 @@ export class VirtioIommuDevice {
     this.#registers.write32(Register.Status, status);
   }
 
-  #negotiate(): void {
+  /** The features that the driver accepts. */
+  #negotiate(): bigint {
     const registers = this.#registers;
-    for (const half of [0, 1]) {
-      registers.write32(Register.DeviceFeaturesSel, half);
-      registers.write32(Register.DriverFeaturesSel, half);
-      const wanted = Number((WANTED >> (SHIFT * BigInt(half))) & 0xffff_ffffn);
+    let accepted = 0n;
+    for (const half of [0n, 1n]) {
+      registers.write32(Register.DeviceFeaturesSel, Number(half));
+      registers.write32(Register.DriverFeaturesSel, Number(half));
+      const [needed, used] = [NEEDED, USED].map((all) => Number((all >> (SHIFT * half)) & 0xffff_ffffn));
       const offered = registers.read32(Register.DeviceFeatures);
-      if ((wanted & ~offered) !== 0)
+      if ((needed! & ~offered) !== 0)
         throw new LinuxError("ENODEV", `it lacks features: it offers 0x${offered.toString(16)}`, this.name);
-      registers.write32(Register.DriverFeatures, wanted);
+      registers.write32(Register.DriverFeatures, used! & offered);
+      accepted |= BigInt((used! & offered) >>> 0) << (SHIFT * half);
     }
+    return accepted;
   }
 
   #readConfig(): ReturnType<typeof Config.read> {

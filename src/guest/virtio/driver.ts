@@ -134,7 +134,15 @@ export class VirtioIommuDriver implements GuestDriver {
 
   #attachable(domain: Domain): Attached {
     if (domain instanceof VirtioDomain && this.#domains.has(domain)) return domain;
-    if (domain === this.identity) return "identity";
+    if (domain === this.identity) {
+      if (!this.#device.passes)
+        throw new LinuxError(
+          "EINVAL",
+          "nothing passes untranslated: the device has no BYPASS_CONFIG",
+          this.name,
+        );
+      return "identity";
+    }
     if (domain === this.blocked) return undefined;
     throw new LinuxError("EINVAL", `${domain.name} is not a domain of this unit`, this.name);
   }

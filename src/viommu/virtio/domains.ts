@@ -34,6 +34,8 @@ export interface DomainsOptions {
   readonly granule: number;
   /** Fault queue for accesses of endpoints to what is not mapped; undefined: nobody is told. */
   readonly faults: number | undefined;
+  /** Endpoints can have guest physical addresses, and have them until the guest says otherwise. Default true. */
+  readonly bypass?: boolean;
   /** Mappings of all domains together. */
   readonly mostMappings?: number;
   /** Told of what the host refused. */
@@ -66,23 +68,25 @@ export class Domains {
   readonly #domains = new Map<number, Domain>();
   /** Domain of each endpoint that has one. */
   readonly #attached = new Map<Endpoint, number>();
-  readonly #identity: Space;
+  readonly #identity: Space | undefined;
   /** For endpoints that have nothing, where somebody can be told what they wanted. */
   readonly #nowhere: Space | undefined;
   #mapped = 0;
-  #bypass = true;
+  #bypass: boolean;
 
   /**
-   * Maps all of the guest's RAM once, for what passes untranslated, which is everything until the guest says otherwise.
-   * Throws what the host refuses.
+   * Maps all of the guest's RAM once, for what passes untranslated, which is everything until the guest says otherwise; or
+   * nothing, where nothing passes. Throws what the host refuses.
    */
   constructor(options: DomainsOptions) {
-    const { calls, ram, faults, endpoints } = options;
+    const { calls, ram, faults, endpoints, bypass = true } = options;
     this.#options = options;
-    this.#identity = allocateSpace(calls);
-    calls.map(this.#identity.ioas, { iova: 0, va: ram.va, length: ram.bytes });
+    this.#bypass = bypass;
+    this.#identity = bypass ? allocateSpace(calls) : undefined;
+    if (this.#identity) calls.map(this.#identity.ioas, { iova: 0, va: ram.va, length: ram.bytes });
     this.#nowhere = faults === undefined ? undefined : allocateSpace(calls);
-    for (const endpoint of endpoints) this.#give(endpoint, this.#identity);
+    const first = this.#identity ?? this.#nowhere;
+    for (const endpoint of first ? endpoints : []) this.#give(endpoint, first!);
   }
 
   /** Mappings of the host because of the guest's. */
@@ -109,7 +113,7 @@ export class Domains {
 
   /** §5.13.4 What endpoints without a domain reach. */
   setBypass(bypass: boolean): void {
-    if (bypass === this.#bypass) return;
+    if (bypass === this.#bypass || !this.#identity) return;
     this.#bypass = bypass;
     const alone = this.#options.endpoints.filter((endpoint) => !this.#attached.has(endpoint));
     for (const endpoint of alone) this.#leave(endpoint);
@@ -214,7 +218,7 @@ export class Domains {
 
   #newDomain(bypass: boolean): Domain | RequestStatus {
     const made = { mappings: new IntervalMap<Mapping>(), endpoints: new Set<Endpoint>(), bypass };
-    if (bypass) return { ...made, space: this.#identity };
+    if (bypass) return this.#identity ? { ...made, space: this.#identity } : INVAL;
     let space: Space | undefined;
     const status = this.#try("there is no room for a domain", NOMEM, () => {
       space = allocateSpace(this.#options.calls);

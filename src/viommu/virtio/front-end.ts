@@ -1,8 +1,8 @@
 /**
  * The virtio-iommu that a VMM shows to its guest (virtio 1.3, §5.13): a virtio device on memory-mapped I/O with a queue of
  * requests, which become mappings of the host (`domains.ts`), and a queue of events, into which accesses of its endpoints go that
- * the host could not translate, where the host can tell of them. Left out: the features MMIO and BYPASS, the latter of which
- * BYPASS_CONFIG supersedes.
+ * the host could not translate, where the host can tell of them. Where nothing may pass untranslated, it does not offer BYPASS_CONFIG. Left
+ * out: the features MMIO and BYPASS, the latter of which BYPASS_CONFIG supersedes.
  */
 import type { EventSink } from "../../base/events.ts";
 import { type PageRequest, type PageResponder, PageResponse } from "../../hardware/ats.ts";
@@ -36,6 +36,8 @@ export interface VirtioIommuOptions {
   readonly input: { readonly start: number; readonly end: number };
   /** Most reserved ranges that one of its endpoints has. */
   readonly reservedRanges: number;
+  /** Endpoints can be let pass untranslated. Default true. */
+  readonly bypass?: boolean;
 }
 
 /** Domains have 16 bits. */
@@ -95,10 +97,11 @@ export class VirtioIommu implements PageRequestTaker {
 
   #model(): VirtioModel {
     const config = () => this.#config();
+    const { bypass = true } = this.#options;
     return {
       name: this.name,
       deviceId: DEVICE_ID,
-      features: INPUT_RANGE | DOMAIN_RANGE | MAP_UNMAP | PROBE | BYPASS_CONFIG,
+      features: INPUT_RANGE | DOMAIN_RANGE | MAP_UNMAP | PROBE | (bypass ? BYPASS_CONFIG : 0n),
       queues: Object.keys(Queue).length,
       get config() {
         return config();

@@ -11,7 +11,7 @@ import { parseMachine } from "../../machine/file.ts";
 import { Machine } from "../../machine/machine.ts";
 import { PRESETS } from "../../machine/presets.ts";
 import { printArgument } from "../../uapi/requests.ts";
-import type { RecordedCall } from "../device-calls.ts";
+import type { RecordedCall } from "../recorded-calls.ts";
 
 const NAMES = ["0000:05:00.0", "0000:06:00.0"] as const;
 const IOVA = 0x40_0000;
