@@ -126,6 +126,7 @@ export class Machine {
         scheduler: context.scheduler,
         interrupt: (address, data) => this.#deliver(address, data),
         seed: description.seed,
+        extensions: description.extensions,
         broken: context.broken ?? new Set(),
         behind: new Set(
           description.devices.filter((device) => this.#unitOf(device) === unit.name).map(({ at }) => at),

@@ -187,7 +187,8 @@ export const deviceSchema = v.variant(
 export const NO_UNIT = "none";
 
 /** What Linux lacks and a machine can have all the same. */
-export const EXTENSIONS = ["vsva2020"] as const;
+export const EXTENSIONS = ["vsva2020", "amd-nesting"] as const;
+export type Extension = (typeof EXTENSIONS)[number];
 
 const count = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(2 ** 20));
 

@@ -21,7 +21,7 @@ import type { IommuDriver } from "../iommu/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { type Break, losingFlushes, losingPageInvalidations, losingTlbInvalidations } from "./breaks.ts";
-import type { UnitDescription } from "./schema.ts";
+import type { Extension, UnitDescription } from "./schema.ts";
 import type { UnitAttributes } from "./sysfs.ts";
 
 /** What a unit is plugged into. */
@@ -34,6 +34,7 @@ export interface UnitSocket {
   readonly scheduler: Scheduler;
   readonly interrupt: SendMessage;
   readonly seed: number;
+  readonly extensions: readonly Extension[];
   /** Names of the functions behind the unit. */
   readonly behind: ReadonlySet<string>;
   /** Injected on purpose. */
@@ -252,7 +253,7 @@ const IOTLB_SUPPORT = 1 << 24;
 
 const powerOnAmd = (
   given: AmdDescription,
-  { memory, unitMemory, msi, events, scheduler, interrupt, seed, behind, broken }: UnitSocket,
+  { memory, unitMemory, msi, events, scheduler, interrupt, seed, extensions, behind, broken }: UnitSocket,
 ): PoweredUnit => {
   const deviceTlb = given["device-tlb"];
   const efr = amdFeatures(given);
@@ -273,6 +274,7 @@ const powerOnAmd = (
     scheduler,
     events,
     firmware: { covers: (device) => behind.has(device.name), deviceTlb },
+    nesting: extensions.includes("amd-nesting"),
   });
   const { DEVTAB_BASE, CONTROL } = AmdRegister;
   const attributes = {

@@ -6,12 +6,14 @@
 import { NO_PASID } from "../../hardware/unit.ts";
 import type { Domain, Requester } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import type { AtsSwitch } from "../function-services.ts";
 import { EVERYTHING, type Range } from "../range.ts";
 import type { AmdDevice } from "./device.ts";
 import { BLOCKING, type DeviceTable, type DteValues } from "./device-table.ts";
 import { AmdDomain } from "./domain.ts";
 import { NO_PASID_ENTRY } from "./gcr3-table.ts";
 import type { Invalidations } from "./invalidations.ts";
+import { AmdNestedDomain } from "./nested-domain.ts";
 
 export interface AssignmentsContext {
   /** Of the unit. */
@@ -22,6 +24,8 @@ export interface AssignmentsContext {
   readonly identityId: number;
   /** Takes what the unit has reported: a function may not have answered. */
   serve(): void;
+  /** Domain ids of guests' tables above a domain. */
+  guestsAbove(domain: AmdDomain): Iterable<number>;
 }
 
 export class Assignments {
@@ -61,6 +65,8 @@ export class Assignments {
     const before = device.domain;
     if (before === domain) return;
     this.#check(device, domain);
+    // Which translations a function keeps of a guest's PASIDs nobody knows.
+    if (device.ats && (before.kind === "nested" || domain.kind === "nested")) device.ats.on = false;
     count(domain, 1);
     device.domain = domain;
     if (isGuest(domain)) device.gcr3!.set(NO_PASID_ENTRY, domain.root);
@@ -100,8 +106,11 @@ export class Assignments {
 
   /** What the unit and functions know of a domain's addresses goes. */
   flush(domain: AmdDomain, range: Range): void {
-    if (domain.table === "host") this.#context.invalidations.pages(domain.id, range);
+    const { invalidations, guestsAbove } = this.#context;
+    if (domain.table === "host") invalidations.pages(domain.id, range);
+    for (const id of guestsAbove(domain)) invalidations.pages(id, range);
     for (const device of this.#devices.values()) {
+      if (isAbove(device.domain, domain)) restart(device.ats);
       if (device.domain === domain) this.#flushUse(device, domain, NO_PASID, range);
       for (const [pasid, given] of device.pasids)
         if (given === domain) this.#flushUse(device, domain, pasid, range);
@@ -110,7 +119,8 @@ export class Assignments {
 
   /** Entries say of the domain what it is now, and nothing is remembered of before. */
   refresh(domain: AmdDomain): void {
-    for (const device of this.#devices.values()) if (device.domain === domain) this.#writeEntry(device);
+    for (const device of this.#devices.values())
+      if (device.domain === domain || isAbove(device.domain, domain)) this.#writeEntry(device);
     this.flush(domain, EVERYTHING);
   }
 
@@ -200,6 +210,10 @@ export class Assignments {
     if (isGuest(domain) || device.hasPasids)
       return { ...allowed, ...gcr3!.fields, DOMAIN: gcr3!.domainId, GIOV: domain.kind !== "identity" };
     if (domain instanceof AmdDomain) return { ...allowed, ...domain.hostFields, DOMAIN: domain.id };
+    if (domain instanceof AmdNestedDomain) {
+      const fields = domain.fields;
+      return { ...fields, PPR: device.pri && fields.PPR === true };
+    }
     if (domain.kind === "identity") return { ...allowed, DOMAIN: this.#context.identityId };
     return BLOCKING;
   }
@@ -208,10 +222,22 @@ export class Assignments {
 const isGuest = (domain: Domain): domain is AmdDomain =>
   domain instanceof AmdDomain && domain.table === "guest";
 
-const reportsFaults = (domain: Domain): boolean => domain instanceof AmdDomain && domain.faults;
+const isAbove = (domain: Domain, parent: AmdDomain): boolean =>
+  domain instanceof AmdNestedDomain && domain.parent === parent;
 
+const reportsFaults = (domain: Domain): boolean =>
+  (domain instanceof AmdDomain || domain instanceof AmdNestedDomain) && domain.faults;
+
+/** Whether the function can have translations of its own: a guest's as the guest wants. */
 const givesTranslations = ({ domain, hasPasids }: AmdDevice): boolean =>
-  domain instanceof AmdDomain || hasPasids;
+  domain instanceof AmdNestedDomain ? domain.ats : domain instanceof AmdDomain || hasPasids;
+
+/** PCIe §10.5.1: what a function kept is gone when its translations are switched on again. */
+const restart = (ats: AtsSwitch | undefined): void => {
+  if (!ats?.on) return;
+  ats.on = false;
+  ats.on = true;
+};
 
 const requireGcr3 = ({ gcr3, name }: AmdDevice, domain: Domain): void => {
   if (!gcr3)
@@ -232,5 +258,5 @@ const requirePageRequests = ({ pri, name }: AmdDevice, domain: Domain): void => 
 };
 
 const count = (domain: Domain, more: number): void => {
-  if (domain instanceof AmdDomain) domain.users += more;
+  if (domain instanceof AmdDomain || domain instanceof AmdNestedDomain) domain.users += more;
 };

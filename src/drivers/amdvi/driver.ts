@@ -46,8 +46,9 @@ import { faultOf, pageRequestOf, type ReportedFault, reportOf } from "./event.ts
 import { Gcr3Table } from "./gcr3-table.ts";
 import { Invalidations } from "./invalidations.ts";
 import { EVENT_LOG, Log, PPR_LOG } from "./log.ts";
+import { AmdNestedDomain } from "./nested-domain.ts";
 import { Registers } from "./registers.ts";
-import { AmdViommu } from "./viommu.ts";
+import { AmdNestingViommu, AmdViommu, type ViommuHost } from "./viommu.ts";
 
 export type { ReportedFault } from "./event.ts";
 
@@ -79,6 +80,8 @@ export interface AmdDriverOptions {
    * tables are those of version 1, and there are no PASIDs. Default false.
    */
   readonly secureNested?: boolean;
+  /** Guests' tables can lie above the host's, which Linux 7.2 does not do (extension `amd-nesting`). Default false. */
+  readonly nesting?: boolean;
   /** Log2 of the frames of each of its logs; default 2. */
   readonly logFramesLg2?: number;
   /** Domain ids that it gives out end here; default 2^16. */
@@ -113,6 +116,7 @@ export class AmdDriver implements IommuDriver {
   readonly pageRequests = { taken: 0, answered: 0, refused: 0, overflows: 0 };
   readonly unit: Capabilities;
   readonly #secureNested: boolean;
+  readonly #nesting: boolean;
   readonly #registers: Registers;
   readonly #memory: HostMemory;
   readonly #scheduler: Scheduler;
@@ -149,6 +153,7 @@ export class AmdDriver implements IommuDriver {
     this.#registers = registers;
     const found = registers.capabilities(firmware.deviceTlb ?? true);
     this.#secureNested = options.secureNested ?? false;
+    this.#nesting = options.nesting ?? false;
     if (this.#secureNested && ExtendedFeature.fields.SNP_SUP.of(found.efr) === 0n)
       throw new LinuxError("ENODEV", "the unit has no secure nested paging (EFR.SNPSup)", name);
     this.unit = this.#secureNested ? { ...found, guestTranslation: false, guestIo: false } : found;
@@ -169,6 +174,7 @@ export class AmdDriver implements IommuDriver {
       invalidations: this.#invalidations,
       identityId: this.#domainIds.take(),
       serve: () => this.#serve(),
+      guestsAbove: (domain) => this.#guestsAbove(domain),
     });
     this.#host = {
       flushesAdded: firmware.remembersAbsent ?? false,
@@ -277,7 +283,16 @@ export class AmdDriver implements IommuDriver {
         this.name,
       );
     allocate("a vIOMMU of the unit");
-    const viommu = new AmdViommu(parent, (gone) => this.#viommus.delete(gone));
+    const host: ViommuHost = {
+      unit: this.unit,
+      invalidations: this.#invalidations,
+      takeId: () => this.#takeId(),
+      giveId: (id) => this.#domainIds.give(id),
+      keepsTranslations: (device) => this.#assignments.find(device)?.ats?.on === true,
+      serve: () => this.#serve(),
+      forget: (gone) => this.#viommus.delete(gone),
+    };
+    const viommu = new (this.#nesting ? AmdNestingViommu : AmdViommu)(parent, host);
     this.#viommus.add(viommu);
     return viommu;
   }
@@ -321,7 +336,7 @@ export class AmdDriver implements IommuDriver {
   }
 
   #powerUp(): void {
-    const { pageRequests, autoResponse, guestTranslation } = this.unit;
+    const { pageRequests, autoResponse, guestTranslation, gcr3Guest } = this.unit;
     this.#registers.control({
       IOMMU_EN: true,
       COHERENT: true,
@@ -329,6 +344,8 @@ export class AmdDriver implements IommuDriver {
       EVENT_LOG_EN: true,
       EVENT_INT_EN: true,
       GT_EN: guestTranslation,
+      // Of tables that lie above none of the host's all addresses are the machine's.
+      GCR3_TRP_MODE: this.#nesting && gcr3Guest,
       PPR_LOG_EN: pageRequests,
       PPR_INT_EN: pageRequests,
       PPR_EN: pageRequests,
@@ -376,7 +393,14 @@ export class AmdDriver implements IommuDriver {
 
   #isOwn(domain: Domain): boolean {
     if (domain.kind === "identity" || domain.kind === "blocked") return true;
-    return domain instanceof AmdDomain && this.#domains.has(domain);
+    return domain instanceof AmdNestedDomain
+      ? this.#domains.has(domain.parent)
+      : domain instanceof AmdDomain && this.#domains.has(domain);
+  }
+
+  #guestsAbove(domain: AmdDomain): number[] {
+    if (!domain.nestParent) return [];
+    return [...this.#viommus].flatMap(({ parent, domainIds }) => (parent === domain ? [...domainIds] : []));
   }
 
   #takeId(): number {

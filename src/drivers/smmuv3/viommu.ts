@@ -26,6 +26,7 @@ import {
   IommuVeventArmSmmuv3,
   IommuViommuArmSmmuv3Invalidate,
 } from "../../uapi/vendor/smmuv3.ts";
+import { carryOut, GuestDevices, replaced } from "../guest-commands.ts";
 import type { SmmuDomain } from "./domain.ts";
 import type { Invalidations } from "./invalidations.ts";
 import { type Guest, SmmuNestedDomain } from "./nested-domain.ts";
@@ -57,8 +58,8 @@ export class SmmuViommu implements VirtualIommu, Guest {
   onEvent: ((type: number, data: Uint8Array) => boolean) | undefined;
   onEventsLost: ((type: number) => void) | undefined;
   readonly #host: ViommuHost;
-  /** Functions by the guest's StreamIDs. */
-  readonly #devices = new Map<bigint, Requester>();
+  /** By the guest's StreamIDs. */
+  readonly #devices = new GuestDevices();
   readonly #words = new Uint32Array(4);
 
   constructor(parent: SmmuDomain, host: ViommuHost) {
@@ -68,8 +69,7 @@ export class SmmuViommu implements VirtualIommu, Guest {
   }
 
   virtualIdOf(device: Requester): bigint | undefined {
-    for (const [id, known] of this.#devices) if (known === device) return id;
-    return undefined;
+    return this.#devices.idOf(device);
   }
 
   allocateNested(_device: Requester, data: UserData, options: NestedOptions): SmmuNestedDomain {
@@ -85,31 +85,25 @@ export class SmmuViommu implements VirtualIommu, Guest {
 
   addDevice(device: Requester, virtualId: bigint): void {
     allocate("a guest's number of a function");
-    this.#devices.set(virtualId, device);
+    this.#devices.add(device, virtualId);
   }
   removeDevice(_device: Requester, virtualId: bigint): void {
-    this.#devices.delete(virtualId);
+    this.#devices.remove(virtualId);
   }
 
-  /** The guest's commands, as they are in its queue. All are read before the first is carried out. */
+  /** The guest's commands, as they are in its queue. */
   invalidate(requests: UserArray): InvalidationOutcome {
-    const { size } = IommuViommuArmSmmuv3Invalidate;
-    let commands: bigint[];
-    try {
-      if (requests.type !== IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3)
-        throw new LinuxError(
-          "EINVAL",
-          `data_type ${requests.type}: SMMUv3 takes ${IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3} (ARM_SMMUV3)`,
-        );
-      if (requests.count === 0) throw new LinuxError("EINVAL", "entry_num is 0: there is no command");
-      commands = Array.from({ length: requests.count }, (_, index) => {
-        const [low, high] = IommuViommuArmSmmuv3Invalidate.read(requests.read(index, size)).cmd;
-        return low! | (high! << 64n);
-      });
-    } catch (error) {
-      return { done: 0, error };
-    }
-    return this.#carryOut(commands);
+    const { invalidations } = this.#host;
+    return carryOut(requests, {
+      type: IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3,
+      name: "ARM_SMMUV3",
+      layout: IommuViommuArmSmmuv3Invalidate,
+      push: (command) => {
+        StreamCommand.toWords(this.#hostCommand(command), this.#words);
+        invalidations.push(this.#words);
+      },
+      sync: () => invalidations.sync(),
+    });
   }
 
   report(virtualId: bigint, record: Uint32Array): boolean {
@@ -132,23 +126,6 @@ export class SmmuViommu implements VirtualIommu, Guest {
     this.#host.forget(this);
   }
 
-  #carryOut(commands: readonly bigint[]): InvalidationOutcome {
-    const { invalidations } = this.#host;
-    let done = 0;
-    try {
-      for (const command of commands) {
-        StreamCommand.toWords(this.#hostCommand(command), this.#words);
-        invalidations.push(this.#words);
-        done += 1;
-      }
-    } catch (error) {
-      invalidations.sync();
-      return { done, error };
-    }
-    invalidations.sync();
-    return { done };
-  }
-
   /** The command with the host's numbers. Throws EIO for one that is not a guest's to give. */
   #hostCommand(command: bigint): bigint {
     const opcode = Number(StreamCommand.fields.OPCODE.of(command));
@@ -161,7 +138,7 @@ export class SmmuViommu implements VirtualIommu, Guest {
       case Opcode.TLBI_NH_ASID:
       case Opcode.TLBI_NH_VA:
       case Opcode.TLBI_NH_VAA:
-        return replaced(command, TlbiCommand.fields.VMID, BigInt(vmid));
+        return replaced(command, TlbiCommand.fields.VMID, vmid);
       case Opcode.ATC_INV:
         if (!this.#host.ats) throw refused(opcode, "the unit has no ATS");
         return replaced(command, AtcCommand.fields.SID, this.#hostStream(command));
@@ -176,16 +153,13 @@ export class SmmuViommu implements VirtualIommu, Guest {
     }
   }
 
-  #hostStream(command: bigint): bigint {
+  #hostStream(command: bigint): number {
     const virtualId = StreamCommand.fields.SID.of(command);
-    const device = this.#devices.get(virtualId);
-    if (device) return BigInt(device.rid);
+    const device = this.#devices.find(virtualId);
+    if (device) return device.rid;
     throw new LinuxError("EIO", `the guest has no function with StreamID 0x${virtualId.toString(16)} here`);
   }
 }
-
-const replaced = (command: bigint, field: typeof TlbiCommand.fields.VMID, value: bigint): bigint =>
-  (command & ~field.put((1n << BigInt(field.width)) - 1n)) | field.put(value);
 
 const refused = (opcode: number, why: string): LinuxError =>
   new LinuxError("EIO", `command 0x${opcode.toString(16).padStart(2, "0")} is not carried out: ${why}`);
