@@ -1,7 +1,7 @@
 /**
- * Whole programs: what a call and a trapped access cost a client beside a bare socket echo between two C programs, and
- * qemu-io on the NVMe model beside qemu-io on a file in memory. Client and daemon are two processes on one machine, as
- * for a user.
+ * Whole programs: what a call and a trapped access cost a client beside a bare socket echo between two C programs, a copy
+ * by the DSA model beside memcpy, and qemu-io on the NVMe model beside qemu-io on a file in memory. Client and daemon are
+ * two processes on one machine, as for a user.
  */
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
@@ -116,11 +116,32 @@ const qemu = (place: Place): BenchRow[] => {
   ];
 };
 
+const COPIED_BYTES = 2 ** 20;
+
+/** A mebibyte copied by the accelerator for a program, beside memcpy in that program. */
+const accelerator = (place: Place): BenchRow => {
+  const program = compile(place, "dsa");
+  const rate = (output: string): number => COPIED_BYTES / (percentiles(output).p50 * 1000);
+  const rounds = Array.from({ length: ROUNDS }, () => ({
+    ours: rate(attached(place, program, "dsa", "200")),
+    baseline: rate(run(program, "memcpy", "200")),
+  }));
+  const ours = median(rounds.map((round) => round.ours));
+  const baseline = median(rounds.map((round) => round.baseline));
+  return {
+    name: "DSA memory move of 1 MiB (against memcpy)",
+    ours,
+    baseline,
+    unit: "GB/s",
+    ratio: ours / baseline,
+  };
+};
+
 /** `softiommu` is the built command. Without qemu-io its rows are left out. */
 export const programsBench = async (softiommu: string): Promise<BenchRow[]> => {
   const place = { softiommu, folder: mkdtempSync(join(tmpdir(), "softiommu-bench-")) };
   try {
-    return [...roundTrips(place), ...qemu(place)];
+    return [...roundTrips(place), accelerator(place), ...qemu(place)];
   } finally {
     rmSync(place.folder, { recursive: true });
   }

@@ -5,11 +5,9 @@
  */
 #include "vfio-nvme.h"
 #include "iommufd.h"
-#include <dirent.h>
+#include "vfio-cdev.h"
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #define BDF "0000:01:00.0"
 #define TARGET 0x40000000UL
@@ -21,30 +19,6 @@ static int iommufd;
 static int interrupts[2];
 static atomic_int stop;
 static long transfers;
-
-/* Opens /dev/vfio/devices/vfioN: N is what sysfs lists, and the node has the numbers that sysfs tells. */
-static int open_cdev(void)
-{
-    char path[256], name[64] = "";
-    DIR *folder = opendir("/sys/bus/pci/devices/" BDF "/vfio-dev");
-    must(folder != NULL);
-    for (struct dirent *entry; (entry = readdir(folder)) != NULL;)
-        if (strncmp(entry->d_name, "vfio", 4) == 0)
-            snprintf(name, sizeof(name), "%.60s", entry->d_name);
-    closedir(folder);
-    snprintf(path, sizeof(path), "/sys/bus/pci/devices/" BDF "/vfio-dev/%s/dev", name);
-    FILE *file = fopen(path, "r");
-    unsigned major_number = 0, minor_number = 0;
-    must(file != NULL && fscanf(file, "%u:%u", &major_number, &minor_number) == 2);
-    fclose(file);
-    snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
-    int fd = open(path, O_RDWR);
-    must(fd >= 0);
-    struct stat status;
-    must(fstat(fd, &status) == 0 && S_ISCHR(status.st_mode));
-    must(status.st_rdev == makedev(major_number, minor_number));
-    return fd;
-}
 
 /* Addresses that no mapping can have, in their order. */
 struct windows {
@@ -166,7 +140,7 @@ int main(int argc, char **argv)
 {
     int iommufd_first = argc > 1 && strcmp(argv[1], "iommufd") == 0;
     must(access("/dev/iommu", F_OK) == 0);
-    n.device = open_cdev();
+    n.device = open_cdev(BDF);
     must((iommufd = open("/dev/iommu", O_RDWR)) >= 0);
     uint32_t device = cdev_bind(n.device, iommufd);
     must(device != 0);
