@@ -9,6 +9,7 @@ describe.each([
   ["vtd", 20],
   ["smmuv3", 10],
   ["amd", 5],
+  ["s390", 3],
 ] as const)("an NVMe controller and iommufd, on the machine %s", (machine, seeds) => {
   let host: Host;
   beforeAll(() => {

@@ -14,6 +14,7 @@ import {
   Register,
   WIDE_DESCRIPTOR_BYTES,
 } from "../hardware/vtd/spec.ts";
+import { Instruction, Register as ZpciRegister } from "../hardware/zpci/spec.ts";
 import { type PasidOwner, PasidSet, Pasids } from "../iommu/pasids.ts";
 import type { Task } from "../kernel/call.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
@@ -128,3 +129,12 @@ export const losingPageInvalidations = (unit: UnitRegisters, memory: HostMemory)
       memory.store64(at + 8, 0, 0);
     },
   );
+
+/** A zPCI unit to which Refresh PCI Translations does not come. */
+export const losingRefreshes = (unit: UnitRegisters): UnitRegisters => ({
+  mmioRead: (offset, width) => unit.mmioRead(offset, width),
+  mmioWrite(offset, width, value) {
+    if (offset === ZpciRegister.INSTRUCTION && Number(value) === Instruction.RPCIT) return;
+    unit.mmioWrite(offset, width, value);
+  },
+});

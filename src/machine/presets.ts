@@ -133,6 +133,31 @@ devices:
     at: 0000:05:00.0
 `;
 
+const s390 = `# An s390 host: PCI functions with I/O translation tables of their own, and the interface by which guests' tables lie above
+# the host's, which Linux does not have. Two NVMe controllers, a function with nothing but a BAR, a DMA test function.
+name: s390
+extensions: [s390-nesting]
+memory:
+  ram: 1G                       # RAM for tables of the host; programs bring their own pages
+units:
+  - model: zpci
+    dma-bits: 42                # functions may use what a region-third table translates
+devices:
+  - model: nvme
+    at: 0000:01:00.0
+    size: 1G                    # in memory; with file: PATH in a sparse file
+  - model: nvme
+    at: 0000:02:00.0
+    size: 1G
+  - model: bare                 # a function with nothing but a BAR
+    at: 0000:04:00.0
+    bars:
+      - kind: mem32
+        size: 16K
+  - model: test                 # makes the requests it is told to make; none with PASIDs here
+    at: 0000:05:00.0
+`;
+
 const mock = `# A kernel built for testing iommufd: /dev/iommu answers the test command, which makes mock devices.
 # They have 2 KiB pages, nested domains and virtual IOMMUs. There is no real unit and no PCI function.
 name: mock
@@ -148,5 +173,6 @@ export const PRESETS: ReadonlyMap<string, string> = new Map([
   ["vtd-vsva", vtdVsva],
   ["smmuv3", smmuv3],
   ["amd", amd],
+  ["s390", s390],
   ["mock", mock],
 ]);

@@ -113,7 +113,20 @@ const amdUnit = v.strictObject({
   cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
 });
 
-export const unitSchema = v.variant("model", [vtdUnit, smmuUnit, amdUnit], "one of vtd, smmuv3, amdvi");
+const zpciUnit = v.strictObject({
+  model: v.literal("zpci"),
+  name: v.optional(v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_-]*$/, 'a name such as "zpci0"')), "zpci0"),
+  /** Addresses that functions may use: the first, and so many from there on. */
+  "dma-start": v.optional(v.pipe(address, v.multipleOf(4096, "a multiple of 4K")), 0),
+  "dma-bits": v.optional(v.pipe(v.number(), v.integer(), v.minValue(32), v.maxValue(42)), 42),
+  cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
+});
+
+export const unitSchema = v.variant(
+  "model",
+  [vtdUnit, smmuUnit, amdUnit, zpciUnit],
+  "one of vtd, smmuv3, amdvi, zpci",
+);
 
 const common = {
   at: slot,
@@ -187,7 +200,7 @@ export const deviceSchema = v.variant(
 export const NO_UNIT = "none";
 
 /** What Linux lacks and a machine can have all the same. */
-export const EXTENSIONS = ["vsva2020", "amd-nesting"] as const;
+export const EXTENSIONS = ["vsva2020", "amd-nesting", "s390-nesting"] as const;
 export type Extension = (typeof EXTENSIONS)[number];
 
 const count = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(2 ** 20));

@@ -5,6 +5,7 @@ import type { Scheduler } from "../base/scheduler.ts";
 import { AmdDriver } from "../drivers/amdvi/driver.ts";
 import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
+import { ZpciDriver } from "../drivers/zpci/driver.ts";
 import {
   Register as AmdRegister,
   ControlRegister,
@@ -17,10 +18,18 @@ import { SmmuV3Unit } from "../hardware/smmuv3/unit.ts";
 import type { IommuUnit, SendMessage } from "../hardware/unit.ts";
 import { GCMD_ONE_SHOT, Gcmd, Register } from "../hardware/vtd/spec.ts";
 import { type VtdCapabilities, VtdUnit } from "../hardware/vtd/unit.ts";
+import { Register as ZpciRegister } from "../hardware/zpci/spec.ts";
+import { ZpciUnit } from "../hardware/zpci/unit.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
-import type { MsiController } from "../kernel/msi.ts";
+import { MSI_BASE, type MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
-import { type Break, losingFlushes, losingPageInvalidations, losingTlbInvalidations } from "./breaks.ts";
+import {
+  type Break,
+  losingFlushes,
+  losingPageInvalidations,
+  losingRefreshes,
+  losingTlbInvalidations,
+} from "./breaks.ts";
 import type { Extension, UnitDescription } from "./schema.ts";
 import type { UnitAttributes } from "./sysfs.ts";
 
@@ -65,6 +74,8 @@ export const powerOn = (description: UnitDescription, socket: UnitSocket): Power
       return powerOnSmmu(description, socket);
     case "amdvi":
       return powerOnAmd(description, socket);
+    case "zpci":
+      return powerOnZpci(description, socket);
   }
 };
 
@@ -297,3 +308,51 @@ const powerOnAmd = (
     },
   };
 };
+
+/** What a saved state calls the information block of a function. */
+const FIB_PREFIX = "FIB.";
+
+const powerOnZpci = (
+  given: Extract<UnitDescription, { readonly model: "zpci" }>,
+  { memory, unitMemory, msi, events, interrupt, seed, behind, extensions, broken }: UnitSocket,
+): PoweredUnit => {
+  const unit = new ZpciUnit({
+    name: given.name,
+    memory: unitMemory,
+    events,
+    interrupt,
+    msiAddress: MSI_BASE,
+    cache: given.cache,
+    random: new Random(seed),
+  });
+  const start = given["dma-start"];
+  const driver = new ZpciDriver({
+    name: given.name,
+    unit: broken.has("skip-flush") ? losingRefreshes(unit) : unit,
+    memory,
+    msi,
+    events,
+    nesting: extensions.includes("s390-nesting"),
+    firmware: {
+      covers: (device) => behind.has(device.name),
+      start,
+      end: Math.min(start + 2 ** given["dma-bits"], ZPCI_END),
+    },
+  });
+  return {
+    unit,
+    driver,
+    sysfs: { name: given.name },
+    saveRegisters: () => ({
+      CONTROL: unit.mmioRead(ZpciRegister.CONTROL, 4),
+      ...Object.fromEntries([...unit.blocks()].map(([rid, fib]) => [FIB_PREFIX + rid.toString(16), fib])),
+    }),
+    restoreRegisters: ({ CONTROL, ...blocks }) => {
+      if (CONTROL !== undefined) unit.mmioWrite(ZpciRegister.CONTROL, 4, CONTROL);
+      for (const [name, fib] of Object.entries(blocks))
+        unit.restoreBlock(Number.parseInt(name.slice(FIB_PREFIX.length), 16), fib);
+    },
+  };
+};
+/** Region-third tables translate no more. */
+const ZPCI_END = 2 ** 42;

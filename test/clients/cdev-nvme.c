@@ -47,6 +47,11 @@ static struct windows check_hardware(uint32_t device)
         /* And the addresses of HyperTransport. */
         return (struct windows){2, {x86, {0xfd00000000, 0xffffffffff}}};
     }
+    /* s390 has no structure of its own. */
+    if (info.out_data_type == 0) {
+        must(info.data_len == 0);
+        return (struct windows){1, {x86}};
+    }
     must(info.out_data_type == 1 && info.data_len == sizeof(told.vtd));
     must(told.vtd.cap_reg != 0 && told.vtd.ecap_reg != 0);
     return (struct windows){1, {x86}};

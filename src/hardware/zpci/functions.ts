@@ -44,6 +44,11 @@ export class FunctionTable {
     return (bus[rid & 0xff] ??= new FunctionSlot());
   }
 
+  *all(): Generator<readonly [rid: number, slot: FunctionSlot]> {
+    for (const [bus, slots] of this.#buses.entries())
+      for (const [index, slot] of (slots ?? []).entries()) if (slot) yield [(bus << 8) | index, slot];
+  }
+
   clear(): void {
     this.#buses.length = 0;
   }

@@ -4,7 +4,7 @@
  */
 import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
-import { decodeFib, type Parameters } from "./parameters.ts";
+import { decodeFib, encodeFib, type Parameters } from "./parameters.ts";
 import { Condition, Fib, FunctionControl, HANDLE_ENABLED, Instruction, Status } from "./spec.ts";
 
 /** Who else answers for what instructions ask: whatever stands behind a unit that is not silicon (a guest's). */
@@ -126,10 +126,7 @@ export class Instructions {
   #storeControls(rid: number, { first }: Operands): Outcome {
     const parameters = this.#options.target.parametersOf(rid);
     const bytes = new Uint8Array(Fib.bytes);
-    if (parameters) {
-      const { start, end, iota } = parameters;
-      Fib.write(bytes, Fib.make({ PBA: BigInt(start), PAL: BigInt(end) - 1n, IOTA: iota }));
-    }
+    if (parameters) Fib.write(bytes, encodeFib(parameters));
     return this.#options.memory.writeBytes(Number(first), bytes) ? done : failed(Status.storage);
   }
 

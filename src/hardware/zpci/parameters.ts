@@ -62,6 +62,10 @@ export const decodeFib = (fib: bigint): Parameters | string => {
   return { start: Number(first), end: Number(end), ...anchor };
 };
 
+/** The block that says it. */
+export const encodeFib = ({ start, end, iota }: Parameters): bigint =>
+  Fib.make({ PBA: BigInt(start), PAL: BigInt(end) - 1n, IOTA: iota });
+
 /** One after the last address that is translated for the function. */
 export const translatedEnd = ({ end, stage }: Parameters): number =>
   stage ? Math.min(end, 2 ** inputBits(stage.format)) : end;

@@ -29,6 +29,7 @@ import {
 import { explainRequest } from "./explain.ts";
 import { describeFault } from "./faults.ts";
 import { type FunctionHost, Instructions } from "./instructions.ts";
+import { decodeFib, encodeFib } from "./parameters.ts";
 import {
   CapabilityRegister,
   Control,
@@ -218,6 +219,20 @@ export class ZpciUnit implements IommuUnit {
   #send(address: bigint, data: number): void {
     if (this.#events.on) this.#events.emit("interrupt", { unit: this.name, address, data });
     this.#interrupt(address, data);
+  }
+
+  // Saved states
+
+  /** The information blocks that are registered, by requester id. */
+  *blocks(): Generator<readonly [rid: number, fib: bigint]> {
+    for (const [rid, { parameters }] of this.#transactions.functions.all())
+      if (parameters) yield [rid, encodeFib(parameters)];
+  }
+
+  /** Registers a block, whatever was registered. One that is not valid is not. */
+  restoreBlock(rid: number, fib: bigint): void {
+    const parameters = decodeFib(fib);
+    if (typeof parameters !== "string") this.#transactions.register(rid, parameters);
   }
 
   // Translation
