@@ -13,6 +13,8 @@ import {
   VFIO_GET_API_VERSION,
   VFIO_NOIOMMU_IOMMU,
   VFIO_SET_IOMMU,
+  VFIO_SPAPR_TCE_IOMMU,
+  VFIO_SPAPR_TCE_v2_IOMMU,
   VFIO_TYPE1_IOMMU,
   __VFIO_RESERVED_TYPE1_NESTING_IOMMU as VFIO_TYPE1_NESTING_IOMMU,
   VFIO_TYPE1v2_IOMMU,
@@ -24,10 +26,12 @@ import type { VfioContext } from "./context.ts";
 import { Nesting, nestingDisabled } from "./nesting/nesting.ts";
 import { nestingCall } from "./nesting/nesting-calls.ts";
 import { isUnprotected, NoIommu, requireRawio } from "./no-iommu.ts";
+import { Spapr } from "./spapr/spapr.ts";
+import { spaprCall } from "./spapr/spapr-calls.ts";
 import { Type1 } from "./type1.ts";
 import { type1Call } from "./type1-calls.ts";
 
-type Iommu = Type1 | Nesting | NoIommu;
+type Iommu = Type1 | Nesting | Spapr | NoIommu;
 
 /** What SET_IOMMU chose. */
 interface Chosen {
@@ -54,7 +58,9 @@ export class Container implements KernelFile {
 
   /** With the IOMMU type, where that changes what requests mean. */
   get kind(): string {
-    return this.iommu instanceof Nesting ? "vfio-container:nesting" : "vfio-container";
+    const { iommu } = this;
+    if (iommu instanceof Nesting) return "vfio-container:nesting";
+    return iommu instanceof Spapr ? "vfio-container:spapr" : "vfio-container";
   }
   /** The IOMMU that SET_IOMMU chose. */
   get iommu(): Iommu | undefined {
@@ -127,8 +133,20 @@ export class Container implements KernelFile {
     if (this.#context.events.on) this.#context.events.emit("close", { container: this.name });
   }
 
+  /** Units of its groups, or of the machine, have windows. */
+  get #windowed(): boolean {
+    const drivers =
+      this.#groups.size > 0
+        ? [...this.#groups].flatMap(({ devices }) => devices.map(({ driver }) => driver))
+        : [...this.#context.core.drivers];
+    return drivers.length > 0 && drivers.every(({ windows }) => windows !== undefined);
+  }
+
   #extension(id: bigint): number {
     if (this.#unprotected) return Number(id) === VFIO_NOIOMMU_IOMMU ? 1 : 0;
+    const ofSpapr = Number(id) === VFIO_SPAPR_TCE_IOMMU || Number(id) === VFIO_SPAPR_TCE_v2_IOMMU;
+    if (ofSpapr) return this.#windowed ? 1 : 0;
+    if (this.iommu instanceof Spapr) return 0;
     switch (Number(id)) {
       case VFIO_TYPE1_IOMMU:
       case VFIO_TYPE1v2_IOMMU:
@@ -183,6 +201,12 @@ export class Container implements KernelFile {
         const iommu = new Type1(context, type === VFIO_TYPE1_IOMMU ? 1 : 2, this.name);
         return { type, iommu, call: (...made) => type1Call(iommu, ...made) };
       }
+      case VFIO_SPAPR_TCE_IOMMU:
+      case VFIO_SPAPR_TCE_v2_IOMMU: {
+        if (!this.#windowed) break;
+        const iommu = new Spapr(context, type === VFIO_SPAPR_TCE_IOMMU ? 1 : 2, this.name);
+        return { type, iommu, call: (...made) => spaprCall(iommu, ...made) };
+      }
       case VFIO_TYPE1_NESTING_IOMMU: {
         if (!context.vsva2020) break;
         const iommu = new Nesting(context, this.name, call.task);
@@ -191,6 +215,8 @@ export class Container implements KernelFile {
     }
     const offered = [`${VFIO_TYPE1_IOMMU} (type 1)`, `${VFIO_TYPE1v2_IOMMU} (type 1 version 2)`];
     if (context.vsva2020) offered.push(`${VFIO_TYPE1_NESTING_IOMMU} (nesting)`);
+    if (this.#windowed)
+      offered.push(`${VFIO_SPAPR_TCE_IOMMU} (sPAPR)`, `${VFIO_SPAPR_TCE_v2_IOMMU} (sPAPR version 2)`);
     throw this.#notOffered(type, offered);
   }
 

@@ -9,12 +9,13 @@
 import { IntervalMap } from "../base/interval-map.ts";
 import type { Group, IommuCore } from "../iommu/core.ts";
 import { type PagingDomain, type PagingOptions, Protection } from "../iommu/driver.ts";
-import { Capability, type Pin, type Task, type UserMemory } from "../kernel/call.ts";
+import type { Pin, Task, UserMemory } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { hex } from "./argument.ts";
 import type { VfioContext } from "./context.ts";
 import { holds, type IovaRange, intersect, withoutReserved } from "./iova-ranges.ts";
+import { requireLockable } from "./locked-memory.ts";
 
 /** Mappings a container may have; Linux's default for its module parameter dma_entry_limit. */
 export const MAPPING_LIMIT = 65535;
@@ -203,7 +204,7 @@ export class Type1 {
         `IOVAs ${span(iova, length)} are not within one of the container's ranges ${this.#ranges.map(showRange).join(", ")}`,
         this.name,
       );
-    this.#checkMemlock(task, length / FRAME_BYTES);
+    requireLockable(task, length / FRAME_BYTES, this.name);
     const pin = task.memory.pin(vaddr, length, request.write);
     const protection = (request.read ? Protection.read : 0) | (request.write ? Protection.write : 0);
     const mapping: Mapping = { iova, length, pin, protection, payer: task.memory, vaddr, vaddrValid: true };
@@ -308,7 +309,7 @@ export class Type1 {
         this.name,
       );
     if (mapping.payer !== task.memory) {
-      this.#checkMemlock(task, pages(mapping));
+      requireLockable(task, pages(mapping), this.name);
       mapping.payer.lockedPages -= pages(mapping);
       task.memory.lockedPages += pages(mapping);
       mapping.payer = task.memory;
@@ -335,18 +336,6 @@ export class Type1 {
         iova: mapping.iova,
         length: mapping.length,
       });
-  }
-
-  #checkMemlock(task: Task, more: number): void {
-    const limit = Math.floor(task.memlockLimit() / FRAME_BYTES);
-    const locked = task.memory.lockedPages + task.mlockedPages();
-    if (locked + more <= limit || task.capable(Capability.ipcLock)) return;
-    throw new LinuxError(
-      "ENOMEM",
-      `${more} more pages beside ${locked} locked ones are beyond RLIMIT_MEMLOCK (${limit} pages) of ${task.name}, ` +
-        "which has no CAP_IPC_LOCK; a higher limit is needed (ulimit -l)",
-      this.name,
-    );
   }
 
   #tryAttach(group: Group, domain: PagingDomain): boolean {
