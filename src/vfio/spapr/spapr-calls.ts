@@ -123,7 +123,7 @@ const COMMON: ReadonlyMap<number, Serve> = new Map([
 ]);
 const FIRST: ReadonlyMap<number, Serve> = new Map<number, Serve>([
   [VFIO_IOMMU_ENABLE, (spapr, call) => spapr.enable(call.task)],
-  [VFIO_IOMMU_DISABLE, (spapr) => spapr.disable()],
+  [VFIO_IOMMU_DISABLE, (spapr, call) => spapr.disable(call.task)],
 ]);
 const SECOND: ReadonlyMap<number, Serve> = new Map([
   [VFIO_IOMMU_SPAPR_REGISTER_MEMORY, register],

@@ -5,7 +5,8 @@
  * memory that was registered, which is pinned and charged once, and creates and removes windows. Its domain is of the same
  * kind as those behind type 1 and iommufd.
  *
- * Setting an entry that points somewhere replaces it, as a guest's H_PUT_TCE does. Left out: error handling (EEH).
+ * Setting an entry that points somewhere replaces it, as a guest's H_PUT_TCE does. What is remembered of entries is bounded
+ * by the windows, and tables of those that are created count as locked memory. Left out: error handling (EEH).
  */
 import type { Group } from "../../iommu/core.ts";
 import {
@@ -25,8 +26,6 @@ import { requireLockable } from "../locked-memory.ts";
 import { Entries, type Keeper } from "./entries.ts";
 import { RegisteredMemory } from "./registered-memory.ts";
 
-/** Runs of entries a container may have: as many maps can be made that do not touch. */
-export const RUN_LIMIT = 2 ** 20;
 /** Bytes of an entry. */
 const ENTRY_BYTES = 8;
 
@@ -135,8 +134,9 @@ export class Spapr {
     this.#enabled = this.#charge(task, this.abilities.first.length / FRAME_BYTES);
   }
 
-  /** Version 1: what was mapped is mapped no more, and nothing can be. */
-  disable(): void {
+  /** Version 1: what was mapped is mapped no more, and nothing can be. Throws EPERM. */
+  disable(task: Task): void {
+    this.#requireOwner(task);
     if (!this.#enabled) return;
     for (const { start, length } of this.windows) this.#clear(start, length);
     giveBack(this.#enabled);
@@ -155,18 +155,12 @@ export class Spapr {
     this.#count();
   }
 
-  /** Sets entries. Throws EPERM, ENXIO, EINVAL, ENOSPC, EFAULT, ENOMEM, or Restart. Those it replaces are empty if it fails. */
+  /** Sets entries. Throws EPERM, ENXIO, EINVAL, EFAULT, ENOMEM, or Restart. Those it replaces are empty if it fails. */
   map(task: Task, { iova, vaddr, length, read, write }: MapRequest): void {
     this.#requireOwner(task);
     this.#requireEnabled();
     const window = this.#windowOf(iova, length);
     this.#requireAligned(window, { iova, vaddr, size: length });
-    if (this.#entries.size >= RUN_LIMIT)
-      throw new LinuxError(
-        "ENOSPC",
-        `the container has ${RUN_LIMIT} runs of entries; fewer and larger ones are needed`,
-        this.name,
-      );
     const keeper = this.#keep(task, vaddr, length, write);
     const page = vaddr / FRAME_BYTES;
     const pages = length / FRAME_BYTES;
