@@ -2,14 +2,13 @@
  * A virtual AMD-Vi unit in a VMM: above a host of AMD's that nests (extension `amd-nesting`), with what of the host's unit a
  * guest can have; or by copies of the guest's tables on any host.
  */
-import { ExtendedFeature, GCR3_BITS } from "../hardware/amdvi/spec.ts";
+import { ExtendedFeature, ExtendedFeature2, GCR3_BITS } from "../hardware/amdvi/spec.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { AmdViFrontEnd } from "../viommu/amdvi/front-end.ts";
-import { amdNesting } from "../viommu/amdvi/nested.ts";
+import { AmdNested } from "../viommu/amdvi/nested.ts";
 import { AmdShadow } from "../viommu/amdvi/shadow.ts";
 import type { CommandBackEnd } from "../viommu/commands.ts";
 import type { DeviceInfo } from "../viommu/device-calls.ts";
-import { NestedCommands } from "../viommu/nested-commands.ts";
 import { PageFaults } from "../viommu/page-faults.ts";
 import { rememberingTlb } from "./breaks.ts";
 import { roomFor } from "./room.ts";
@@ -27,8 +26,8 @@ export const nestedAmd = (parts: VirtualUnitParts): VirtualUnit => {
   });
   const { pageRequests } = iommu.capabilities;
   const asking = pageRequests ? new PageFaults({ calls, iommu, devices, scheduler }) : undefined;
-  const entryOf = (rid: number): bigint | undefined => iommu.entryOf(rid);
-  const backEnd = new NestedCommands(amdNesting, { calls, ram, devices, entryOf, faults: asking?.id });
+  const entryOf = (rid: number): bigint => iommu.entryOf(rid);
+  const backEnd = new AmdNested({ calls, ram, devices, entryOf, faults: asking?.id });
   return join(iommu, backEnd, parts);
 };
 
@@ -82,15 +81,19 @@ const ANYWAY = { NX_SUP: true, US_SUP: true, IA_SUP: true, MSI_CAP_MMIO_SUP: tru
 
 /** A unit with guest tables as the host's has them, and nothing that only a host's driver can use. */
 const nestable = (infos: readonly DeviceInfo[], ats: boolean): bigint => {
-  const efr = infos[0]?.amd?.efr;
-  if (efr === undefined) throw new RangeError("a virtual IOMMU without devices has nothing to nest");
-  if (infos.some(({ amd }) => amd?.efr !== efr))
+  const { efr, efr2 } = infos[0]?.amd ?? {};
+  if (efr === undefined || efr2 === undefined)
+    throw new RangeError("a virtual IOMMU without devices has nothing to nest");
+  if (infos.some(({ amd }) => amd?.efr !== efr || amd.efr2 !== efr2))
     throw new LinuxError("EOPNOTSUPP", "the host's units in front of the guest's devices are not alike");
   const { NX_SUP, US_SUP, GT_SUP, GIO_SUP, GATS, GLX_SUP, PAS_MAX, PPR_SUP, PPR_AUTO_RSP_SUP } =
     ExtendedFeature.fields;
   const has = ({ of }: typeof GT_SUP): number => Number(of(efr));
-  if (!has(GT_SUP) || !has(GIO_SUP))
-    throw new LinuxError("EOPNOTSUPP", "the host's IOMMU has no tables for guests (EFR.GTSup, EFR.GIoSup)");
+  if (!has(GT_SUP) || !has(GIO_SUP) || !ExtendedFeature2.fields.GCR3_TRP_MODE_SUP.of(efr2))
+    throw new LinuxError(
+      "EOPNOTSUPP",
+      "the host's IOMMU does not nest (EFR.GTSup, EFR.GIoSup, EFR2.GCR3TRPMode)",
+    );
   return ExtendedFeature.make({
     ...ANYWAY,
     NX_SUP: has(NX_SUP),

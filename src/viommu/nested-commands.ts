@@ -29,7 +29,7 @@ export interface NestingModel {
   deviceOf(command: bigint): number | undefined;
   /** An entry with tables of the guest. */
   translates(entry: bigint): boolean;
-  /** By which a unit forgets what is below an entry that has not changed; absent: it is given the entry anew. */
+  /** By which a unit forgets what is below an entry that has not changed; absent: it is given the entry again. */
   forgetContexts?(rid: number): bigint;
 }
 
@@ -37,8 +37,8 @@ export interface NestedCommandsOptions {
   readonly calls: HostCalls;
   readonly ram: GuestRam;
   readonly devices: readonly AssignedDevice[];
-  /** What the guest's entry for a device asks for, of what is the guest's to say; undefined: nothing may pass. */
-  entryOf(rid: number): bigint | undefined;
+  /** What the guest's entry for a device asks for, of what is the guest's to say. */
+  entryOf(rid: number): bigint;
   /** Fault queue for nested HWPTs; undefined: accesses that wait are not passed on. */
   readonly faults: number | undefined;
 }
@@ -91,6 +91,15 @@ export class NestedCommands implements CommandBackEnd {
     forEvery(concerned, (device) => this.#follow(device));
   }
 
+  /** Nothing of the guest's tables is remembered: all devices leave what they have, and are given what entries say again. */
+  renew(): void {
+    const { calls } = this.#options;
+    for (const device of this.#attached.keys()) calls.detach(device.fd);
+    for (const { hwpt } of this.#attached.values()) calls.destroy(hwpt);
+    this.#attached.clear();
+    this.reread(0, Number.POSITIVE_INFINITY);
+  }
+
   command(commands: readonly bigint[]): InvalidationCount {
     for (let done = 0; done < commands.length; ) {
       const to = this.#destination(commands[done]!);
@@ -135,10 +144,6 @@ export class NestedCommands implements CommandBackEnd {
     const { calls, entryOf, faults } = this.#options;
     const entry = entryOf(device.rid);
     const before = this.#attached.get(device);
-    if (entry === undefined) {
-      if (before) this.#leave(device, before);
-      return;
-    }
     if (before?.entry === entry && this.#isCurrent(device, entry)) return;
     const hwpt = this.#model.allocate(calls, device, this.#viommuOf.get(device.rid)!, entry, faults);
     try {
@@ -149,13 +154,6 @@ export class NestedCommands implements CommandBackEnd {
     }
     this.#attached.set(device, { entry, hwpt });
     if (before) calls.destroy(before.hwpt);
-  }
-
-  #leave(device: AssignedDevice, { hwpt }: Attached): void {
-    const { calls } = this.#options;
-    calls.detach(device.fd);
-    this.#attached.delete(device);
-    calls.destroy(hwpt);
   }
 
   /** An entry that is as it was: its invalidation means what is below it too. False: it has to be given anew for that. */

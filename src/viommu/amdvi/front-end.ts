@@ -124,8 +124,8 @@ export class AmdViFrontEnd implements Downstream, GuestSide {
     return table ? this.#tables.pasidsOf(table, rid) : [];
   }
 
-  /** What of the device's entry a host that nests is to do; undefined: nothing may pass. */
-  entryOf(rid: number): bigint | undefined {
+  /** What of the device's entry a host that nests is to do. */
+  entryOf(rid: number): bigint {
     const { table } = this;
     return table ? this.#tables.entryOf(table, rid) : PASSING_ENTRY;
   }

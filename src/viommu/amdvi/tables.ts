@@ -33,38 +33,13 @@ const { read, write } = Permission;
 
 /** An entry under which a device's addresses are guest physical ones. */
 export const PASSING_ENTRY = Dte.make({ V: true, TV: true, IR: true, IW: true });
-const {
-  V,
-  TV,
-  MODE,
-  HOST_TRP,
-  GIOV,
-  GV,
-  GLX,
-  GCR3_TRP_14,
-  GCR3_TRP_30,
-  GCR3_TRP_51,
-  IR,
-  IW,
-  DOMAIN,
-  GUEST_PAGING_MODE,
-} = Dte.fields;
-/** What of an entry is the guest's to say: its translation. */
+/** An entry under which nothing passes. */
+export const BLOCKING_ENTRY = Dte.make({ V: true });
+const f = Dte.fields;
+/** What of an entry is the guest's to say: its translation, and that its device asks for translations and pages. */
 const GUEST_BITS = [
-  V,
-  TV,
-  MODE,
-  HOST_TRP,
-  GIOV,
-  GV,
-  GLX,
-  GCR3_TRP_14,
-  GCR3_TRP_30,
-  GCR3_TRP_51,
-  IR,
-  IW,
-  DOMAIN,
-  GUEST_PAGING_MODE,
+  ...[f.V, f.TV, f.MODE, f.HOST_TRP, f.IR, f.IW, f.DOMAIN, f.I, f.PPR, f.GPRP],
+  ...[f.GV, f.GIOV, f.GLX, f.GCR3_TRP_14, f.GCR3_TRP_30, f.GCR3_TRP_51, f.GUEST_PAGING_MODE],
 ].reduce((mask, { first, width }) => mask | (((1n << BigInt(width)) - 1n) << BigInt(first)), 0n);
 
 const blocked = (why: string): Translation => ({ kind: "blocked", why });
@@ -125,15 +100,15 @@ export class GuestTables {
     };
   }
 
-  /** The device's entry for a host that nests, without what is not the guest's to say; undefined: nothing may pass. */
-  entryOf(table: TableOptions, rid: number): bigint | undefined {
+  /** The device's entry for a host that nests, without what is not the guest's to say. */
+  entryOf(table: TableOptions, rid: number): bigint {
     const device = readDevice(this.#memory, this.#unit, table, rid, this.#fault);
-    if (!device) return undefined;
+    if (!device) return BLOCKING_ENTRY;
     if (!device.valid) return PASSING_ENTRY;
-    if (!device.translates) return undefined;
+    if (!device.translates) return BLOCKING_ENTRY;
     fetchDte(this.#memory, table, rid, this.#words, this.#fault);
     // Without guest translation the unit ignores what the entry says of it.
-    if (!device.guest) GV.set(this.#words, 0);
+    if (!device.guest) f.GV.set(this.#words, 0);
     return Dte.fromWords(this.#words) & GUEST_BITS;
   }
 
