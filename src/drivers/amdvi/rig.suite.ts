@@ -19,7 +19,7 @@ import { AmdDriver, type AmdDriverOptions, type AmdFirmware } from "./driver.ts"
 
 export interface AmdBenchOptions
   extends FunctionOptions,
-    Pick<AmdDriverOptions, "logFramesLg2" | "domainIds"> {
+    Pick<AmdDriverOptions, "logFramesLg2" | "domainIds" | "nesting"> {
   /** Secure nested paging is on. */
   readonly rmp?: Rmp;
   readonly capabilities?: AmdViCapabilities;
@@ -45,7 +45,15 @@ export class AmdBench implements DriverBench {
   #left = Number.POSITIVE_INFINITY;
 
   constructor(options: AmdBenchOptions = {}) {
-    const { capabilities, cache = "normal", firmware, logFramesLg2, domainIds, rmp } = options;
+    const {
+      capabilities,
+      cache = "normal",
+      firmware,
+      logFramesLg2,
+      domainIds,
+      rmp,
+      nesting = false,
+    } = options;
     const { memory, msi, scheduler } = this;
     this.unit = new AmdViUnit({
       name: "ivhd0",
@@ -79,6 +87,7 @@ export class AmdBench implements DriverBench {
       ...(logFramesLg2 !== undefined && { logFramesLg2 }),
       ...(domainIds !== undefined && { domainIds }),
       secureNested: rmp !== undefined,
+      nesting,
     });
     this.devices = [plainFunction(memory, 1, options), plainFunction(memory, 2, options)];
   }
