@@ -207,6 +207,25 @@ export class Rmp {
     this.#tell();
   }
 
+  /** Every page that is assigned, in no particular order. */
+  *entries(): Generator<RmpRead & { readonly pa: number }> {
+    for (const [at, region] of this.#regions)
+      for (let part = 0; part < (isLarge(region) ? 1 : PARTS); part++) {
+        const pa = at * LARGE + part * PAGE;
+        const read = this.read(pa);
+        if (read.entry !== 0n) yield { pa, ...read };
+      }
+  }
+
+  /** Puts an entry back as it was read of another table. RangeError when there is no place for it. */
+  restore(pa: number, entry: bigint): void {
+    const lg2 = f.PAGE_SIZE.of(entry) === 1n ? LARGE_LG2 : PAGE_LG2;
+    const state = { assigned: true, lg2, gpa: Number(f.GPA.of(entry)), asid: Number(f.ASID.of(entry)) };
+    if (this.update(pa, state) !== RmpStatus.success)
+      throw new RangeError(`no entry of ${sizeOf(lg2)} can be at ${hex(pa)}`);
+    put(this.#regions.get(Math.floor(pa / LARGE))!, partOf(pa), entry);
+  }
+
   #covers(pa: number): boolean {
     return pa >= 0 && Math.floor(pa / LARGE) < this.#assigned.length;
   }

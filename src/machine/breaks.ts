@@ -22,6 +22,7 @@ import type { HostMemory } from "../memory/host-memory.ts";
 /** By name: what does not work. */
 export const BREAKS = {
   "skip-flush": "the driver's invalidations of the IOTLB are lost on their way to the unit",
+  "skip-rmp": "the unit does not look into the reverse map table",
   "wrong-owner": "the kernel lets any program use the PASIDs of others",
 } as const;
 export type Break = keyof typeof BREAKS;

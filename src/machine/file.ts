@@ -168,7 +168,7 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
         text: `no unit is named ${device.unit}; there is ${[...units].join(", ")}`,
       });
   });
-  return [...complaints, ...checkGroups(machine), ...checkMdevs(machine)];
+  return [...complaints, ...checkGroups(machine), ...checkMdevs(machine), ...checkSecureNested(machine)];
 };
 
 /** An IOMMU keeps all functions of a group from memory, or none does. */
@@ -180,6 +180,27 @@ const checkGroups = ({ devices }: MachineDescription): Complaint[] =>
       ? [{ path: ["devices", index, "group"], text: `others of group ${group} are behind a unit` }]
       : [],
   );
+
+/** What guests own is kept from every device, so that each must be behind a unit which asks for that. */
+const checkSecureNested = ({ units, devices, extensions }: MachineDescription): Complaint[] => {
+  if (!extensions.includes("snp-rmp")) return [];
+  const why = "with extensions: [snp-rmp]";
+  const others = units.flatMap(({ model }, index) => (model === "amdvi" ? [] : [index]));
+  const unprotected = devices.flatMap(({ unit }, index) => (unit === NO_UNIT ? [index] : []));
+  return [
+    ...(units.length === 0
+      ? [{ path: ["extensions"], text: "snp-rmp needs a unit of model amdvi; there is none" }]
+      : []),
+    ...others.map((index) => ({
+      path: ["units", index, "model"],
+      text: `${why} every unit is of model amdvi: others do not ask what is a guest's`,
+    })),
+    ...unprotected.map((index) => ({
+      path: ["devices", index, "unit"],
+      text: `${why} no device can be without a unit: it would reach what is a guest's`,
+    })),
+  ];
+};
 
 /** Mediated devices have a parent with work queues; its group is its driver's alone. */
 const checkMdevs = ({ devices, mdevs, extensions }: MachineDescription): Complaint[] => {

@@ -9,6 +9,7 @@ import type { Scheduler } from "../base/scheduler.ts";
 import { MockDriver } from "../drivers/mock/driver.ts";
 import { NoIommuDriver } from "../drivers/none/driver.ts";
 import { SoftwareDriver } from "../drivers/software/driver.ts";
+import { Rmp } from "../hardware/rmp.ts";
 import { Access, NO_PASID, Transaction } from "../hardware/unit.ts";
 import { AuxiliaryDriver } from "../iommu/auxiliary.ts";
 import { type Device, type Group, IommuCore } from "../iommu/core.ts";
@@ -19,6 +20,7 @@ import { Allocations, allocatePages } from "../kernel/allocations.ts";
 import type { DeviceNode } from "../kernel/call.ts";
 import { debugFiles } from "../kernel/fault-injection.ts";
 import { MSI_BASE, MsiController } from "../kernel/msi.ts";
+import { SnpSubsystem } from "../kernel/snp/control-file.ts";
 import { Banks } from "../memory/banks.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
@@ -81,6 +83,9 @@ const MMIO_32 = { start: 0xc000_0000, end: 0xfe00_0000 };
 const MMIO_64 = { start: 0x20_0000_0000, end: 0x40_0000_0000 };
 const ABOVE_4G = 0x1_0000_0000;
 
+/** Of a bank of host memory. */
+const BANK_BYTES = 2 ** 32;
+
 /** Counts of what exists because of clients; all zero when every client is gone. */
 export interface LiveCounts {
   readonly [what: string]: number;
@@ -97,6 +102,8 @@ export class Machine {
   readonly iommufd: IommufdSubsystem;
   readonly vfio: VfioSubsystem;
   readonly mdevs: Mdevs;
+  /** Secure nested paging, where the machine has it (`snp-rmp`). */
+  readonly snp: SnpSubsystem | undefined;
   readonly #context: MachineContext;
   /** Whose devices the test command makes. */
   readonly #mock: MockDriver | undefined;
@@ -117,6 +124,9 @@ export class Machine {
     this.msi = new MsiController(this.memory, context.events);
     this.core = new IommuCore(context.events);
     const unitMemory = context.unitMemory?.(this.memory) ?? this.memory;
+    const secureNested = description.extensions.includes("snp-rmp");
+    const rmp = secureNested ? new Rmp(this.memory.state.length * BANK_BYTES) : undefined;
+    this.snp = rmp && new SnpSubsystem(rmp);
     for (const unit of description.units) {
       const powered = powerOn(unit, {
         memory: this.memory,
@@ -128,6 +138,7 @@ export class Machine {
         seed: description.seed,
         extensions: description.extensions,
         broken: context.broken ?? new Set(),
+        ...(rmp && { rmp }),
         behind: new Set(
           description.devices.filter((device) => this.#unitOf(device) === unit.name).map(({ at }) => at),
         ),
@@ -185,7 +196,8 @@ export class Machine {
 
   /** The device nodes of the machine. */
   nodes(): readonly DeviceNode[] {
-    return [...this.vfio.nodes, this.iommufd.node];
+    const { vfio, iommufd, snp } = this;
+    return [...vfio.nodes, iommufd.node, ...(snp ? [snp.node] : [])];
   }
 
   /** The files programs look at. */
@@ -212,6 +224,7 @@ export class Machine {
     return {
       ...this.vfio.live(),
       ...this.iommufd.live(),
+      ...this.snp?.live(),
       domains,
       parked,
       pasids: this.pasids.ofUsers,

@@ -133,6 +133,27 @@ devices:
     at: 0000:05:00.0
 `;
 
+const snp = `# An AMD host with secure nested paging: a reverse map table says which pages are a guest's own, the unit asks it before
+# every access, and a VMM changes it through /dev/softiommu-snp. Linux has that file elsewhere (KVM), and the rest as it is here:
+# no identity domains, no PASIDs. Two NVMe controllers, a DMA test function.
+name: snp
+extensions: [snp-rmp]
+memory:
+  ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
+units:
+  - model: amdvi
+    host-levels: 6              # levels of host tables: addresses of all 64 bits
+devices:
+  - model: nvme
+    at: 0000:01:00.0
+    size: 1G                    # in memory; with file: PATH in a sparse file
+  - model: nvme
+    at: 0000:02:00.0
+    size: 1G
+  - model: test                 # makes the requests it is told to make
+    at: 0000:05:00.0
+`;
+
 const s390 = `# An s390 host: PCI functions with I/O translation tables of their own, and the interface by which guests' tables lie above
 # the host's, which Linux does not have. Two NVMe controllers, a function with nothing but a BAR, a DMA test function.
 name: s390
@@ -173,6 +194,7 @@ export const PRESETS: ReadonlyMap<string, string> = new Map([
   ["vtd-vsva", vtdVsva],
   ["smmuv3", smmuv3],
   ["amd", amd],
+  ["snp", snp],
   ["s390", s390],
   ["mock", mock],
 ]);

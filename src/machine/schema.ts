@@ -110,6 +110,8 @@ const amdUnit = v.strictObject({
   "device-tlb": v.optional(v.boolean(), true),
   "page-requests": v.optional(v.boolean(), true),
   "dirty-tracking": v.optional(v.boolean(), true),
+  /** Of the driver, as with the kernel's amd_iommu=nohugepages. */
+  "huge-pages": v.optional(v.boolean(), true),
   cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
 });
 
@@ -200,7 +202,7 @@ export const deviceSchema = v.variant(
 export const NO_UNIT = "none";
 
 /** What Linux lacks and a machine can have all the same. */
-export const EXTENSIONS = ["vsva2020", "amd-nesting", "s390-nesting"] as const;
+export const EXTENSIONS = ["vsva2020", "amd-nesting", "snp-rmp", "s390-nesting"] as const;
 export type Extension = (typeof EXTENSIONS)[number];
 
 const count = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(2 ** 20));

@@ -28,6 +28,8 @@ const stateSchema = v.strictObject({
   registers: v.record(v.string(), v.record(v.string(), hexadecimal)),
   /** By physical address: the frame, deflated, in base64. */
   frames: v.record(hexadecimal, v.string()),
+  /** With secure nested paging, by physical address: the entry of a page that is a guest's. */
+  rmp: v.optional(v.record(hexadecimal, hexadecimal)),
 });
 export type MachineState = v.InferOutput<typeof stateSchema>;
 
@@ -58,7 +60,11 @@ export const saveState = (machine: Machine): MachineState => {
     if (!machine.memory.readBytes(pa, frame) || frame.every((byte) => byte === 0)) continue;
     frames[`0x${pa.toString(16)}`] = deflateRawSync(frame).toString("base64");
   }
-  return { softiommu: "state", version: 1, machine: machine.description, registers, frames };
+  const state = { softiommu: "state", version: 1, machine: machine.description, registers, frames } as const;
+  if (!machine.snp) return state;
+  const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
+  const entries = Array.from(machine.snp.rmp.entries(), ({ pa, entry }) => [hex(pa), hex(entry)] as const);
+  return { ...state, rmp: Object.fromEntries(entries) };
 };
 
 /** A machine with these tables and registers, to explain translations with. Throws StateFileError. */
@@ -79,6 +85,7 @@ export const restoreState = (text: string): Machine => {
           Object.entries(state.registers[name] ?? {}).map(([register, value]) => [register, BigInt(value)]),
         ),
       );
+    for (const [pa, entry] of Object.entries(state.rmp ?? {})) restoreEntry(machine.snp, pa, entry);
     return machine;
   } catch (error) {
     machine.close();
@@ -105,6 +112,17 @@ const withoutFile = (device: DeviceDescription): DeviceDescription => {
   if (device.model !== "nvme") return device;
   const { file: _, ...rest } = device;
   return rest;
+};
+
+const restoreEntry = (snp: Machine["snp"], address: string, entry: string): void => {
+  try {
+    if (!snp) throw new RangeError("the machine has no reverse map table");
+    snp.rmp.restore(Number(address), BigInt(entry));
+  } catch (error) {
+    throw new StateFileError(
+      `RMP entry ${address}: ${error instanceof Error ? error.message : String(error)}`,
+    );
+  }
 };
 
 const restoreFrame = (memory: Banks, address: string, deflated: string): void => {

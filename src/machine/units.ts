@@ -13,6 +13,7 @@ import {
   GCR3_BITS,
 } from "../hardware/amdvi/spec.ts";
 import { AmdViUnit } from "../hardware/amdvi/unit.ts";
+import type { Rmp } from "../hardware/rmp.ts";
 import { Cr0, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
 import { SmmuV3Unit } from "../hardware/smmuv3/unit.ts";
 import type { IommuUnit, SendMessage } from "../hardware/unit.ts";
@@ -48,6 +49,8 @@ export interface UnitSocket {
   readonly behind: ReadonlySet<string>;
   /** Injected on purpose. */
   readonly broken: ReadonlySet<Break>;
+  /** With secure nested paging: what is whose. */
+  readonly rmp?: Rmp;
 }
 
 export interface PoweredUnit {
@@ -232,7 +235,7 @@ const powerOnSmmu = (
 type AmdDescription = Extract<UnitDescription, { readonly model: "amdvi" }>;
 
 /** EFR of the unit. */
-const amdFeatures = (given: AmdDescription): bigint => {
+const amdFeatures = (given: AmdDescription, secureNested: boolean): bigint => {
   const guests = given["pasid-bits"] > 0;
   const pageRequests = given["page-requests"] && given["device-tlb"];
   return ExtendedFeature.make({
@@ -245,6 +248,7 @@ const amdFeatures = (given: AmdDescription): bigint => {
     MSI_CAP_MMIO_SUP: true,
     HA_SUP: given["dirty-tracking"],
     HD_SUP: given["dirty-tracking"],
+    SNP_SUP: secureNested,
     ...(guests && {
       GT_SUP: true,
       GIO_SUP: true,
@@ -264,10 +268,10 @@ const IOTLB_SUPPORT = 1 << 24;
 
 const powerOnAmd = (
   given: AmdDescription,
-  { memory, unitMemory, msi, events, scheduler, interrupt, seed, extensions, behind, broken }: UnitSocket,
+  { memory, unitMemory, msi, events, scheduler, interrupt, seed, extensions, behind, broken, rmp }: UnitSocket,
 ): PoweredUnit => {
   const deviceTlb = given["device-tlb"];
-  const efr = amdFeatures(given);
+  const efr = amdFeatures(given, rmp !== undefined);
   const unit = new AmdViUnit({
     name: given.name,
     memory: unitMemory,
@@ -276,6 +280,7 @@ const powerOnAmd = (
     cache: given.cache,
     random: new Random(seed),
     capabilities: { efr, deviceTlb },
+    ...(rmp && !broken.has("skip-rmp") && { rmp }),
   });
   const driver = new AmdDriver({
     name: given.name,
@@ -286,6 +291,8 @@ const powerOnAmd = (
     events,
     firmware: { covers: (device) => behind.has(device.name), deviceTlb },
     nesting: extensions.includes("amd-nesting"),
+    secureNested: rmp !== undefined,
+    hugePages: given["huge-pages"],
   });
   const { DEVTAB_BASE, CONTROL } = AmdRegister;
   const attributes = {

@@ -31,8 +31,9 @@ import type {
 } from "../../iommu/driver.ts";
 import { allocate } from "../../kernel/allocations.ts";
 import { type Message, MSI_BASE, MSI_BYTES, type MsiController } from "../../kernel/msi.ts";
-import type { HostMemory } from "../../memory/host-memory.ts";
-import type { AmdV1Levels } from "../../pagetable/amdv1.ts";
+import { FRAME_LG2, type HostMemory } from "../../memory/host-memory.ts";
+import { type AmdV1Levels, amdV1 } from "../../pagetable/amdv1.ts";
+import type { PageTableFormat } from "../../pagetable/format.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HW_INFO_TYPE_AMD, IommuHwInfoAmd } from "../../uapi/vendor/amd.ts";
 import { EVERYTHING } from "../range.ts";
@@ -82,6 +83,8 @@ export interface AmdDriverOptions {
   readonly secureNested?: boolean;
   /** Guests' tables can lie above the host's, which Linux 7.2 does not do (extension `amd-nesting`). Default false. */
   readonly nesting?: boolean;
+  /** Version 1 tables have pages larger than 4 KiB where they can, as without the kernel's amd_iommu=nohugepages. Default true. */
+  readonly hugePages?: boolean;
   /** Log2 of the frames of each of its logs; default 2. */
   readonly logFramesLg2?: number;
   /** Domain ids that it gives out end here; default 2^16. */
@@ -117,6 +120,7 @@ export class AmdDriver implements IommuDriver {
   readonly unit: Capabilities;
   readonly #secureNested: boolean;
   readonly #nesting: boolean;
+  readonly #hugePages: boolean;
   readonly #registers: Registers;
   readonly #memory: HostMemory;
   readonly #scheduler: Scheduler;
@@ -152,6 +156,7 @@ export class AmdDriver implements IommuDriver {
     const registers = new Registers(options.unit, name);
     this.#registers = registers;
     const found = registers.capabilities(firmware.deviceTlb ?? true);
+    this.#hugePages = options.hugePages ?? true;
     this.#secureNested = options.secureNested ?? false;
     this.#nesting = options.nesting ?? false;
     if (this.#secureNested && ExtendedFeature.fields.SNP_SUP.of(found.efr) === 0n)
@@ -244,18 +249,17 @@ export class AmdDriver implements IommuDriver {
     this.#requireOptions(options);
     allocate("a domain of the unit");
     const id = this.#takeId();
-    const { hostLevels, noExecute } = this.unit;
     const processors = pasid || this.#guestTablesOnly;
-    const stage = processors
-      ? guestStage(GUEST_LEVELS, noExecute)
-      : hostStage(hostLevels as AmdV1Levels, dirtyTracking ? "dirty" : undefined);
+    const format = processors
+      ? guestStage(GUEST_LEVELS, this.unit.noExecute).format
+      : this.#hostFormat(dirtyTracking);
     try {
       const domain = new AmdDomain({
         unitName: this.name,
         id,
         memory: this.#memory,
         table: processors ? "guest" : "host",
-        format: stage.format,
+        format,
         nestParent,
         dirtyTracking,
         faults,
@@ -389,6 +393,13 @@ export class AmdDriver implements IommuDriver {
       ] as const
     ).find(([asked]) => asked);
     if (missing) throw new LinuxError("EOPNOTSUPP", `the unit has no ${missing[1]}`, this.name);
+  }
+
+  #hostFormat(dirtyTracking: boolean): PageTableFormat {
+    const levels = this.unit.hostLevels as AmdV1Levels;
+    const updates = dirtyTracking ? "dirty" : undefined;
+    if (this.#hugePages) return hostStage(levels, updates).format;
+    return amdV1(levels, { pageLg2s: [FRAME_LG2], ...(updates && { updates }) });
   }
 
   #isOwn(domain: Domain): boolean {
