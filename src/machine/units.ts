@@ -268,7 +268,19 @@ const IOTLB_SUPPORT = 1 << 24;
 
 const powerOnAmd = (
   given: AmdDescription,
-  { memory, unitMemory, msi, events, scheduler, interrupt, seed, extensions, behind, broken, rmp }: UnitSocket,
+  {
+    memory,
+    unitMemory,
+    msi,
+    events,
+    scheduler,
+    interrupt,
+    seed,
+    extensions,
+    behind,
+    broken,
+    rmp,
+  }: UnitSocket,
 ): PoweredUnit => {
   const deviceTlb = given["device-tlb"];
   const efr = amdFeatures(given, rmp !== undefined);
