@@ -44,7 +44,7 @@ const rowsOf = (schema: Schema, leftOut: readonly string[] = []): Row[] =>
 const machine = machineSchema as unknown as Schema;
 const devices = (deviceSchema as unknown as Schema).options!;
 const modelOf = (schema: Schema): string => String(schema.entries!["model"]!.literal);
-const COMMON = ["at", "unit", "group", "mmap"];
+const COMMON = ["at", "unit", "group", "mmap", "rom"];
 const units = inner(machine.entries!["units"]!).item!.options!;
 
 describe("docs/machine-files.md", () => {

@@ -49,7 +49,7 @@ const plainValue = (document: Document, file: string): unknown => {
 };
 
 /** Settings whose value is text even when it looks like a number. */
-const TEXTUAL = new Set(["serial", "file", "group", "unit"]);
+const TEXTUAL = new Set(["serial", "file", "group", "unit", "rom"]);
 
 const scalar = (text: string): string | number | boolean => {
   if (text === "true" || text === "false") return text === "true";

@@ -117,7 +117,10 @@ describe("a machine", () => {
     ] as const;
     const given = parseMachine(PRESETS.get("vtd")!, "vtd");
     const machine = new Machine(
-      { ...given, devices: [{ model: "bare", at: "0000:05:00.0", mmap: true, bars: [...bars] }] },
+      {
+        ...given,
+        devices: [{ model: "bare", capabilities: [], at: "0000:05:00.0", mmap: true, bars: [...bars] }],
+      },
       { events: silent, clock: new ManualClock(), scheduler: new WorkQueue() },
     );
     expect(machine.functions[0]!.bars.map(({ index, kind, size }) => ({ index, kind, size }))).toEqual([

@@ -3,6 +3,7 @@
  * them, the IOMMU core, iommufd, VFIO, and the files that programs see. Whoever serves it to programs (attach/), or calls it
  * directly, goes through `nodes`.
  */
+import { readFileSync } from "node:fs";
 import type { Clock } from "../base/clock.ts";
 import type { EventSink } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
@@ -25,6 +26,7 @@ import { Banks } from "../memory/banks.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
 import { parseAddress } from "../pci/address.ts";
+import { errorReporting, vendorSpecific } from "../pci/capabilities.ts";
 import { AtsTestFunction } from "../pci/devices/ats-test.ts";
 import { BareFunction } from "../pci/devices/bare.ts";
 import { Dsa } from "../pci/devices/dsa/dsa.ts";
@@ -302,7 +304,9 @@ export class Machine {
         scheduler,
         clock,
         events,
-        mappable: device.mmap,
+        mappable: device.mmap !== false,
+        sparse: device.mmap === "sparse",
+        rom: device.rom === undefined ? undefined : readFileSync(device.rom),
       });
       this.#functions.push(made);
       const shared = device.group === undefined ? undefined : groups.get(device.group);
@@ -330,6 +334,13 @@ const placeBars = (bars: readonly { readonly kind: "mem32" | "mem64"; readonly s
     next += kind === "mem64" ? 2 : 1;
     return { index, kind, size };
   });
+};
+
+/** What a vendor keeps for itself in a bare function. */
+const VENDOR_BYTES = 13;
+const BARE_CAPABILITIES = {
+  vendor: () => vendorSpecific(new Uint8Array(VENDOR_BYTES)),
+  errors: errorReporting,
 };
 
 const abilitiesOf = (device: RequestingDescription): RequestAbilities => ({
@@ -363,7 +374,11 @@ const makeFunction = (device: DeviceDescription, context: FunctionContext): Endp
     case "ats-test":
       return new AtsTestFunction(context);
     case "bare":
-      return new BareFunction(context, placeBars(device.bars));
+      return new BareFunction(
+        context,
+        placeBars(device.bars),
+        device.capabilities.map((name) => BARE_CAPABILITIES[name]()),
+      );
   }
 };
 

@@ -135,8 +135,10 @@ const common = {
   unit: v.optional(v.string()),
   /** Functions with the same group name share an IOMMU group; without it each has its own. */
   group: v.optional(v.string()),
-  /** False: VFIO offers no mmap of the BARs; programs use pread and pwrite. */
-  mmap: v.optional(v.boolean(), true),
+  /** False: VFIO offers no mmap of the BARs; programs use pread and pwrite. Sparse: none of vector tables. */
+  mmap: v.optional(v.union([v.boolean(), v.literal("sparse")], "one of true, false, sparse"), true),
+  /** The contents of its expansion ROM. */
+  rom: v.optional(v.pipe(v.string(), v.minLength(1, "a path"))),
 };
 
 const nvme = v.strictObject({
@@ -179,9 +181,13 @@ const edu = v.strictObject({ model: v.literal("edu"), ...common });
 
 const atsTest = v.strictObject({ model: v.literal("ats-test"), ...common });
 
+/** Capabilities that a bare function can show. */
+const BARE_CAPABILITIES = ["vendor", "errors"] as const;
+
 const bare = v.strictObject({
   model: v.literal("bare"),
   ...common,
+  capabilities: v.optional(v.array(oneOf(BARE_CAPABILITIES)), []),
   bars: v.optional(
     v.pipe(
       v.array(v.strictObject({ kind: v.optional(oneOf(["mem32", "mem64"]), "mem32"), size })),

@@ -222,17 +222,31 @@ const configBytes = (device: PciFunction): Uint8Array => {
 };
 
 /** IORESOURCE flags that user space tests. */
-const ResourceFlag = { io: 0x100, memory: 0x200, prefetch: 0x2000, memory64: 0x100000 } as const;
+const ResourceFlag = {
+  io: 0x100,
+  memory: 0x200,
+  prefetch: 0x2000,
+  readOnly: 0x4000,
+  memory64: 0x100000,
+} as const;
+
+const resourceLine = (base: number, size: number, flags: number): string =>
+  `${hex(base, 16)} ${hex(size === 0 ? 0 : base + size - 1, 16)} ${hex(flags, 16)}`;
 
 /** One line a BAR (and for the ROM): first address, last address, flags. */
-const resources = (device: PciFunction): string =>
-  Array.from({ length: 7 }, (_, index) => {
+const resources = (device: PciFunction): string => {
+  const lines = Array.from({ length: 6 }, (_, index) => {
     const bar = device.bars.find((candidate) => candidate.index === index);
-    if (!bar) return `${hex(0, 16)} ${hex(0, 16)} ${hex(0, 16)}`;
+    if (!bar) return resourceLine(0, 0, 0);
     const kind = bar.kind === "io" ? ResourceFlag.io : ResourceFlag.memory;
     const flags =
       kind |
       (bar.prefetchable ? ResourceFlag.prefetch : 0) |
       (bar.kind === "mem64" ? ResourceFlag.memory64 : 0);
-    return `${hex(bar.base, 16)} ${hex(bar.base + bar.size - 1, 16)} ${hex(flags, 16)}`;
-  }).join("\n");
+    return resourceLine(bar.base, bar.size, flags);
+  });
+  const { rom } = device;
+  const { memory, prefetch, readOnly } = ResourceFlag;
+  const last = rom ? resourceLine(rom.base, rom.size, memory | prefetch | readOnly) : resourceLine(0, 0, 0);
+  return [...lines, last].join("\n");
+};

@@ -1,9 +1,9 @@
 /**
  * The capabilities a function can have, as declarations for its config space: power management, MSI, MSI-X, PCI
- * Express with function-level reset, device serial number, PASID, ATS, PRI. PCI Express Base Specification 5.0, §7.5 to §7.9.
+ * Express with function-level reset, a vendor's own, device serial number, error reporting, PASID, ATS, PRI. PCI Express Base Specification 5.0, §7.5 to §7.9.
  * What they do is in `pci-function.ts`, `msi.ts` and `msix.ts`.
  */
-import type { Capability } from "./config.ts";
+import type { Capability, ConfigRegister } from "./config.ts";
 import {
   AtsCapability,
   AtsControl,
@@ -12,6 +12,8 @@ import {
   DeviceCapabilities,
   DeviceControl,
   DeviceStatus,
+  ErrorBits,
+  ErrorCapability,
   ExpressCapability,
   ExpressFlags,
   ExtendedCapabilityId,
@@ -31,6 +33,7 @@ import {
   PriControl,
   PriStatus,
   SerialNumber,
+  VendorCapability,
 } from "./spec.ts";
 
 /** D0 and D3hot; nothing is lost on the way back. */
@@ -154,6 +157,48 @@ export const express = (): Capability => ({
     },
     { offset: ExpressCapability.LINK_CAPABILITIES_2, width: 4, value: 0b1110 }, // 2.5, 5 and 8 GT/s
     { offset: ExpressCapability.LINK_CONTROL_2, width: 2, value: SPEED_8_GT },
+  ],
+});
+
+/** What a vendor keeps for itself: `bytes` of it, which software may write. */
+export const vendorSpecific = (bytes: Uint8Array): Capability => ({
+  id: CapabilityId.VENDOR,
+  bytes: VendorCapability.DATA + bytes.length,
+  registers: [
+    { offset: VendorCapability.LENGTH, width: 1, value: VendorCapability.DATA + bytes.length },
+    ...Array.from(bytes, (value, i): ConfigRegister => {
+      return { offset: VendorCapability.DATA + i, width: 1, value, writable: 0xff };
+    }),
+  ],
+});
+
+/** Advanced error reporting. No model makes an error of the link: what there is is the registers. */
+export const errorReporting = (): Capability => ({
+  id: ExtendedCapabilityId.ERRORS,
+  version: 2,
+  bytes: ErrorCapability.BYTES,
+  registers: [
+    {
+      offset: ErrorCapability.UNCORRECTABLE_STATUS,
+      width: 4,
+      value: 0,
+      clears: ErrorBits.UNCORRECTABLE,
+    },
+    { offset: ErrorCapability.UNCORRECTABLE_MASK, width: 4, value: 0, writable: ErrorBits.UNCORRECTABLE },
+    {
+      offset: ErrorCapability.UNCORRECTABLE_SEVERITY,
+      width: 4,
+      value: ErrorBits.FATAL,
+      writable: ErrorBits.UNCORRECTABLE,
+    },
+    { offset: ErrorCapability.CORRECTABLE_STATUS, width: 4, value: 0, clears: ErrorBits.CORRECTABLE },
+    {
+      offset: ErrorCapability.CORRECTABLE_MASK,
+      width: 4,
+      value: ErrorBits.ADVISORY,
+      writable: ErrorBits.CORRECTABLE,
+    },
+    { offset: ErrorCapability.CONTROL, width: 4, value: 0 },
   ],
 });
 

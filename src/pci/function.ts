@@ -23,6 +23,18 @@ export interface Bar {
   readonly base: number;
   /** False: VFIO offers no mmap of it (the machine file's option). */
   readonly mappable: boolean;
+  /** VFIO offers no mmap of pages with the vector table (the machine file's option). */
+  readonly sparse?: boolean;
+}
+
+/** An expansion ROM: what firmware may run before the operating system does. */
+export interface Rom {
+  /** Bytes, a power of two from 2 KiB to 16 MiB. */
+  readonly size: number;
+  /** Where firmware placed it. */
+  readonly base: number;
+  /** As many bytes as it has. */
+  readonly contents: Uint8Array;
 }
 
 /** A function. Its message-signalled interrupts are ordinary writes through its unit. */
@@ -34,6 +46,7 @@ export interface PciFunction {
   /** Name of the model, "nvme". */
   readonly model: string;
   readonly bars: readonly Bar[];
+  readonly rom?: Rom | undefined;
   /** A virtual function (SR-IOV), which shares its PASID capability with its physical one (PCIe §7.8.9). */
   readonly isVirtual?: boolean;
   /** Made by software upon a part of a function: it is on no bus itself. */

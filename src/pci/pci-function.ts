@@ -16,7 +16,7 @@ import { formatAddress, requesterId } from "./address.ts";
 import * as capabilities from "./capabilities.ts";
 import { type Capability, ConfigSpace, type ConfigWidth } from "./config.ts";
 import type { HostBridge, ParkedCounts, PasidRights, UnitPort } from "./dma.ts";
-import type { Bar, BarKind, PciAddress, PciFunction } from "./function.ts";
+import type { Bar, BarKind, PciAddress, PciFunction, Rom } from "./function.ts";
 import { Msi } from "./msi.ts";
 import { Msix } from "./msix.ts";
 import type { PageRequestCounts, PageRequests } from "./page-requests.ts";
@@ -41,9 +41,14 @@ import {
   PriCapability,
   PriControl,
   PriStatus,
+  ROM_MAX_BYTES,
+  ROM_MIN_BYTES,
+  RomBits,
   Status,
 } from "./spec.ts";
 
+/** The ROM among the places that firmware gives. */
+const ROM_INDEX = BAR_COUNT;
 const POWER_ON = 0;
 const POWER_D3HOT = 3;
 const ENQUEUE_BYTES = 64;
@@ -91,8 +96,12 @@ export interface FunctionContext {
   readonly scheduler: Scheduler;
   readonly clock: Clock;
   readonly events?: EventSink;
+  /** Contents of the function's expansion ROM; it has none by default. */
+  readonly rom?: Uint8Array | undefined;
   /** VFIO offers no mmap of any BAR (the machine file's option). Default: as the model says. */
   readonly mappable?: boolean;
+  /** VFIO offers no mmap of pages with the vector table. */
+  readonly sparse?: boolean;
 }
 
 export abstract class Endpoint implements PciFunction {
@@ -101,6 +110,7 @@ export abstract class Endpoint implements PciFunction {
   readonly rid: number;
   readonly model: string;
   readonly bars: readonly Bar[];
+  readonly rom: Rom | undefined;
   readonly configSize = EXTENDED_CONFIG_BYTES;
   onIntx: (asserted: boolean) => void = () => {};
   protected readonly dma: UnitPort;
@@ -135,10 +145,12 @@ export abstract class Endpoint implements PciFunction {
     this.events = events;
     this.dma = bridge.port(this.rid);
     this.bars = shape.bars.map((bar) => placeBar(bar, context));
+    this.rom = context.rom && placeRom(context.rom, context);
     for (const bar of this.bars) this.#byIndex[bar.index] = bar;
     const send = (vector: number, lo: number, hi: number, data: number) => this.#send(vector, lo, hi, data);
     const config = this.#config;
     declareHeader(config, shape, this.bars);
+    if (this.rom) declareRom(config, this.rom);
     this.#powerAt = config.add(capabilities.powerManagement());
     if (shape.msiVectorsLg2 !== undefined)
       this.#msi = new Msi(config, config.add(capabilities.msi(shape.msiVectorsLg2)), send);
@@ -382,7 +394,7 @@ const pasidRights = (config: ConfigSpace, at: number): PasidRights => {
 const isPowerOfTwo = (value: number): boolean => value > 0 && 2 ** Math.round(Math.log2(value)) === value;
 
 /** Asks firmware for the place of a BAR. RangeError when the shape or the place is impossible. */
-const placeBar = (shape: BarShape, { barBase, mappable }: FunctionContext): Bar => {
+const placeBar = (shape: BarShape, { barBase, mappable = true, sparse = false }: FunctionContext): Bar => {
   const { index, kind, size, prefetchable = false } = shape;
   const last = kind === "mem64" ? index + 1 : index;
   if (!(Number.isInteger(index) && index >= 0 && last < BAR_COUNT))
@@ -393,8 +405,26 @@ const placeBar = (shape: BarShape, { barBase, mappable }: FunctionContext): Bar 
   const limit = kind === "mem64" ? Number.MAX_SAFE_INTEGER : 2 ** 32;
   if (!(base >= 0 && base % size === 0 && base + size <= limit))
     throw new RangeError(`BAR ${index}: 0x${base.toString(16)} is no place for ${size} bytes of ${kind}`);
-  return { index, kind, size, prefetchable, base, mappable: (mappable ?? true) && (shape.mappable ?? true) };
+  return { index, kind, size, prefetchable, base, sparse, mappable: mappable && (shape.mappable ?? true) };
 };
+
+/** Its size is the next power of two; what the contents do not fill reads as ones. RangeError when it is too large. */
+const placeRom = (bytes: Uint8Array, { barBase }: FunctionContext): Rom => {
+  const size = Math.max(ROM_MIN_BYTES, 2 ** Math.ceil(Math.log2(bytes.length)));
+  if (size > ROM_MAX_BYTES)
+    throw new RangeError(`an expansion ROM of ${bytes.length} bytes; ${ROM_MAX_BYTES} are the most`);
+  const contents = new Uint8Array(size).fill(0xff);
+  contents.set(bytes);
+  return { size, base: barBase({ index: ROM_INDEX, kind: "mem32", size }), contents };
+};
+
+const declareRom = (config: ConfigSpace, { size, base }: Rom): void =>
+  config.declare({
+    offset: Header.EXPANSION_ROM,
+    width: 4,
+    value: base,
+    writable: ((~(size - 1) & RomBits.ADDRESS) | RomBits.ENABLE) >>> 0,
+  });
 
 const declareHeader = (config: ConfigSpace, shape: FunctionShape, bars: readonly Bar[]): void => {
   const { vendorId, deviceId, classCode, revision = 0, interruptPin = 0 } = shape;

@@ -2,7 +2,7 @@
  * Configuration space of a PCI Express function: offsets and bits by the names of the PCI Local Bus Specification 3.0
  * (chapter 6) and the PCI Express Base Specification 5.0 (§7.5 to §7.9). Layouts only, nothing that acts.
  *
- * Left out: type 1 (bridge) headers, the expansion ROM, Cardbus.
+ * Left out: type 1 (bridge) headers, Cardbus.
  */
 import { address, bit, bits, layout } from "../uapi/layout.ts";
 
@@ -48,9 +48,15 @@ export const Status = { INTERRUPT: 1 << 3, CAPABILITIES_LIST: 1 << 4, ERRORS: 0x
 /** Low bits of a base address register, PCI §6.2.5.1. */
 export const BarBits = { IO: 1, MEMORY_64: 4, PREFETCHABLE: 8, IO_FLAGS: 0x3, MEMORY_FLAGS: 0xf } as const;
 
+/** Expansion ROM base address register, PCIe §7.5.1.2.4. */
+export const RomBits = { ENABLE: 1, ADDRESS: 0xffff_f800 } as const;
+export const ROM_MIN_BYTES = 2 ** 11;
+export const ROM_MAX_BYTES = 2 ** 24;
+
 /** Capability ids, PCI Code and ID Assignment §2 and §3. */
-export const CapabilityId = { PM: 0x01, MSI: 0x05, EXPRESS: 0x10, MSIX: 0x11 } as const;
+export const CapabilityId = { PM: 0x01, MSI: 0x05, VENDOR: 0x09, EXPRESS: 0x10, MSIX: 0x11 } as const;
 export const ExtendedCapabilityId = {
+  ERRORS: 0x0001,
   SERIAL_NUMBER: 0x0003,
   ATS: 0x000f,
   PRI: 0x0013,
@@ -156,6 +162,27 @@ export const ExtendedHeader = layout("Extended Capability Header", 4, {
   Version: bits(16, 19, "version"),
   Next: bits(20, 31, "offset of the next, 0 at the end"),
 });
+/** Vendor-specific capability, PCIe §7.9.4: a length, then what the vendor likes. */
+export const VendorCapability = { LENGTH: 2, DATA: 3 } as const;
+
+/** Advanced error reporting, PCIe §7.8.4, of a function that is no root port. */
+export const ErrorCapability = {
+  UNCORRECTABLE_STATUS: 0x04,
+  UNCORRECTABLE_MASK: 0x08,
+  UNCORRECTABLE_SEVERITY: 0x0c,
+  CORRECTABLE_STATUS: 0x10,
+  CORRECTABLE_MASK: 0x14,
+  CONTROL: 0x18,
+  BYTES: 0x2c,
+} as const;
+/** Errors that a function can tell, PCIe §7.8.4.2 and §7.8.4.5, and those that are fatal from the start. */
+export const ErrorBits = {
+  UNCORRECTABLE: 0x01ff_f030,
+  FATAL: 0x0046_2030,
+  CORRECTABLE: 0xf1c1,
+  ADVISORY: 0x2000,
+} as const;
+
 /** Device serial number, PCIe §7.9.3. */
 export const SerialNumber = { LOW: 4, HIGH: 8, BYTES: 12 } as const;
 /** PASID extended capability, PCIe §7.8.9. */

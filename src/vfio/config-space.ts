@@ -4,7 +4,8 @@
  * virtual one, and whether the user may write it. BARs can be sized and set without moving; interrupts belong to
  * SET_IRQS, so MSI and MSI-X cannot be turned on here; unknown capabilities are not in the lists, and that of PASIDs is
  * only where users have PASIDs; what it enables is the host's.
- * Left out: writes to VPD, AER masks and to registers outside any capability, which are dropped.
+ * What a vendor keeps in a capability of its own is the user's to read and write; masks and severities of errors are
+ * the user's own copies. Left out: writes to VPD and to registers outside any capability, which are dropped.
  */
 
 import { capabilitiesOf, extendedCapabilitiesOf, type ListedCapability } from "../pci/capability-list.ts";
@@ -15,6 +16,8 @@ import {
   Command,
   DeviceCapabilities,
   DeviceControl,
+  ErrorBits,
+  ErrorCapability,
   ExpressCapability,
   ExtendedCapabilityId,
   ExtendedHeader,
@@ -23,12 +26,13 @@ import {
   MsiControl,
   PowerCapability,
   PowerControl,
+  RomBits,
+  VendorCapability,
 } from "../pci/spec.ts";
 
 /** Further capability ids, PCI Code and ID Assignment §2. */
 const CapabilityIdMore = {
   VPD: 0x03,
-  VENDOR: 0x09,
   SUBSYSTEM: 0x0d,
   SATA: 0x12,
   ADVANCED_FEATURES: 0x13,
@@ -81,8 +85,8 @@ export class VirtualConfig {
     this.#declareExtended(extendedCapabilitiesOf(pci));
   }
 
-  /** Accesses reach the BAR: decoding of its kind is on, and the function is not asleep. */
-  decodes({ kind }: Bar): boolean {
+  /** Accesses reach a BAR of this kind: its decoding is on, and the function is not asleep. */
+  decodes({ kind }: Pick<Bar, "kind">): boolean {
     const bit = kind === "io" ? Command.IO_SPACE : Command.MEMORY_SPACE;
     return this.#awake && (this.#pci.configRead(Header.COMMAND, 2) & bit) !== 0;
   }
@@ -152,8 +156,7 @@ export class VirtualConfig {
     this.#declare(Header.LATENCY_TIMER, 1, 0, 0xff);
     for (let bar = 0; bar < 6; bar += 1) this.#declare(Header.BASE_ADDRESS + 4 * bar, 4, 0xffff_ffff, 0);
     for (const bar of this.#pci.bars) this.#declareBar(bar);
-    this.#declare(Header.EXPANSION_ROM, 4, 0xffff_ffff, 0);
-    put(this.#values, Header.EXPANSION_ROM, 4, 0);
+    this.#declareRom();
     this.#declare(Header.CAPABILITIES_POINTER, 1, 0xff, 0);
     this.#declare(Header.INTERRUPT_LINE, 1, 0xff, 0xff);
     this.#declare(Header.INTERRUPT_PIN, 1, 0xff, 0);
@@ -170,6 +173,14 @@ export class VirtualConfig {
       this.#declare(at + 4, 4, 0xffff_ffff, size > 2 ** 32 ? ~(size / 2 ** 32 - 1) >>> 0 : 0xffff_ffff);
   }
 
+  /** It can be sized, set and turned on without moving or being turned on; its region is read as one likes. */
+  #declareRom(): void {
+    const { rom } = this.#pci;
+    const writable = rom ? ((~(rom.size - 1) & RomBits.ADDRESS) | RomBits.ENABLE) >>> 0 : 0;
+    this.#declare(Header.EXPANSION_ROM, 4, 0xffff_ffff, writable);
+    if (!rom) put(this.#values, Header.EXPANSION_ROM, 4, 0);
+  }
+
   #declareCapabilities(list: readonly ListedCapability[]): void {
     const shown = list.filter(({ id }) => SHOWN.has(id));
     put(this.#values, Header.CAPABILITIES_POINTER, 1, shown[0]?.at ?? 0);
@@ -182,6 +193,7 @@ export class VirtualConfig {
       }
       if (id === CapabilityId.MSI) this.#declareMsi(at);
       if (id === CapabilityId.EXPRESS) this.#declareExpress(at);
+      if (id === CapabilityId.VENDOR) this.#declareVendor(at);
     });
   }
 
@@ -198,6 +210,11 @@ export class VirtualConfig {
     const data = at + (wide ? MsiCapability.DATA : MsiCapability.UPPER_ADDRESS);
     this.#declare(data, 2, 0xffff, 0xffff);
     if (control & PerVectorMasking.mask) this.#declare(data + 4, 4, 0xffff_ffff, 0xffff_ffff);
+  }
+
+  #declareVendor(at: number): void {
+    const end = at + this.#pci.configRead(at + VendorCapability.LENGTH, 1);
+    for (let byte = at + VendorCapability.DATA; byte < end; byte += 1) this.#declare(byte, 1, 0, 0xff);
   }
 
   #declareExpress(at: number): void {
@@ -223,12 +240,20 @@ export class VirtualConfig {
         ? ExtendedHeader.make({ Next: next })
         : ExtendedHeader.make({ Id: id, Version: version, Next: next });
       put(this.#values, at, 4, Number(header));
+      if (id === ExtendedCapabilityId.ERRORS) this.#declareErrors(at);
     });
     for (const { id, at } of list)
       if (this.#hidden.has(id) && at !== list[0]!.at) {
         this.#declare(at, 4, 0xffff_ffff, 0);
         put(this.#values, at, 4, 0);
       }
+  }
+
+  #declareErrors(at: number): void {
+    const { UNCORRECTABLE_MASK, UNCORRECTABLE_SEVERITY, CORRECTABLE_MASK } = ErrorCapability;
+    for (const register of [UNCORRECTABLE_MASK, UNCORRECTABLE_SEVERITY])
+      this.#declare(at + register, 4, 0xffff_ffff, ErrorBits.UNCORRECTABLE);
+    this.#declare(at + CORRECTABLE_MASK, 4, 0xffff_ffff, ErrorBits.CORRECTABLE);
   }
 }
 

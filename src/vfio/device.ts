@@ -8,6 +8,7 @@
 import type { IommufdContext } from "../iommufd/context.ts";
 import type { Call, KernelFile, MapSegment } from "../kernel/call.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
+import type { Bar } from "../pci/function.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import {
   SOFTIOMMU_VFIO_IRQ_INFO_CAP_TYPE,
@@ -35,8 +36,10 @@ import {
   VFIO_PCI_CONFIG_REGION_INDEX,
   VFIO_PCI_ERR_IRQ_INDEX,
   VFIO_PCI_NUM_REGIONS,
+  VFIO_PCI_ROM_REGION_INDEX,
   VFIO_PCI_VGA_REGION_INDEX,
   VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
+  VFIO_REGION_INFO_CAP_SPARSE_MMAP,
   VFIO_REGION_INFO_CAP_TYPE,
   VFIO_REGION_INFO_FLAG_CAPS,
   VFIO_REGION_INFO_FLAG_MMAP,
@@ -46,6 +49,7 @@ import {
   VfioInfoCapHeader,
   VfioIrqInfo,
   VfioRegionInfo,
+  VfioRegionInfoCapSparseMmap,
   VfioRegionInfoCapType,
 } from "../uapi/vfio.ts";
 import { hex, readArgument } from "./argument.ts";
@@ -57,12 +61,12 @@ import { readIrqSet } from "./irq-set.ts";
 import { FAULT_IRQ_INDEX } from "./irqs.ts";
 import type { PciDevice } from "./pci-device.ts";
 import {
+  type Area,
   barOf,
-  canMap,
   eachPiece,
   excludedOf,
   isBar,
-  mappedBytes,
+  mappableAreas,
   regionFlags,
   regionIndex,
   regionOffset,
@@ -84,6 +88,8 @@ const FAULT_IRQ_TYPE = {
   type: SOFTIOMMU_VFIO_IRQ_TYPE_FAULT,
   subtype: SOFTIOMMU_VFIO_REGION_SUBTYPE_FAULT,
 };
+
+const showArea = ({ offset, size }: Area): string => `[${hex(offset)}, ${hex(offset + size)})`;
 
 /** How the device is opened. */
 export interface DeviceOpening {
@@ -160,6 +166,7 @@ export class DeviceFile implements KernelFile {
     const count = this.#reach(index, at, into.length);
     if (index === VFIO_PCI_CONFIG_REGION_INDEX) this.device.config.read(at, into);
     else if (index === FAULT_REGION_INDEX) this.device.faults!.read(at, into.subarray(0, count));
+    else if (index === VFIO_PCI_ROM_REGION_INDEX) this.#readRom(at, into.subarray(0, count));
     else {
       this.#checkDecoding(index);
       const { pci, irqs } = this.device;
@@ -174,6 +181,8 @@ export class DeviceFile implements KernelFile {
 
   pwrite(_call: Call, offset: bigint, data: Uint8Array): number {
     const { index, at } = this.#place(offset);
+    if (index === VFIO_PCI_ROM_REGION_INDEX)
+      throw this.#error("EINVAL", "the expansion ROM can be read only");
     if (data.length === 0) return 0;
     const count = this.#reach(index, at, data.length);
     if (index === VFIO_PCI_CONFIG_REGION_INDEX) this.device.config.write(at, data);
@@ -199,16 +208,22 @@ export class DeviceFile implements KernelFile {
     if ((flags & MAP_SHARED) === 0) throw this.#error("EINVAL", "a region can only be mapped MAP_SHARED");
     const bar = isBar(index) ? barOf(this.device.pci, index) : undefined;
     const faults = index === FAULT_REGION_INDEX ? this.device.faults : undefined;
-    const bytes = bar && canMap(bar) ? mappedBytes(bar) : faults && FAULT_REGION_BYTES;
-    if (bytes === undefined)
+    const areas = bar
+      ? mappableAreas(bar, this.device.irqs.msixTable)
+      : faults
+        ? [{ offset: 0, size: FAULT_REGION_BYTES }]
+        : [];
+    if (areas.length === 0)
       throw this.#error(
         "EINVAL",
         `region ${index} cannot be mapped; those whose GET_REGION_INFO flags have MMAP (${VFIO_REGION_INFO_FLAG_MMAP}) can`,
       );
-    if (length <= 0 || at % FRAME_BYTES !== 0 || at + Math.ceil(length / FRAME_BYTES) * FRAME_BYTES > bytes)
+    const end = at + Math.ceil(length / FRAME_BYTES) * FRAME_BYTES;
+    const within = areas.some(({ offset: from, size }) => at >= from && end <= from + size);
+    if (length <= 0 || at % FRAME_BYTES !== 0 || !within)
       throw this.#error(
         "EINVAL",
-        `${hex(at)} + ${hex(length)} is not a range of pages within region ${index}, which has ${hex(this.#sizeOf(index))} bytes`,
+        `${hex(at)} + ${hex(length)} is not a range of pages within ${areas.map(showArea).join(" or ")}, what can be mapped of region ${index}`,
       );
     return faults?.segments(at, length) ?? [{ kind: "trap", offset: 0, length }];
   }
@@ -269,10 +284,10 @@ export class DeviceFile implements KernelFile {
       );
     const { pci, irqs } = this.device;
     const isFaults = index === FAULT_REGION_INDEX;
-    const flags = isFaults ? FAULT_REGION_FLAGS : regionFlags(pci, index);
+    const flags = isFaults ? FAULT_REGION_FLAGS : regionFlags(pci, index, irqs.msixTable);
     const chain = new InfoChain(VfioRegionInfo.size);
-    const mappableTable = irqs.msixTable?.bar === index && (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0;
-    if (mappableTable) chain.add(VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, VfioInfoCapHeader, {});
+    if (irqs.msixTable?.bar === index && (flags & VFIO_REGION_INFO_FLAG_MMAP) !== 0)
+      this.#addTableRule(chain, barOf(pci, index)!);
     if (isFaults) chain.add(VFIO_REGION_INFO_CAP_TYPE, 1, VfioRegionInfoCapType, FAULT_REGION_TYPE);
     const info = {
       flags: chain.capabilities.length > 0 ? flags | VFIO_REGION_INFO_FLAG_CAPS : flags,
@@ -282,6 +297,20 @@ export class DeviceFile implements KernelFile {
     };
     call.memory.write(at, chain.answer(VfioRegionInfo, info, argsz));
     return 0;
+  }
+
+  /** What of the BAR with the vector table can be mapped. */
+  #addTableRule(chain: InfoChain, bar: Bar): void {
+    if (!bar.sparse) {
+      chain.add(VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, VfioInfoCapHeader, {});
+      return;
+    }
+    const areas = mappableAreas(bar, this.device.irqs.msixTable).map(({ offset, size }) => ({
+      offset: BigInt(offset),
+      size: BigInt(size),
+    }));
+    const rule = { nr_areas: areas.length, areas };
+    chain.add(VFIO_REGION_INFO_CAP_SPARSE_MMAP, 1, VfioRegionInfoCapSparseMmap, rule);
   }
 
   #getIrqInfo(call: Call, at: bigint): number {
@@ -352,6 +381,17 @@ export class DeviceFile implements KernelFile {
     this.#checkDecoding(index);
     if (this.device.lowPower.allowed)
       throw this.#error("EIO", "low power is allowed: mapped regions answer after LOW_POWER_EXIT");
+  }
+
+  /** The ROM is turned on for it, as VFIO does; memory decoding is the user's. */
+  #readRom(at: number, into: Uint8Array): void {
+    const { config, pci } = this.device;
+    if (!config.decodes({ kind: "mem32" }))
+      throw this.#error(
+        "EIO",
+        "the expansion ROM is not decoded: memory (bit 1) is off in the command register",
+      );
+    into.set(pci.rom!.contents.subarray(at, at + into.length));
   }
 
   /** The BAR answers: its kind of access is on in the command register. */

@@ -1,7 +1,7 @@
 /**
  * The regions of a PCI function in its device file: region n begins at n · 2^40 (linux/vfio.h leaves the place to the
  * kernel; programs take it from GET_REGION_INFO). Six BARs, ROM, config space, VGA. A fault region may come after them
- * (`fault-region.ts`). Left out: ROM contents and VGA, which no model has.
+ * (`fault-region.ts`). Left out: VGA, which no model has.
  */
 import type { Bar, PciFunction } from "../pci/function.ts";
 import { MsixEntry } from "../pci/spec.ts";
@@ -27,24 +27,44 @@ export const isBar = (index: number): boolean => index < VFIO_PCI_ROM_REGION_IND
 export const barOf = (pci: PciFunction, index: number): Bar | undefined =>
   pci.bars.find((bar) => bar.index === index);
 
-/** Memory can be mapped where the machine allows it, and when the BAR has its pages for itself. */
-export const canMap = (bar: Bar): boolean =>
-  bar.kind !== "io" && bar.mappable && (bar.size >= PAGE_BYTES || bar.base % PAGE_BYTES === 0);
+/** Bytes of a BAR, whole pages. */
+export interface Area {
+  readonly offset: number;
+  readonly size: number;
+}
 
-/** Bytes of a mapping of the whole BAR. */
-export const mappedBytes = (bar: Bar): number => Math.ceil(bar.size / PAGE_BYTES) * PAGE_BYTES;
+const pageUp = (bytes: number): number => Math.ceil(bytes / PAGE_BYTES) * PAGE_BYTES;
+const pageDown = (bytes: number): number => Math.floor(bytes / PAGE_BYTES) * PAGE_BYTES;
+
+/**
+ * What of a BAR can be mapped: memory, where the machine allows it, when the BAR has its pages for itself; all of it, or
+ * what is left without the pages of the vector table.
+ */
+export const mappableAreas = (bar: Bar, msix: MsixTable | undefined): readonly Area[] => {
+  if (bar.kind === "io" || !bar.mappable || (bar.size < PAGE_BYTES && bar.base % PAGE_BYTES !== 0)) return [];
+  const whole = { offset: 0, size: pageUp(bar.size) };
+  const { start, end } = excludedOf(msix, bar.index);
+  if (!bar.sparse || start === end) return [whole];
+  const after = pageUp(end);
+  return [
+    { offset: 0, size: pageDown(start) },
+    { offset: after, size: whole.size - after },
+  ].filter(({ size }) => size > 0);
+};
 
 export const regionSize = (pci: PciFunction, index: number): number => {
   if (isBar(index)) return barOf(pci, index)?.size ?? 0;
+  if (index === VFIO_PCI_ROM_REGION_INDEX) return pci.rom?.size ?? 0;
   return index === VFIO_PCI_CONFIG_REGION_INDEX ? pci.configSize : 0;
 };
 
 /** VFIO_REGION_INFO_FLAG_* without CAPS. */
-export const regionFlags = (pci: PciFunction, index: number): number => {
+export const regionFlags = (pci: PciFunction, index: number, msix: MsixTable | undefined): number => {
   if (regionSize(pci, index) === 0) return 0;
+  if (index === VFIO_PCI_ROM_REGION_INDEX) return VFIO_REGION_INFO_FLAG_READ;
   const bar = isBar(index) ? barOf(pci, index) : undefined;
   const access = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
-  return bar && canMap(bar) ? access | VFIO_REGION_INFO_FLAG_MMAP : access;
+  return bar && mappableAreas(bar, msix).length > 0 ? access | VFIO_REGION_INFO_FLAG_MMAP : access;
 };
 
 /** Whether a byte of the BAR belongs to the vector table, which pread and pwrite do not reach. */

@@ -1,4 +1,8 @@
-/** A function with nothing but BARs, which remember what is written to them. It never makes a request. */
+/**
+ * A function with nothing but BARs, which remember what is written to them, and the capabilities it is asked to show.
+ * It never makes a request.
+ */
+import type { Capability } from "../config.ts";
 import { type BarShape, Endpoint, type FunctionContext } from "../pci-function.ts";
 
 /** Unassigned numbers, and the class of a device that fits no other (0xff). */
@@ -10,11 +14,11 @@ export class BareFunction extends Endpoint {
   readonly #contents = new Map<number, Uint8Array>();
 
   /** Throws a RangeError for shapes that cannot be; BARs have up to 16 MiB. */
-  constructor(context: FunctionContext, bars: readonly BarShape[]) {
+  constructor(context: FunctionContext, bars: readonly BarShape[], capabilities: readonly Capability[] = []) {
     for (const { index, size } of bars)
       if (size > LARGEST_BAR)
         throw new RangeError(`bare: BAR ${index} has ${size} bytes; up to ${LARGEST_BAR} are possible`);
-    super({ model: "bare", ...IDS, bars }, context);
+    super({ model: "bare", ...IDS, bars, capabilities }, context);
   }
 
   protected readBar(index: number, offset: number, into: Uint8Array): void {
