@@ -37,7 +37,7 @@ export class SpaprClient extends VfioClient {
     return Number(layout.read(bytes).start_addr);
   }
 
-  removeWindow(container: number, start: number, flags = 0): number {
+  removeWindow(container: number, start: bigint | number, flags = 0): number {
     const layout = uapi.VfioIommuSpaprTceRemove;
     const bytes = layout.bytes({ argsz: layout.size, flags, start_addr: BigInt(start) });
     return this.task.ioctl(container, uapi.VFIO_IOMMU_SPAPR_TCE_REMOVE, bytes);

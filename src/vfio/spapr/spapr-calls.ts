@@ -101,11 +101,13 @@ const create: Serve = (spapr, call, at) => {
   const request = readArgument(call, at, VfioIommuSpaprTceCreate, VfioIommuSpaprTceCreate.size);
   requireNoFlags(spapr, request.flags);
   const { page_shift, window_size, levels } = request;
+  if (window_size === 0n || window_size & (window_size - 1n))
+    throw new LinuxError("EINVAL", `window_size ${hex(window_size)} is no power of two`, spapr.name);
   const window = spapr.createWindow(call.task, { pageLg2: page_shift, length: Number(window_size), levels });
   try {
     call.memory.write(at, VfioIommuSpaprTceCreate.bytes({ ...request, start_addr: BigInt(window.start) }));
   } catch (error) {
-    spapr.removeWindow(call.task, window.start);
+    spapr.removeWindow(call.task, BigInt(window.start));
     throw error;
   }
 };
@@ -113,7 +115,7 @@ const create: Serve = (spapr, call, at) => {
 const remove: Serve = (spapr, call, at) => {
   const request = readArgument(call, at, VfioIommuSpaprTceRemove, VfioIommuSpaprTceRemove.size);
   requireNoFlags(spapr, request.flags);
-  spapr.removeWindow(call.task, Number(request.start_addr));
+  spapr.removeWindow(call.task, request.start_addr);
 };
 
 const COMMON: ReadonlyMap<number, Serve> = new Map([

@@ -2,16 +2,14 @@
 import * as fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { MapDriver, ModelHost } from "../../../test/support/model-host.ts";
+import { powerUp } from "../../../test/support/power-rig.ts";
 import { SpaprClient } from "../../../test/support/spapr-client.ts";
 import { type MapArguments, outcome, reasonOf } from "../../../test/support/vfio-client.ts";
-import { silent } from "../../base/events.ts";
-import { TceDriver } from "../../drivers/tce/driver.ts";
-import { TceUnit } from "../../hardware/tce/unit.ts";
+import type { TceDriver } from "../../drivers/tce/driver.ts";
 import { TranslateStatus } from "../../hardware/unit.ts";
 import type { PagingDomain } from "../../iommu/driver.ts";
 import { Capability } from "../../kernel/call.ts";
 import { ModelTask, type ModelTaskOptions } from "../../kernel/model-task.ts";
-import { MSI_BASE, MSI_BYTES } from "../../kernel/msi.ts";
 import { Header } from "../../pci/spec.ts";
 import * as uapi from "../../uapi/vfio.ts";
 import { regionOffset } from "../regions.ts";
@@ -34,18 +32,6 @@ let container: number;
 let group: number;
 let frames: number;
 
-const power = (memory: ModelHost["memory"], msi: ModelHost["msi"]) => {
-  const unit = new TceUnit({
-    name: "phb0",
-    memory,
-    events: silent,
-    interrupt: () => {},
-    messages: { start: MSI_BASE, length: MSI_BYTES },
-  });
-  const firmware = { pageLg2s: unit.pageLg2s, covers: () => true };
-  driver = new TceDriver({ name: "phb0", unit, memory, msi, events: silent, firmware, apertures: false });
-  return { unit, driver };
-};
 const newClient = (options: ModelTaskOptions = {}): SpaprClient => {
   const task = new ModelTask(host.memory, options);
   task.memory.map(VA, PAGES * PAGE);
@@ -80,7 +66,13 @@ const reached = (iova: number): number => {
 };
 
 beforeEach(() => {
-  host = new ModelHost({ power, ramBytes: 64 * 2 ** 20 });
+  host = new ModelHost({
+    power: (memory, msi) => {
+      const powered = powerUp(memory, msi);
+      driver = powered.driver;
+      return powered;
+    },
+  });
   vfio = new VfioSubsystem(host);
   frames = host.memory.allocated;
 });
@@ -399,6 +391,7 @@ describe("windows", () => {
     expect(map({ iova: HIGH + 2 ** 30, size: 16 * PAGE })).toBe("ENXIO");
     expect(create(GIB, 12)).toBe("ENOSPC");
     expect(map({ iova: 0 })).toBe(0);
+    expect(outcome(() => client.removeWindow(container, 2n ** 59n + 1n))).toBe("EINVAL");
     expect([remove(HIGH), remove(HIGH), remove(0x1000)]).toEqual([0, "EINVAL", "EINVAL"]);
     expect([map({ iova: HIGH, size: 16 * PAGE }), reached(0)]).toEqual(["ENXIO", 0]);
     unmap(0, PAGE);
@@ -422,6 +415,7 @@ describe("windows", () => {
     ["too many levels", GIB, 12, 6],
     ["no bytes", 0, 12, 1],
     ["no power of two", 3 * GIB, 12, 2],
+    ["all bytes there are", 2 ** 64 - 2 ** 12, 12, 2],
     ["less than a page", 2 ** 15, 16, 1],
   ])("%s: EINVAL, and there is none", (_what, length, pageLg2, levels) => {
     expect(create(length, pageLg2, levels)).toBe("EINVAL");

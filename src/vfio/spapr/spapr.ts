@@ -207,16 +207,16 @@ export class Spapr {
   }
 
   /** Throws EINVAL where no window begins. */
-  removeWindow(task: Task, start: number): void {
+  removeWindow(task: Task, start: bigint): void {
     this.#requireOwner(task);
-    const window = this.windows.find((each) => each.start === start);
+    const window = this.windows.find((each) => BigInt(each.start) === start);
     if (!window)
       throw new LinuxError("EINVAL", `no window begins at ${hex(start)}; ${this.#shownWindows()}`, this.name);
-    this.#attached.domain.removeWindow(start);
+    this.#attached.domain.removeWindow(window.start);
     this.#forget(window.start, window.length);
-    const charge = this.#charges.get(start);
+    const charge = this.#charges.get(window.start);
     if (charge) giveBack(charge);
-    this.#charges.delete(start);
+    this.#charges.delete(window.start);
   }
 
   /** A container begins with one window, below 4 GiB; a driver's domain may have more. */
@@ -334,13 +334,12 @@ export class Spapr {
     const sizes = Array.from({ length: 52 }, (_, lg2) => lg2).filter(
       (lg2) => (pageSizes >> BigInt(lg2)) & 1n,
     );
-    const lg2 = Math.log2(length);
     const complaint = !sizes.includes(pageLg2)
       ? `page_shift ${pageLg2}: the unit has ${sizes.join(", ")}`
       : levels < 1 || levels > most
         ? `levels ${levels}: from 1 to ${most} are possible`
-        : !Number.isInteger(lg2) || lg2 < pageLg2
-          ? `window_size ${hex(length)}: a power of two of at least a page is needed`
+        : length < 2 ** pageLg2
+          ? `window_size ${hex(length)}: at least a page is needed`
           : undefined;
     if (complaint) throw new LinuxError("EINVAL", complaint, this.name);
   }
