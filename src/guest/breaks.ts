@@ -14,6 +14,7 @@ import {
   type HostMapping,
   type InvalidationCount,
 } from "../viommu/host-calls.ts";
+import type { BackEnd as ZpciBackEnd } from "../viommu/zpci/back-end.ts";
 
 /** By name: what the VMM does wrong. */
 export const VMM_BREAKS = {
@@ -135,4 +136,13 @@ export const remembering = (backEnd: BackEnd): BackEnd => ({
   },
   reread: (what) => backEnd.reread(what),
   forget: (list) => ({ done: list.length }),
+});
+
+/** A back end that takes no refresh. */
+export const rememberingRefreshes = (backEnd: ZpciBackEnd): ZpciBackEnd => ({
+  get held() {
+    return backEnd.held;
+  },
+  reread: (rid) => backEnd.reread(rid),
+  refresh: () => {},
 });

@@ -9,9 +9,11 @@ import { AmdDriver } from "../drivers/amdvi/driver.ts";
 import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
 import { VirtualPasids } from "../drivers/vtd/virtual-pasids.ts";
+import { ZpciDriver } from "../drivers/zpci/driver.ts";
 import type { MsiController } from "../kernel/msi.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { compileWalker } from "../pagetable/compile.ts";
+import { s390Dat } from "../pagetable/s390.ts";
 import { vmsaStage1 } from "../pagetable/vmsa.ts";
 import type { Walker } from "../pagetable/walker.ts";
 import { x86Paging } from "../pagetable/x86-64.ts";
@@ -71,6 +73,12 @@ export const driverFor = (platform: GuestPlatform): GuestDriver => {
           guestTablesOnly: iommu.guestTablesOnly ?? false,
         },
       });
+    case "zpci":
+      return new ZpciDriver({
+        ...common,
+        name: `${name}'s zpci0`,
+        firmware: { covers: () => true, ...(iommu.addresses ?? { start: 0, end: 0 }) },
+      });
     case "virtio":
       return new VirtioIommuDriver(`${name}'s virtio-iommu`, iommu, memory);
     case "none":
@@ -92,6 +100,7 @@ const x86Walker = compileWalker(x86Paging(4));
 export const processorWalkers: { readonly [Model in GuestIommu["model"]]: Walker } = {
   vtd: x86Walker,
   amdvi: x86Walker,
+  zpci: compileWalker(s390Dat(3)),
   virtio: x86Walker,
   none: x86Walker,
   smmuv3: compileWalker(vmsaStage1({ granuleLg2: 12, inputBits: 48, outputBits: 48 })),

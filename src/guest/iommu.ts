@@ -4,7 +4,7 @@ import type { IommuDriver, PagingDomain, PagingOptions, Requester } from "../iom
 /** The registers of an IOMMU, and what firmware says it is (DMAR, IORT, IVRS, VIOT). */
 export interface GuestIommu {
   /** `none`: there is not any. */
-  readonly model: "vtd" | "smmuv3" | "amdvi" | "virtio" | "none";
+  readonly model: "vtd" | "smmuv3" | "amdvi" | "zpci" | "virtio" | "none";
   /** It may remember that nothing was there: what it has no register to say so. */
   readonly remembersAbsent?: boolean;
   /** It has no host tables, but guest tables alone (HATDis). */
@@ -13,6 +13,8 @@ export interface GuestIommu {
   readonly deviceTlb?: boolean;
   /** Messages of functions must pass through every table at their own addresses, which are reserved (RMR). */
   readonly messagesPass?: boolean;
+  /** Addresses [start, end) that its functions may use, where it has no register to say so (CLP). */
+  readonly addresses?: { readonly start: number; readonly end: number };
   mmioRead(offset: number, width: 4 | 8): bigint;
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void;
   /** Its wired interrupt, when it has one; set by the driver. */

@@ -1,6 +1,6 @@
 /**
  * A modelled VMM on iommufd, whose guest has an IOMMU of the model that the host has, or of another: a VT-d
- * unit, an SMMUv3, an AMD-Vi unit or a virtio-iommu.
+ * unit, an SMMUv3, an AMD-Vi unit, tables of s390 or a virtio-iommu.
  */
 import type { DeviceInfo } from "../viommu/device-calls.ts";
 import { HostCalls } from "../viommu/host-calls.ts";
@@ -11,10 +11,11 @@ import { nestedSmmu, shadowedSmmu } from "./virtual-smmuv3.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 import { virtioIommu } from "./virtual-virtio.ts";
 import { nestedVtd, shadowedVtd } from "./virtual-vtd.ts";
+import { nestedZpci, shadowedZpci } from "./virtual-zpci.ts";
 import { openNode, VmmProcess, type VmmProcessOptions } from "./vmm-process.ts";
 
-/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, AMD-Vi, virtio-iommu, or none. */
-export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3" | "amdvi" | "virtio" | "none";
+/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, AMD-Vi, s390, virtio-iommu, or none. */
+export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3" | "amdvi" | "zpci" | "virtio" | "none";
 
 /** A host's device, and the requester id that the guest is to know it by. */
 export interface Assignment {
@@ -52,7 +53,9 @@ export class Vmm extends VmmProcess<HostCalls> {
 const nested = (parts: VirtualUnitParts): VirtualUnit => {
   const all = (test: (info: DeviceInfo) => boolean): boolean => parts.devices.every(({ info }) => test(info));
   if (all(({ smmu }) => smmu !== undefined)) return nestedSmmu(parts);
-  return all(({ amd }) => amd !== undefined) ? nestedAmd(parts) : nestedVtd(parts);
+  if (all(({ amd }) => amd !== undefined)) return nestedAmd(parts);
+  // A host of s390 has no structure that says what it is.
+  return all(({ vtd }) => vtd !== undefined) ? nestedVtd(parts) : nestedZpci(parts);
 };
 
 const shadowed = (parts: VirtualUnitParts, shows: ShownUnit): VirtualUnit => {
@@ -61,6 +64,8 @@ const shadowed = (parts: VirtualUnitParts, shows: ShownUnit): VirtualUnit => {
       return shadowedSmmu(parts);
     case "amdvi":
       return shadowedAmd(parts);
+    case "zpci":
+      return shadowedZpci(parts);
     case "virtio":
       return virtioIommu(parts);
     case "none":

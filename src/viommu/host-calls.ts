@@ -12,7 +12,11 @@ import {
   IommuHwptAmdGuest,
 } from "../uapi/vendor/amd.ts";
 import {
+  SOFTIOMMU_HWPT_DATA_S390_IOTA,
+  SOFTIOMMU_HWPT_INVALIDATE_DATA_S390_REFRESH,
   SOFTIOMMU_VIOMMU_INVALIDATE_DATA_AMD,
+  SoftiommuHwptS390Iota,
+  SoftiommuHwptS390Refresh,
   SoftiommuViommuAmdInvalidate,
 } from "../uapi/vendor/extensions.ts";
 import {
@@ -270,6 +274,21 @@ export class HostCalls extends DeviceCalls {
     const flags = faults === undefined ? 0 : iommufd.IOMMU_HWPT_FAULT_ID_VALID;
     const data = { type: IOMMU_HWPT_DATA_AMD_GUEST, bytes };
     return this.#hwpt({ dev_id: device, pt_id: viommu, flags, fault_id: faults ?? 0 }, data);
+  }
+
+  /** The tables of a guest's I/O table anchor (s390), above a nest parent. */
+  allocateAnchored(device: number, parent: number, iota: bigint): number {
+    const data = { type: SOFTIOMMU_HWPT_DATA_S390_IOTA, bytes: SoftiommuHwptS390Iota.bytes({ iota }) };
+    return this.#hwpt({ dev_id: device, pt_id: parent, flags: 0 }, data);
+  }
+
+  /** What a guest refreshes of them: how many ranges were taken, and what stopped it. */
+  refresh(hwpt: number, ranges: readonly AddressRange[]): InvalidationCount {
+    const entry = SoftiommuHwptS390Refresh;
+    const entries = ranges.map(({ start, end }) =>
+      entry.bytes({ iova: BigInt(start), length: BigInt(end) - BigInt(start) }),
+    );
+    return this.#invalidate(hwpt, SOFTIOMMU_HWPT_INVALIDATE_DATA_S390_REFRESH, entry.size, entries);
   }
 
   /** Tells how many of the ranges were forgotten, and what stopped it. */

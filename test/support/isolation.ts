@@ -355,6 +355,8 @@ const subject = (request: number, given: Uint8Array): number | undefined => {
       return iommufd.IommuIoasUnmap.read(given).ioas_id;
     case iommufd.IOMMU_HWPT_ALLOC:
       return iommufd.IommuHwptAlloc.read(given).pt_id;
+    case iommufd.IOMMU_HWPT_INVALIDATE:
+      return iommufd.IommuHwptInvalidate.read(given).hwpt_id;
     case vfio.VFIO_DEVICE_ATTACH_IOMMUFD_PT:
       return padded(vfio.VfioDeviceAttachIommufdPt, given).pt_id;
     default:

@@ -26,6 +26,7 @@ export const GUESTS: { readonly [Unit in Exclude<ShownUnit, "none">]: string } =
   vtd: "an Intel VT-d unit in scalable mode",
   smmuv3: "an Arm SMMUv3",
   amdvi: "an AMD-Vi unit",
+  zpci: "PCI translation of s390",
   virtio: "a virtio-iommu",
 };
 

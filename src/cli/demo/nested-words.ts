@@ -16,8 +16,8 @@ export interface Words {
   readonly told: string | undefined;
 }
 
-/** Units that can lie above a host's. */
-export type NestingModel = Exclude<GuestIommu["model"], "virtio" | "none">;
+/** Units that can lie above a host's, and have PASIDs. */
+export type NestingModel = Exclude<GuestIommu["model"], "zpci" | "virtio" | "none">;
 
 export const WORDS: { readonly [Model in NestingModel]: Words } = {
   vtd: {

@@ -264,8 +264,8 @@ const ending = ({ stage: { machine, device }, vmm }: GuestStage, teller: Teller)
 
 const wordsOf = ({ vmm }: GuestStage): Words => {
   const { model } = vmm.iommu;
-  if (model === "virtio" || model === "none")
-    throw new RangeError(`${model} has no tables for a host to walk`);
+  if (model === "zpci" || model === "virtio" || model === "none")
+    throw new RangeError(`${model} has no tables with PASIDs for a host to walk`);
   return WORDS[model];
 };
 

@@ -25,17 +25,21 @@ const tell = (name: string, preset: string, faults: readonly Fault[] = []) => {
 const TOLD: readonly (readonly [story: string, preset: string])[] = [
   ["basics", "vtd"],
   ["basics", "amd"],
+  ["basics", "s390"],
   ["nested", "vtd"],
   ["nested", "smmuv3"],
   ["vsva", "vtd-vsva"],
+  ["anchors", "s390"],
   ["virtio", "vtd"],
   ["virtio", "vtd-legacy"],
   ["virtio", "smmuv3"],
   ["virtio", "amd"],
+  ["virtio", "s390"],
   ["fallback", "vtd"],
   ["fallback", "vtd-legacy"],
   ["fallback", "smmuv3"],
   ["fallback", "amd"],
+  ["fallback", "s390"],
 ];
 
 it("every story is told here", () => {

@@ -1,4 +1,5 @@
 /** The stories there are, and what can be injected into each. */
+import { anchors } from "./anchors.ts";
 import { basics } from "./basics.ts";
 import { fallback } from "./fallback.ts";
 import type { Fault } from "./faults.ts";
@@ -28,7 +29,7 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
     {
       tell: nested,
       faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response"],
-      guests: { virtio: "virtio" },
+      guests: { virtio: "virtio", s390: "anchors" },
     },
   ],
   [
@@ -39,6 +40,7 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
       machine: "vtd-vsva",
     },
   ],
+  ["anchors", { tell: anchors, faults: ["skip-flush", "stale-iotlb", "wrong-page"], machine: "s390" }],
   ["virtio", { tell: virtio, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
   [
     "fallback",

@@ -29,7 +29,7 @@ import {
 import { explainRequest } from "./explain.ts";
 import { describeFault } from "./faults.ts";
 import { type FunctionHost, Instructions } from "./instructions.ts";
-import { decodeFib, encodeFib } from "./parameters.ts";
+import { decodeFib, encodeFib, type Parameters } from "./parameters.ts";
 import {
   CapabilityRegister,
   Control,
@@ -123,7 +123,7 @@ export class ZpciUnit implements IommuUnit {
       ...{ name, memory, events },
       host: options.host,
       target: {
-        parametersOf: (rid) => transactions.functions.slot(rid)?.parameters,
+        parametersOf: (rid) => this.parametersOf(rid),
         register: (rid, parameters) => transactions.register(rid, parameters),
         refresh: (rid, start, end) => transactions.refresh(rid, start, end),
         takeEvent: () => this.#takeEvent(),
@@ -219,6 +219,11 @@ export class ZpciUnit implements IommuUnit {
   #send(address: bigint, data: number): void {
     if (this.#events.on) this.#events.emit("interrupt", { unit: this.name, address, data });
     this.#interrupt(address, data);
+  }
+
+  /** What is registered for a function; undefined: nothing. */
+  parametersOf(rid: number): Parameters | undefined {
+    return this.#transactions.functions.slot(rid)?.parameters;
   }
 
   // Saved states
