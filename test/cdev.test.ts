@@ -10,6 +10,7 @@ describe.each([
   ["smmuv3", 10],
   ["amd", 5],
   ["s390", 3],
+  ["power", 5],
 ] as const)("an NVMe controller and iommufd, on the machine %s", (machine, seeds) => {
   let host: Host;
   beforeAll(() => {

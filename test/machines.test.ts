@@ -2,7 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { hasQemu, softiommu } from "./support/run.ts";
 
-const MACHINES = ["smmuv3", "amd", "s390"] as const;
+const MACHINES = ["smmuv3", "amd", "s390", "power"] as const;
 
 describe.each(MACHINES)("qemu-io on the machine %s", (machine) => {
   it.skipIf(!hasQemu).each(["nvme://0000:01:00.0/1", "nvme://0000:02:00.0/1"])(

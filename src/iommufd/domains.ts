@@ -7,6 +7,7 @@ import { allocate } from "../kernel/allocations.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { PAGE_BYTES } from "./address.ts";
 import { type Area, lastOf, pageRange, release, showArea } from "./areas.ts";
+import { smallestPageAt } from "./page-sizes.ts";
 import { holdAll } from "./pages.ts";
 
 /** A frame number and a count. */
@@ -101,7 +102,9 @@ export class Domains {
     if (area.pages.taken) return;
     const first = Number(area.iova);
     let iova = first;
-    const piece = this.largePages ? Number.POSITIVE_INFINITY : PAGE_BYTES;
+    const piece = this.largePages
+      ? Number.POSITIVE_INFINITY
+      : Math.max(PAGE_BYTES, Number(smallestPageAt(domain, first)));
     const most = Math.max(1, Math.floor(this.#batch.bytes / RUN_BYTES));
     let runs = 0;
     try {
@@ -109,7 +112,7 @@ export class Domains {
         if (runs > 0 && runs % most === 0) allocate("a batch of pages");
         runs += 1;
         for (let done = 0; done < length; ) {
-          const bytes = Math.min(length - done, piece - ((pa + done) % PAGE_BYTES));
+          const bytes = Math.min(length - done, piece - ((pa + done) % piece));
           domain.map(iova, pa + done, bytes, area.protection);
           iova += bytes;
           done += bytes;

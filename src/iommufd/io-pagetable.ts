@@ -6,7 +6,7 @@
  */
 import { type PagingDomain, Protection } from "../iommu/driver.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import { type AddressRange, hex, MAX_ADDRESS, PAGE_BYTES, showRange } from "./address.ts";
+import { type AddressRange, hex, MAX_ADDRESS, maxOf, PAGE_BYTES, showRange } from "./address.ts";
 import {
   type Area,
   AreaMap,
@@ -21,8 +21,9 @@ import {
 import type { IommufdContext } from "./context.ts";
 import { Domains } from "./domains.ts";
 import { IovaSpace } from "./iova-space.ts";
+import { coarsestPage, isGraded, smallestPageAt } from "./page-sizes.ts";
 import type { PageMapper, Pages } from "./pages.ts";
-import { lowestBit, Placer } from "./placement.ts";
+import { Placer } from "./placement.ts";
 
 /** How an unmap went. */
 export interface Unmapped {
@@ -55,7 +56,9 @@ export class IoPagetable implements PageMapper {
   readonly #holders = new Set<PinHolder>();
   /** Areas that unmaps wait for. */
   readonly #leaving = new Set<Area>();
+  /** What suits every address. Where a domain is graded there are addresses that less suits. */
   #alignment = 1n;
+  #graded = false;
 
   constructor(context: IommufdContext, name: () => string) {
     this.#context = context;
@@ -72,7 +75,7 @@ export class IoPagetable implements PageMapper {
   get domains(): readonly PagingDomain[] {
     return this.#domains.list;
   }
-  /** Bytes every IOVA, length and user address must be a multiple of. */
+  /** IOVAs, lengths and user addresses that are multiples of it can be mapped anywhere. */
   get alignment(): bigint {
     return this.#alignment;
   }
@@ -90,14 +93,13 @@ export class IoPagetable implements PageMapper {
         this.#name(),
       );
     this.#domains.largePages = on;
-    const alignment = this.#alignmentWith(this.domains);
     try {
-      this.#requireAllAligned(alignment);
+      this.#requireAllAligned(this.domains);
     } catch (error) {
       this.#domains.largePages = !on;
       throw error;
     }
-    this.#alignment = alignment;
+    this.#align();
   }
 
   /**
@@ -107,7 +109,7 @@ export class IoPagetable implements PageMapper {
    */
   map(pieces: readonly Piece[], protection: number, fixed: bigint | undefined): bigint {
     const length = pieces.reduce((sum, piece) => sum + piece.length, 0n);
-    const iova = fixed ?? this.#placer.place(pieces[0]!, length, this.#alignment);
+    const iova = fixed ?? this.#place(pieces[0]!, length);
     this.#requireAligned(pieces, iova);
     if (fixed !== undefined) this.#requireFree(iova, length);
     if (protection & Protection.write) this.#requireWritable(pieces);
@@ -130,6 +132,12 @@ export class IoPagetable implements PageMapper {
     this.#domains.map(areas);
     for (const area of areas) this.#insert(area);
     return iova;
+  }
+
+  #place(piece: Piece, length: bigint): bigint {
+    if (!this.#graded) return this.#placer.place(piece, length, this.#alignment);
+    const suits = (start: bigint) => isAligned({ ...piece, length }, 0n, this.#alignmentAt(start));
+    return this.#placer.place(piece, length, this.#alignment, suits);
   }
 
   /** The pieces behind [iova, iova + length). Throws ENOENT when something of it is not mapped, ENOMEM. */
@@ -206,7 +214,7 @@ export class IoPagetable implements PageMapper {
   /** Whether an area can be cut in two there. */
   #mustCut(iova: bigint): boolean {
     const area = this.#areas.at(iova);
-    if (!area || area.iova === iova || (iova & (this.#alignment - 1n)) !== 0n) return false;
+    if (!area || area.iova === iova || (iova & (this.#alignmentAt(iova) - 1n)) !== 0n) return false;
     if (area.locks === 0 && area.accesses === 0) return true;
     throw new LinuxError(
       "EBUSY",
@@ -248,8 +256,7 @@ export class IoPagetable implements PageMapper {
    */
   attachDomain(domain: PagingDomain): void {
     this.#context.allocate("a list of domains");
-    const alignment = this.#alignmentWith([...this.domains, domain]);
-    this.#requireAllAligned(alignment);
+    this.#requireAllAligned([...this.domains, domain]);
     this.#reserveAround(domain);
     try {
       this.#domains.add(domain, this.#areas);
@@ -257,7 +264,7 @@ export class IoPagetable implements PageMapper {
       this.space.unreserve(domain);
       throw error;
     }
-    this.#alignment = alignment;
+    this.#align();
   }
 
   /** Empties the domain; pages that no other maps are unpinned. */
@@ -265,7 +272,7 @@ export class IoPagetable implements PageMapper {
     if (!this.domains.includes(domain)) return;
     this.#domains.remove(domain, this.#areas);
     this.space.unreserve(domain);
-    this.#alignment = this.#alignmentWith(this.domains);
+    this.#align();
   }
 
   /** The owner of the pages has taken them back: their areas stay, and lead nowhere. */
@@ -294,50 +301,61 @@ export class IoPagetable implements PageMapper {
   /** Somebody pins pages of this address space and wants to be told before they go. Throws EADDRINUSE: areas are not aligned for it. */
   addHolder(holder: PinHolder): void {
     this.#holders.add(holder);
-    const alignment = this.#alignmentWith(this.domains);
     try {
-      this.#requireAllAligned(alignment);
+      this.#requireAllAligned(this.domains);
     } catch (error) {
       this.#holders.delete(holder);
       throw error;
     }
-    this.#alignment = alignment;
+    this.#align();
   }
 
   removeHolder(holder: PinHolder): void {
     this.#holders.delete(holder);
-    this.#alignment = this.#alignmentWith(this.domains);
+    this.#align();
   }
 
-  #alignmentWith(domains: readonly PagingDomain[]): bigint {
+  /** Who asks for alignment has changed. */
+  #align(): void {
+    this.#alignment = this.#alignmentWith(this.domains, coarsestPage);
+    this.#graded = this.domains.some(isGraded);
+  }
+
+  /** What everybody together asks for, of domains pages of this size. */
+  #alignmentWith(domains: readonly PagingDomain[], pageOf: (domain: PagingDomain) => bigint): bigint {
     let alignment = this.largePages ? 1n : PAGE;
-    for (const { pageSizes } of domains) {
-      const smallest = lowestBit(pageSizes);
-      if (smallest > alignment) alignment = smallest;
-    }
-    for (const holder of this.#holders) if (holder.alignment > alignment) alignment = holder.alignment;
+    for (const domain of domains) alignment = maxOf(alignment, pageOf(domain));
+    for (const holder of this.#holders) alignment = maxOf(alignment, holder.alignment);
     return alignment;
   }
 
-  #requireAllAligned(alignment: bigint): void {
-    if (alignment <= this.#alignment) return;
-    for (const area of this.#areas)
+  #alignmentAt(iova: bigint, domains = this.domains): bigint {
+    const at = Number(iova);
+    return this.#alignmentWith(domains, (domain) => smallestPageAt(domain, at));
+  }
+
+  #requireAllAligned(domains: readonly PagingDomain[]): void {
+    if (this.#alignmentWith(domains, coarsestPage) <= this.#alignment && !this.#graded) return;
+    for (const area of this.#areas) {
+      const alignment = this.#alignmentAt(area.iova, domains);
       if (!isAligned(area, area.iova, alignment))
         throw new LinuxError(
           "EADDRINUSE",
           `the area ${showArea(area)} is not aligned to ${hex(alignment)}, as it would have to be from now on`,
           this.#name(),
         );
+    }
   }
 
   #requireAligned(pieces: readonly Piece[], from: bigint): void {
     if (this.#alignment === 1n) return;
     let iova = from;
     for (const piece of pieces) {
-      if (!isAligned(piece, iova, this.#alignment))
+      const alignment = this.#graded ? this.#alignmentAt(iova) : this.#alignment;
+      if (!isAligned(piece, iova, alignment))
         throw new LinuxError(
           "EINVAL",
-          `iova ${hex(iova)}, length ${hex(piece.length)} and the memory's offset ${hex(piece.start)} must be multiples of ${hex(this.#alignment)}, ` +
+          `iova ${hex(iova)}, length ${hex(piece.length)} and the memory's offset ${hex(piece.start)} must be multiples of ${hex(alignment)}, ` +
             "the alignment that what is attached requires",
           this.#name(),
         );

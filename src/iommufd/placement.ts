@@ -41,8 +41,11 @@ export class Placer {
     this.#name = name;
   }
 
-  /** Where `length` bytes fit whose first are `piece`. Throws EOVERFLOW, ENOSPC. */
-  place(piece: Piece, length: bigint, alignment: bigint): bigint {
+  /**
+   * Where `length` bytes fit whose first are `piece`; where only some ranges suit them, `suits` is asked with the first
+   * address of each. Throws EOVERFLOW, ENOSPC.
+   */
+  place(piece: Piece, length: bigint, alignment: bigint, suits?: (start: bigint) => boolean): bigint {
     if (length >= MAX_ADDRESS >> 1n)
       throw new LinuxError("EOVERFLOW", `length ${hex(length)} is beyond what can be placed`, this.#name());
     const how = placementOf(piece, length, alignment);
@@ -51,10 +54,12 @@ export class Placer {
     if (placeable !== this.#placeable) this.#fullBelow.clear();
     this.#placeable = placeable;
     for (const range of placeable) {
+      if (suits && !suits(range.start)) continue;
       const least = maxOf(range.start, this.#fullBelow.get(key) ?? PAGE);
       const iova = this.#placeIn({ start: least, last: range.last }, how);
       if (iova === undefined) continue;
-      this.#noteFull(key, iova);
+      // What skipped a range says nothing about that range.
+      if (!suits) this.#noteFull(key, iova);
       return iova;
     }
     throw new LinuxError("ENOSPC", `no ${hex(length)} free IOVAs in a row are left`, this.#name());

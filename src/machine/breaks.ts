@@ -7,6 +7,7 @@ import { Opcode as AmdOpcode, ENTRY_BYTES } from "../hardware/amdvi/queue-spec.t
 import { Register as AmdRegister, RingBase } from "../hardware/amdvi/spec.ts";
 import { COMMAND_BYTES, Opcode } from "../hardware/smmuv3/queue-spec.ts";
 import { QueueBase, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
+import { Register as TceRegister } from "../hardware/tce/spec.ts";
 import {
   DESCRIPTOR_BYTES,
   DescriptorType,
@@ -137,5 +138,13 @@ export const losingRefreshes = (unit: UnitRegisters): UnitRegisters => ({
   mmioWrite(offset, width, value) {
     if (offset === ZpciRegister.INSTRUCTION && Number(value) === Instruction.RPCIT) return;
     unit.mmioWrite(offset, width, value);
+  },
+});
+
+/** A POWER host bridge to which invalidations of TCEs (TCE_KILL) do not come. */
+export const losingKills = (unit: UnitRegisters): UnitRegisters => ({
+  mmioRead: (offset, width) => unit.mmioRead(offset, width),
+  mmioWrite(offset, width, value) {
+    if (offset !== TceRegister.TCE_KILL) unit.mmioWrite(offset, width, value);
   },
 });

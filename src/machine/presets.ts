@@ -109,15 +109,8 @@ devices:
         size: 16K
 `;
 
-const amd = `# An AMD host: one AMD-Vi unit, two NVMe controllers, a function with nothing but a BAR, a DMA test function.
-name: amd
-memory:
-  ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
-units:
-  - model: amdvi
-    host-levels: 6              # levels of host tables: addresses of all 64 bits
-    pasid-bits: 20              # with tables of processors, by GCR3 tables of 3 levels
-devices:
+/** What most machines have; `requests`: what more is to say of those of the test function. */
+const devices = (requests: string): string => `devices:
   - model: nvme
     at: 0000:01:00.0
     size: 1G                    # in memory; with file: PATH in a sparse file
@@ -129,9 +122,19 @@ devices:
     bars:
       - kind: mem32
         size: 16K
-  - model: test                 # makes the requests it is told to make, with PASIDs too
+  - model: test                 # makes the requests it is told to make; ${requests}
     at: 0000:05:00.0
 `;
+
+const amd = `# An AMD host: one AMD-Vi unit, two NVMe controllers, a function with nothing but a BAR, a DMA test function.
+name: amd
+memory:
+  ram: 1G                       # RAM for tables and queues of the host; programs bring their own pages
+units:
+  - model: amdvi
+    host-levels: 6              # levels of host tables: addresses of all 64 bits
+    pasid-bits: 20              # with tables of processors, by GCR3 tables of 3 levels
+${devices("with PASIDs too")}`;
 
 const snp = `# An AMD host with secure nested paging: a reverse map table says which pages are a guest's own, the unit asks it before
 # every access, and a VMM changes it through /dev/softiommu-snp. Linux has that file elsewhere (KVM), and the rest as it is here:
@@ -163,21 +166,18 @@ memory:
 units:
   - model: zpci
     dma-bits: 42                # functions may use what a region-third table translates
-devices:
-  - model: nvme
-    at: 0000:01:00.0
-    size: 1G                    # in memory; with file: PATH in a sparse file
-  - model: nvme
-    at: 0000:02:00.0
-    size: 1G
-  - model: bare                 # a function with nothing but a BAR
-    at: 0000:04:00.0
-    bars:
-      - kind: mem32
-        size: 16K
-  - model: test                 # makes the requests it is told to make; none with PASIDs here
-    at: 0000:05:00.0
-`;
+${devices("none with PASIDs here")}`;
+
+const power = `# A POWER host: one host bridge whose functions have windows of bus addresses, two NVMe controllers, a function with
+# nothing but a BAR, a DMA test function. Programs may say which windows a domain has.
+name: power
+extensions: [apertures]
+memory:
+  ram: 1G                       # RAM for tables of the host; programs bring their own pages
+units:
+  - model: tce
+    page-sizes: [4K, 64K, 2M, 16M, 256M, 1G]
+${devices("none with PASIDs here")}`;
 
 const mock = `# A kernel built for testing iommufd: /dev/iommu answers the test command, which makes mock devices.
 # They have 2 KiB pages, nested domains and virtual IOMMUs. There is no real unit and no PCI function.
@@ -196,5 +196,6 @@ export const PRESETS: ReadonlyMap<string, string> = new Map([
   ["amd", amd],
   ["snp", snp],
   ["s390", s390],
+  ["power", power],
   ["mock", mock],
 ]);

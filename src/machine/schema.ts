@@ -124,10 +124,28 @@ const zpciUnit = v.strictObject({
   cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
 });
 
+/** Page sizes of POWER, by their names. */
+export const TCE_PAGES = { "4K": 12, "64K": 16, "2M": 21, "16M": 24, "256M": 28, "1G": 30 } as const;
+type TcePage = keyof typeof TCE_PAGES;
+const tcePages = Object.keys(TCE_PAGES) as TcePage[];
+
+const tceUnit = v.strictObject({
+  model: v.literal("tce"),
+  name: v.optional(v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_-]*$/, 'a name such as "phb0"')), "phb0"),
+  "page-sizes": v.optional(
+    v.pipe(
+      v.array(oneOf(tcePages)),
+      v.check((sizes) => sizes.includes("4K"), "4K among them"),
+    ),
+    tcePages,
+  ),
+  cache: v.optional(oneOf(["normal", "none", "paranoid"]), "normal"),
+});
+
 export const unitSchema = v.variant(
   "model",
-  [vtdUnit, smmuUnit, amdUnit, zpciUnit],
-  "one of vtd, smmuv3, amdvi, zpci",
+  [vtdUnit, smmuUnit, amdUnit, zpciUnit, tceUnit],
+  "one of vtd, smmuv3, amdvi, zpci, tce",
 );
 
 const common = {
@@ -208,7 +226,7 @@ export const deviceSchema = v.variant(
 export const NO_UNIT = "none";
 
 /** What Linux lacks and a machine can have all the same. */
-export const EXTENSIONS = ["vsva2020", "amd-nesting", "snp-rmp", "s390-nesting"] as const;
+export const EXTENSIONS = ["vsva2020", "amd-nesting", "snp-rmp", "s390-nesting", "apertures"] as const;
 export type Extension = (typeof EXTENSIONS)[number];
 
 const count = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(2 ** 20));

@@ -39,7 +39,7 @@ const restoredFrom = (text: string, work: (machine: Machine) => void): void => {
 };
 
 describe("a saved state", () => {
-  it.each(["vtd", "smmuv3", "amd", "s390"])(
+  it.each(["vtd", "smmuv3", "amd", "s390", "power"])(
     "explains mapped and unmapped addresses as the machine %s it was taken of, entry by entry",
     (preset) =>
       withMapping(

@@ -1,7 +1,5 @@
 /** From the description of an IOMMU unit to silicon and the driver that runs it: one function a family. */
 import { Random } from "../base/clock.ts";
-import type { EventSink } from "../base/events.ts";
-import type { Scheduler } from "../base/scheduler.ts";
 import { AmdDriver } from "../drivers/amdvi/driver.ts";
 import { SmmuDriver } from "../drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../drivers/vtd/driver.ts";
@@ -13,61 +11,19 @@ import {
   GCR3_BITS,
 } from "../hardware/amdvi/spec.ts";
 import { AmdViUnit } from "../hardware/amdvi/unit.ts";
-import type { Rmp } from "../hardware/rmp.ts";
 import { Cr0, Register as SmmuRegister } from "../hardware/smmuv3/spec.ts";
 import { SmmuV3Unit } from "../hardware/smmuv3/unit.ts";
-import type { IommuUnit, SendMessage } from "../hardware/unit.ts";
 import { GCMD_ONE_SHOT, Gcmd, Register } from "../hardware/vtd/spec.ts";
 import { type VtdCapabilities, VtdUnit } from "../hardware/vtd/unit.ts";
 import { Register as ZpciRegister } from "../hardware/zpci/spec.ts";
 import { ZpciUnit } from "../hardware/zpci/unit.ts";
-import type { IommuDriver } from "../iommu/driver.ts";
-import { MSI_BASE, type MsiController } from "../kernel/msi.ts";
-import type { HostMemory } from "../memory/host-memory.ts";
-import {
-  type Break,
-  losingFlushes,
-  losingPageInvalidations,
-  losingRefreshes,
-  losingTlbInvalidations,
-} from "./breaks.ts";
-import type { Extension, UnitDescription } from "./schema.ts";
-import type { UnitAttributes } from "./sysfs.ts";
+import { MSI_BASE } from "../kernel/msi.ts";
+import { losingFlushes, losingPageInvalidations, losingRefreshes, losingTlbInvalidations } from "./breaks.ts";
+import type { UnitDescription } from "./schema.ts";
+import { powerOnTce } from "./tce-unit.ts";
+import type { PoweredUnit, UnitSocket } from "./unit-socket.ts";
 
-/** What a unit is plugged into. */
-export interface UnitSocket {
-  readonly memory: HostMemory;
-  /** The same, as the unit reaches it. */
-  readonly unitMemory: HostMemory;
-  readonly msi: MsiController;
-  readonly events: EventSink;
-  readonly scheduler: Scheduler;
-  readonly interrupt: SendMessage;
-  readonly seed: number;
-  readonly extensions: readonly Extension[];
-  /** Names of the functions behind the unit. */
-  readonly behind: ReadonlySet<string>;
-  /** Injected on purpose. */
-  readonly broken: ReadonlySet<Break>;
-  /** With secure nested paging: what is whose. */
-  readonly rmp?: Rmp;
-}
-
-export interface PoweredUnit {
-  readonly unit: IommuUnit;
-  readonly driver: IommuDriver & {
-    /** Domains that exist. */
-    readonly domains: number;
-    /** Faults that the driver was told of. */
-    readonly faultCount: number;
-    close(): void;
-  };
-  readonly sysfs: UnitAttributes;
-  /** The registers that a translation depends on, by their specification's names. */
-  saveRegisters(): { readonly [register: string]: bigint };
-  /** Makes a unit that is up use saved registers; what is missing stays. */
-  restoreRegisters(saved: { readonly [register: string]: bigint }): void;
-}
+export type { PoweredUnit, UnitSocket } from "./unit-socket.ts";
 
 export const powerOn = (description: UnitDescription, socket: UnitSocket): PoweredUnit => {
   switch (description.model) {
@@ -79,6 +35,8 @@ export const powerOn = (description: UnitDescription, socket: UnitSocket): Power
       return powerOnAmd(description, socket);
     case "zpci":
       return powerOnZpci(description, socket);
+    case "tce":
+      return powerOnTce(description, socket);
   }
 };
 

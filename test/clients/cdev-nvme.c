@@ -47,7 +47,7 @@ static struct windows check_hardware(uint32_t device)
         /* And the addresses of HyperTransport. */
         return (struct windows){2, {x86, {0xfd00000000, 0xffffffffff}}};
     }
-    /* s390 has no structure of its own. */
+    /* s390 has no structure of its own, nor has a host bridge of POWER. */
     if (info.out_data_type == 0) {
         must(info.data_len == 0);
         return (struct windows){1, {x86}};
@@ -67,13 +67,17 @@ static void check_ranges(uint32_t ioas, const struct windows *windows)
     ask.allowed_iovas = (uintptr_t)ranges;
     must(ioctl(iommufd, IOMMU_IOAS_IOVA_RANGES, &ask) == 0);
     must(ranges[0].start == 0);
+    /* Between the two windows of a POWER host there is room. */
+    const struct windows power = {1, {{0x80000000, 0x7ffffffffffffff}}};
+    if (ranges[0].last < windows->at[0].start - 1 && ranges[0].last == power.at[0].start - 1)
+        windows = &power;
     for (uint32_t i = 0; i < windows->count; i++) {
         must(ranges[i].last == windows->at[i].start - 1);
         must(ranges[i + 1].start == windows->at[i].last + 1);
     }
-    /* A whole number of address bits: 47 of a VT-d first stage, whose addresses are signed. */
-    uint64_t last = ranges[windows->count].last;
-    must(last > 1ULL << 38 && (last & (last + 1)) == 0);
+    /* A whole number of address bits: 47 of a VT-d first stage, whose addresses are signed; of a window as many as it has. */
+    uint64_t last = ranges[windows->count].last, length = last + 1 - ranges[windows->count].start;
+    must(last > 1ULL << 38 && ((last & (last + 1)) == 0 || (length & (length - 1)) == 0));
 }
 
 static void take_interrupts(void)

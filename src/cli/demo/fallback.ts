@@ -13,7 +13,8 @@ import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
 
 const PAGE = 4096;
-const IOVA = 0x1_0000_0000;
+/** Within what every host maps: a window of 32-bit addresses, too. */
+const IOVA = 0x4000_0000;
 /** Of processes. */
 const VA = 0x5555_0000_0000;
 const RW = Protection.read | Protection.write;
