@@ -18,6 +18,7 @@ import { LinuxError } from "../src/uapi/errno.ts";
 import * as iommufd from "../src/uapi/iommufd.ts";
 import { GUEST_STE_BITS } from "../src/uapi/vendor/smmuv3.ts";
 import { ArmGuest, MEMORY, PAGE } from "./support/arm-guest.ts";
+import { lie } from "./support/lie.ts";
 import { Witness } from "./support/witness.ts";
 
 const SECOND = "0000:09:00.0";
@@ -258,21 +259,6 @@ class Tenant {
     else this.attach();
   }
 }
-
-/** Puts another getter in the place of one, until the function that comes back is called. */
-const lie = <T, K extends keyof T & string>(
-  of: { readonly prototype: T },
-  name: K,
-  say: (is: T[K]) => T[K],
-) => {
-  const { get } = Object.getOwnPropertyDescriptor(of.prototype, name)!;
-  const put = (getter: () => T[K]) =>
-    Object.defineProperty(of.prototype, name, { get: getter, configurable: true });
-  put(function (this: T) {
-    return say(get!.call(this) as T[K]);
-  });
-  return () => void put(get as () => T[K]);
-};
 
 describe("guests on one SMMUv3, judged on every access and every fetch by the owners' system calls alone", () => {
   it("reach nothing outside of their grants, whatever is in their tables, entries and commands", () => {

@@ -7,6 +7,7 @@ import { describe, expect, it } from "vitest";
 import { ManualClock, Random } from "../src/base/clock.ts";
 import { silent } from "../src/base/events.ts";
 import { type Scheduler, WorkQueue } from "../src/base/scheduler.ts";
+import { AmdNestedDomain } from "../src/drivers/amdvi/nested-domain.ts";
 import { VirtualPasids } from "../src/drivers/vtd/virtual-pasids.ts";
 import { ContainerVmm } from "../src/guest/container-vmm.ts";
 import type { GuestDomain, GuestIommu } from "../src/guest/firmware.ts";
@@ -41,6 +42,7 @@ import { PRESETS } from "../src/machine/presets.ts";
 import type { HostMemory } from "../src/memory/host-memory.ts";
 import { LinuxError } from "../src/uapi/errno.ts";
 import * as iommufd from "../src/uapi/iommufd.ts";
+import { lie } from "./support/lie.ts";
 import { Witness } from "./support/witness.ts";
 
 const PAGE = 4096;
@@ -78,7 +80,8 @@ class Host {
     this.bound = preset === "vtd-vsva";
     this.random = new Random(seed);
     const devices = Array.from({ length: count }, (_, index) => parseDevice(`test@0000:7${index}:00.0`));
-    const description = withDevices(parseMachine(PRESETS.get(preset)!, preset), devices);
+    const text = `${PRESETS.get(preset)!}${preset === "amd" ? "extensions: [amd-nesting]\n" : ""}`;
+    const description = withDevices(parseMachine(text, preset), devices);
     this.witness = new Witness({ functions: INTERRUPTS, units: INTERRUPTS });
     this.machine = new Machine(description, {
       events: silent,
@@ -614,9 +617,9 @@ const die = (tenant: Tenant): void => {
   tenant.boot();
 };
 
-type Preset = "vtd" | "smmuv3" | "vtd-vsva" | "s390";
+type Preset = "vtd" | "smmuv3" | "amd" | "vtd-vsva" | "s390";
 
-describe.each<Preset>(["vtd", "smmuv3", "vtd-vsva", "s390"])(
+describe.each<Preset>(["vtd", "smmuv3", "amd", "vtd-vsva", "s390"])(
   "isolation on %s, judged on every access and every fetch by the owners' system calls alone",
   (preset) => {
     it("two guests and a hostile one: nothing outside of their grants is read or written", () => {
@@ -649,3 +652,14 @@ describe.each<Preset>(["vtd", "smmuv3", "vtd-vsva", "s390"])(
     });
   },
 );
+
+it("a host of AMD's that gives two guests one domain id is found out", () => {
+  const undo = lie(AmdNestedDomain, "fields", (is) => ({ ...is, ...(is.GV && { DOMAIN: 1 }) }));
+  try {
+    const host = new Host(2, { seed: 1, preset: "amd" });
+    for (let step = 0; step < 300; step++) behave(host.pick(host.tenants), host.random);
+    expect(host.close().objections).not.toEqual([]);
+  } finally {
+    undo();
+  }
+});

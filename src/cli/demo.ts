@@ -3,7 +3,7 @@ import { plain } from "../trace/explain.ts";
 import { FAULTS, type Fault } from "./demo/faults.ts";
 import { recordOf } from "./demo/record.ts";
 import { Stage } from "./demo/stage.ts";
-import { STORIES, type Story, tellStory } from "./demo/stories.ts";
+import { placeOf, STORIES, type Story, tellStory } from "./demo/stories.ts";
 import { Teller } from "./demo/story.ts";
 import { ExitCode, UsageError } from "./exit.ts";
 import { loadMachine } from "./machines.ts";
@@ -36,7 +36,7 @@ export const demo = (name: string, options: DemoOptions): number => {
   const machine = (guest === undefined ? options.machine : undefined) ?? story.machine ?? "vtd";
   const faults = broken === undefined ? [] : [faultOf(broken, story)];
   const teller = json ? new Teller(plain, () => {}) : new Teller(colorsOf(process.stdout), print);
-  const description = loadMachine(machine);
+  const description = placeOf(story, loadMachine(machine));
   const stage = new Stage(description, new Set(faults));
   try {
     if (!json) for (const fault of faults) print(`Injected on purpose: ${FAULTS[fault]}.`);

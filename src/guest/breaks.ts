@@ -2,7 +2,7 @@
  * Faults of a VMM, injected on purpose, to show that what finds them would: each is a real mistake of one that forwards a
  * guest's unit to its host.
  */
-import { Opcode as AmdOpcode, InvalidatePages } from "../hardware/amdvi/queue-spec.ts";
+import { Opcode as AmdOpcode, InvalidateIotlb, InvalidatePages } from "../hardware/amdvi/queue-spec.ts";
 import { Opcode, StreamCommand } from "../hardware/smmuv3/queue-spec.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import type { BackEnd } from "../viommu/by-domain.ts";
@@ -101,11 +101,13 @@ const opcodeOf = (command: bigint): number => Number(StreamCommand.fields.OPCODE
 const nextContext = (command: bigint): bigint =>
   opcodeOf(command) === Opcode.CFGI_CD ? command + StreamCommand.fields.SSID.put(1n) : command;
 
-/** An INVALIDATE_IOMMU_PAGES of guest addresses that names the PASID after its own. */
+/** An AMD-Vi unit's invalidation of guest addresses that names the PASID after its own. */
 const nextPasid = (command: bigint): bigint => {
-  const { OPCODE, GN, PASID } = InvalidatePages.fields;
-  const named = Number(OPCODE.of(command)) === AmdOpcode.INVALIDATE_IOMMU_PAGES && GN.of(command) === 1n;
-  return named ? command + PASID.put(1n) : command;
+  if (InvalidatePages.fields.GN.of(command) === 0n) return command;
+  if (Number(InvalidatePages.fields.OPCODE.of(command)) === AmdOpcode.INVALIDATE_IOMMU_PAGES)
+    return command + InvalidatePages.fields.PASID.put(1n);
+  // Of one that fits in the lowest part of three.
+  return command + InvalidateIotlb.fields.PASID_7.put(1n);
 };
 
 /** Of an SMMUv3's commands those about its TLB, or a function's own. */

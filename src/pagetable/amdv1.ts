@@ -41,7 +41,10 @@ const common = {
   IW: bit(62, "write permission"),
   IGN63: bit(63, "ignored"),
 };
-const nextLevel = { 0: "a page of the level's size", 7: "a page of the size that the address tells" };
+const nextLevel = {
+  ...{ 0: "a page of the level's size", 1: "level 1", 2: "level 2", 3: "level 3" },
+  ...{ 4: "level 4", 5: "level 5", 6: "level 6", 7: "a page of the size that the address tells" },
+};
 
 /** §2.2.3 Page directory entry. */
 const Pde = layout("PDE", 8, {

@@ -12,6 +12,7 @@
  * groups, mapping of files, addresses that the kernel chooses.
  */
 import * as iommufd from "../../src/uapi/iommufd.ts";
+import * as amd from "../../src/uapi/vendor/amd.ts";
 import * as arm from "../../src/uapi/vendor/smmuv3.ts";
 import * as vfio from "../../src/uapi/vfio.ts";
 import * as vsva from "../../src/uapi/vsva.ts";
@@ -386,7 +387,8 @@ const takeRequest = (
     case iommufd.IOMMU_HWPT_ALLOC: {
       const { pt_id, data_type, out_hwpt_id } = iommufd.IommuHwptAlloc.read(answered);
       const nested = data_type !== iommufd.IOMMU_HWPT_DATA_NONE;
-      const everyPasid = data_type === arm.IOMMU_HWPT_DATA_ARM_SMMUV3;
+      const everyPasid =
+        data_type === arm.IOMMU_HWPT_DATA_ARM_SMMUV3 || data_type === amd.IOMMU_HWPT_DATA_AMD_GUEST;
       context.set(out_hwpt_id, { space: known(context, pt_id).space, nested, everyPasid });
       break;
     }

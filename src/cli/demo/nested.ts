@@ -38,6 +38,10 @@ export const nested = (stage: Stage, teller: Teller): void => {
 const taking = (stage: Stage, teller: Teller): GuestStage => {
   teller.scene("A VMM takes a device for its guest");
   const scene = new GuestStage(stage, "nested");
+  if (stage.machine.description.extensions.includes("amd-nesting"))
+    teller.say(
+      "Linux 7.2 does not nest on AMD's hosts yet: the machine has the extension amd-nesting for that.",
+    );
   teller.say(
     "It maps all of the guest's memory once, in a page table made to lie beneath others (NEST_PARENT).",
   );

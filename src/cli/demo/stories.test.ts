@@ -5,16 +5,18 @@ import { plain } from "../../trace/explain.ts";
 import { FAULTS, type Fault } from "./faults.ts";
 import { recordOf } from "./record.ts";
 import { Stage } from "./stage.ts";
-import { STORIES, tellStory } from "./stories.ts";
+import { placeOf, STORIES, tellStory } from "./stories.ts";
 import { Teller } from "./story.ts";
 
 /** The story on the preset, with what was said; claims that do not hold first of all. */
 const tell = (name: string, preset: string, faults: readonly Fault[] = []) => {
   const lines: string[] = [];
   const teller = new Teller(plain, (line) => lines.push(line));
-  const stage = new Stage(parseMachine(PRESETS.get(preset)!, preset), new Set(faults));
+  const story = STORIES.get(name)!;
+  const description = placeOf(story, parseMachine(PRESETS.get(preset)!, preset));
+  const stage = new Stage(description, new Set(faults));
   try {
-    tellStory(STORIES.get(name)!, stage, teller);
+    tellStory(story, stage, teller);
     const wrong = teller.claims.filter(({ holds }) => !holds).map(({ claim }) => claim);
     return { wrong, claims: teller.claims.length, lines, record: recordOf(stage) };
   } finally {
@@ -29,6 +31,7 @@ const TOLD: readonly (readonly [story: string, preset: string])[] = [
   ["basics", "power"],
   ["nested", "vtd"],
   ["nested", "smmuv3"],
+  ["nested", "amd"],
   ["vsva", "vtd-vsva"],
   ["anchors", "s390"],
   ["virtio", "vtd"],

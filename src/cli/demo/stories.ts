@@ -1,4 +1,5 @@
 /** The stories there are, and what can be injected into each. */
+import type { Extension, MachineDescription } from "../../machine/schema.ts";
 import { anchors } from "./anchors.ts";
 import { basics } from "./basics.ts";
 import { fallback } from "./fallback.ts";
@@ -16,6 +17,8 @@ export interface Story {
   readonly faults: readonly Fault[];
   /** Where it takes place unless it is told where; left out: `vtd`. */
   readonly machine?: string;
+  /** What a machine gets that Linux 7.2 lacks and the story needs, by the model of a unit of its. */
+  readonly extensions?: { readonly [model: string]: Extension };
   /** Words for `--machine` that say what the guest has, and not the host: another story then, where that takes place. */
   readonly guests?: { readonly [word: string]: string };
   /** Told as well when no machine is named. */
@@ -29,6 +32,7 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
     {
       tell: nested,
       faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response"],
+      extensions: { amdvi: "amd-nesting" },
       guests: { virtio: "virtio", s390: "anchors" },
     },
   ],
@@ -47,6 +51,12 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
     { tell: fallback, faults: ["skip-flush", "stale-iotlb", "wrong-page"], everywhere: tellMatrix },
   ],
 ]);
+
+/** The machine with what the story needs of it. */
+export const placeOf = ({ extensions = {} }: Story, description: MachineDescription): MachineDescription => {
+  const needed = description.units.flatMap(({ model }) => extensions[model] ?? []);
+  return { ...description, extensions: [...new Set([...description.extensions, ...needed])] };
+};
 
 /** Tells a story; one that cannot go on has a claim more that does not hold. */
 export const tellStory = ({ tell }: Story, stage: Stage, teller: Teller): void => {

@@ -136,7 +136,10 @@ export const Dte = layout("DTE", 32, {
     1: "accessed",
     3: "accessed and dirty",
   }),
-  MODE: bits(9, 11, "levels of the host tables", { 0: "no translation", 7: "reserved" }),
+  MODE: bits(9, 11, "levels of the host tables", {
+    ...{ 0: "no translation", 1: "1 level", 2: "2 levels", 3: "3 levels" },
+    ...{ 4: "4 levels", 5: "5 levels", 6: "6 levels", 7: "reserved" },
+  }),
   HOST_TRP: address(12, 51, "host table"),
   PPR: bit(52, "page requests are allowed"),
   GPRP: bit(53, "page responses have a PASID"),

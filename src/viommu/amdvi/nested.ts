@@ -9,12 +9,13 @@
 import { Command, InvalidateIotlb, InvalidatePages, Opcode } from "../../hardware/amdvi/queue-spec.ts";
 import { Dte } from "../../hardware/amdvi/spec.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import { IOMMU_HW_INFO_TYPE_AMD } from "../../uapi/vendor/amd.ts";
 import type { CommandBackEnd } from "../commands.ts";
 import type { InvalidationCount } from "../host-calls.ts";
 import { NestedCommands, type NestedCommandsOptions, type NestingModel } from "../nested-commands.ts";
 
-/** No number of the interface names AMD's vIOMMUs: a host takes any but 0. */
-const VIOMMU_TYPE = 1;
+/** No number of the interface names AMD's vIOMMUs, and hosts take any but 0: that by which they call their units. */
+const VIOMMU_TYPE = IOMMU_HW_INFO_TYPE_AMD;
 
 const isAbout = (command: bigint, opcode: number): boolean =>
   Number(Command.fields.OPCODE.of(command)) === opcode;
