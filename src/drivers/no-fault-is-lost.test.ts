@@ -272,4 +272,30 @@ describe("no fault is lost: what did not go through is read, an event, denied, i
     for (const [what, count] of Object.entries(met)) expect(count, what).toBeGreaterThan(FEW);
     world.end();
   });
+
+  it("AMD-Vi: page requests and the event log", TIME, () => {
+    const world = new World("amdvi", 9);
+    const met = { denied: 0, exact: 0, overflows: 0, requestOverflows: 0, behindMarkers: 0 };
+    while (world.disturbed + met.overflows + met.requestOverflows < DISTURBANCES) {
+      const before = world.counts();
+      world.epoch();
+      const now = between(before, world.counts());
+      const where = JSON.stringify(now);
+      expect(world.counts().waiting, where).toBe(0);
+      met.denied += checkGroups(now, where);
+      // A page request that may not be made is a fault too, and so is each access that ended at once.
+      const forbidden = now.invalid - (now.answered - now.saidYes) - now.refused;
+      const untold = now.faulted + forbidden - now.logged;
+      expect(untold, where).toBeGreaterThanOrEqual(0);
+      if (now.overflowed === 0) {
+        expect(untold, where).toBe(0);
+        met.exact += 1;
+      }
+      met.overflows += now.overflowed;
+      met.requestOverflows += now.lostRequests;
+      met.behindMarkers += untold;
+    }
+    for (const [what, count] of Object.entries(met)) expect(count, what).toBeGreaterThan(FEW);
+    world.end();
+  });
 });

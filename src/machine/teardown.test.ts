@@ -11,7 +11,7 @@ import { outcome, VfioClient } from "../../test/support/vfio-client.ts";
 import { NO_PASID } from "../hardware/unit.ts";
 import { ModelTask } from "../kernel/model-task.ts";
 
-const UNITS: readonly Vendor[] = ["vtd", "smmuv3"];
+const UNITS: readonly Vendor[] = ["vtd", "smmuv3", "amdvi"];
 const IOVA = 0x1_0000_0000;
 const PAGE = 4096;
 const VA = 0x7000_0000;
@@ -79,7 +79,7 @@ describe.each(UNITS)("%s: whatever goes first", (vendor) => {
     const places = count.files.map((_, index) => index);
     count.task.exit();
     expectNothing(host, "nothing closed");
-    expect(places.length).toBe(vendor === "vtd" ? 4 : 5);
+    expect(places.length).toBe(vendor === "smmuv3" ? 5 : 4);
     for (const order of orders(places)) {
       const vmm = scene(host);
       const { files } = vmm;

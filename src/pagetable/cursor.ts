@@ -8,7 +8,7 @@
  */
 import type { HostMemory } from "../memory/host-memory.ts";
 import { absentAt, highWord, lowWord, type PageTableFormat } from "./format.ts";
-import { type Leaf, Rung, swap, WordTest } from "./rung.ts";
+import { type Leaf, type Rung, rungsOf, swap, WordTest } from "./rung.ts";
 
 const WORD32 = 2 ** 32;
 
@@ -40,7 +40,7 @@ export class Cursor {
 
   constructor(memory: HostMemory, format: PageTableFormat) {
     this.#memory = memory;
-    this.rungs = format.levels.map((_, index) => new Rung(format, index));
+    this.rungs = rungsOf(format);
     this.top = format.levels.length - 1;
     this.#start = new Float64Array(this.rungs.length).fill(Number.NaN);
     this.#bank = new Int32Array(this.rungs.length);

@@ -1,4 +1,4 @@
-/** A format's levels in the form the mapper works with: 32-bit words instead of BigInt, made once for a mapper. */
+/** A format's levels in the form the mapper works with: 32-bit words instead of BigInt, made once for a format. */
 import {
   type EntryTest,
   highWord,
@@ -133,3 +133,15 @@ export class Rung {
     return undefined;
   }
 }
+
+const made = new WeakMap<PageTableFormat, readonly Rung[]>();
+
+/** The levels of a format; all its mappers have the same. */
+export const rungsOf = (format: PageTableFormat): readonly Rung[] => {
+  let rungs = made.get(format);
+  if (!rungs) {
+    rungs = format.levels.map((_, index) => new Rung(format, index));
+    made.set(format, rungs);
+  }
+  return rungs;
+};

@@ -4,8 +4,10 @@
  * queues fill up.
  */
 import { silent } from "../../src/base/events.ts";
+import { AmdDriver } from "../../src/drivers/amdvi/driver.ts";
 import { SmmuDriver } from "../../src/drivers/smmuv3/driver.ts";
 import { VtdDriver } from "../../src/drivers/vtd/driver.ts";
+import { AmdViUnit } from "../../src/hardware/amdvi/unit.ts";
 import { PageResponse } from "../../src/hardware/ats.ts";
 import { ABORTED } from "../../src/hardware/smmuv3/faults.ts";
 import { SmmuV3Unit } from "../../src/hardware/smmuv3/unit.ts";
@@ -19,7 +21,7 @@ import { Command, Header } from "../../src/pci/spec.ts";
 import { VfioSubsystem } from "../../src/vfio/subsystem.ts";
 import { ModelHost, TestEndpoint } from "./model-host.ts";
 
-export type Vendor = "vtd" | "smmuv3";
+export type Vendor = "vtd" | "smmuv3" | "amdvi";
 
 /** Stalls that the SMMUv3 can have; further ones wait without a record. */
 export const STALL_MAX = 48;
@@ -99,9 +101,8 @@ export class FaultHost {
   readonly functions: readonly BusyFunction[];
   readonly seen: UnitCounts = { aborted: 0, resumed: 0, terminated: 0, success: 0, invalid: 0 };
   readonly #frames: number;
-  #smmu: SmmuDriver | undefined;
-  #vtd: VtdDriver | undefined;
-  /** Interrupts of a VT-d unit arrive at once; those of an SMMUv3 are taken up later anyway. */
+  #driver: SmmuDriver | VtdDriver | AmdDriver | undefined;
+  /** Interrupts of a VT-d unit arrive at once; those of the others are taken up later anyway. */
   prompt = false;
   #held: (() => void)[] = [];
   #unit: (IommuUnit & Pick<VtdUnit, "onPageResponse">) | undefined;
@@ -134,9 +135,21 @@ export class FaultHost {
             },
           });
           const firmware = { covers, canStall: ({ rid }: { readonly rid: number }) => rid === 0x100 };
-          this.#smmu = new SmmuDriver({ ...common, unit, msi, scheduler, firmware });
+          const driver = new SmmuDriver({ ...common, unit, msi, scheduler, firmware });
+          this.#driver = driver;
           this.#watch(unit);
-          return { unit, driver: this.#smmu };
+          return { unit, driver };
+        }
+        if (vendor === "amdvi") {
+          const unit = new AmdViUnit({ ...common, interrupt: message });
+          const firmware = { covers, lastDevice: 0x2ff };
+          const driver = new AmdDriver({
+            ...{ ...common, unit, msi, scheduler, firmware },
+            ...{ nesting: true, logFramesLg2: 0 },
+          });
+          this.#driver = driver;
+          this.#watch(unit);
+          return { unit, driver };
         }
         const unit = new VtdUnit({
           ...common,
@@ -153,9 +166,10 @@ export class FaultHost {
           },
         });
         const firmware = { hostAddressWidth: 46, covers, reservedMemory: [] };
-        this.#vtd = new VtdDriver({ ...common, unit, msi, firmware, pageRequestFramesLg2: 0 });
+        const driver = new VtdDriver({ ...common, unit, msi, firmware, pageRequestFramesLg2: 0 });
+        this.#driver = driver;
         this.#watch(unit);
-        return { unit, driver: this.#vtd };
+        return { unit, driver };
       },
     });
     this.vfio = new VfioSubsystem(this.host);
@@ -165,14 +179,8 @@ export class FaultHost {
     this.#frames = this.host.memory.allocated;
   }
 
-  get driver(): SmmuDriver | VtdDriver {
-    return (this.#smmu ?? this.#vtd)!;
-  }
-  get smmu(): SmmuDriver {
-    return this.#smmu!;
-  }
-  get vtd(): VtdDriver {
-    return this.#vtd!;
+  get driver(): SmmuDriver | VtdDriver | AmdDriver {
+    return this.#driver!;
   }
 
   /** Lets interrupts arrive, and what was set going by them happen. */
@@ -189,7 +197,7 @@ export class FaultHost {
       ...this.vfio.live(),
       ...this.iommufd.live(),
       domains: this.driver.domains,
-      viommus: this.#smmu?.viommus ?? 0,
+      viommus: "viommus" in this.driver ? this.driver.viommus : 0,
       frames: this.host.memory.allocated - this.#frames,
     };
   }
@@ -200,12 +208,12 @@ export class FaultHost {
   }
 
   #function(shape: FunctionShape, context: FunctionContext): BusyFunction {
-    const more = this.vendor === "vtd" ? [ats(), pri(CAPACITY)] : [];
+    const more = this.vendor === "smmuv3" ? [] : [ats(), pri(CAPACITY)];
     return new BusyFunction({ ...shape, capabilities: [...shape.capabilities!, ...more] }, context);
   }
 
   /** Accesses that end without a record, and page requests' answers. */
-  #watch(unit: SmmuV3Unit | VtdUnit): void {
+  #watch(unit: SmmuV3Unit | VtdUnit | AmdViUnit): void {
     const { seen } = this;
     const translate = unit.translate.bind(unit);
     unit.translate = (transaction) => {

@@ -3,6 +3,8 @@
  * and a count of every record that it read. Everything is done by encoded system calls.
  */
 import type { Random } from "../../src/base/clock.ts";
+import { gcr3Fields } from "../../src/drivers/amdvi/gcr3-table.ts";
+import { Dte } from "../../src/hardware/amdvi/spec.ts";
 import { Cd, Config, Ste } from "../../src/hardware/smmuv3/spec.ts";
 import { ModelTask } from "../../src/kernel/model-task.ts";
 import { Command, Header } from "../../src/pci/spec.ts";
@@ -22,10 +24,11 @@ const SPARE = 0x7100_0000;
 const EVENTS = 0x7200_0000;
 const EVENT_BYTES = 0x4000;
 export const EVENT_DEPTH = 6;
-/** The guest's tables: an empty one, and context descriptors whose faults end accesses, or stall them. */
+/** The guest's tables: an empty one, and context descriptors whose faults end accesses, or stall them; or GCR3 entries. */
 const TABLE = GUEST.ipa;
 const ENDING = GUEST.ipa + PAGE;
 const STALLING = GUEST.ipa + 2 * PAGE;
+const GCR3 = GUEST.ipa + 3 * PAGE;
 
 export interface Table {
   readonly id: number;
@@ -85,13 +88,19 @@ export class FaultVmm {
     this.calls.map(this.#ioas, { iova: GUEST.ipa, va: GUEST.va, length: GUEST.bytes });
     const first = this.devices[0]!;
     const arm = host.vendor === "smmuv3";
-    const pasid = arm ? 0 : uapi.IOMMU_HWPT_ALLOC_PASID;
+    const pasid = host.vendor === "vtd" ? uapi.IOMMU_HWPT_ALLOC_PASID : 0;
     this.#parent = this.calls.allocateHwpt(first.id, this.#ioas, uapi.IOMMU_HWPT_ALLOC_NEST_PARENT | pasid);
-    this.#viommu = arm ? this.calls.allocateViommu(first.id, this.#parent, IOMMU_VIOMMU_TYPE_ARM_SMMUV3) : 0;
+    // Of AMD's there is no number: any is taken.
+    const type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3;
+    this.#viommu = host.vendor === "vtd" ? 0 : this.calls.allocateViommu(first.id, this.#parent, type);
+    this.devices.forEach(({ id }, index) => {
+      if (this.#viommu !== 0) this.calls.allocateVdevice(this.#viommu, id, 8 + index);
+    });
+    if (host.vendor === "amdvi") {
+      const tables = BigUint64Array.from({ length: 8 }, () => BigInt(TABLE) | 1n);
+      this.task.memory.write(BigInt(GUEST.va + GCR3 - GUEST.ipa), new Uint8Array(tables.buffer));
+    }
     if (arm) {
-      this.devices.forEach(({ id }, index) => {
-        this.calls.allocateVdevice(this.#viommu, id, 8 + index);
-      });
       this.#context(ENDING, false);
       this.#context(STALLING, true);
       this.listen();
@@ -126,6 +135,18 @@ export class FaultVmm {
         nested(stream(STALLING, fault), true),
         nested(stream(STALLING, undefined), false),
         nested(() => calls.allocateStream(id, this.#viommu, 0n, undefined), false),
+      );
+    } else if (this.#host.vendor === "amdvi") {
+      const entry = (more: Parameters<typeof Dte.make>[0], queue: number | undefined) => () =>
+        calls.allocateGuestEntry(id, this.#viommu, Dte.make({ V: true, TV: true, ...more }), queue);
+      const own = { IR: true, IW: true, GV: true, GIOV: true, DOMAIN: 7, ...gcr3Fields(BigInt(GCR3)) };
+      const asking = { ...own, I: true, PPR: true, GPRP: true };
+      this.tables.push(
+        nested(entry(asking, fault), true),
+        nested(entry(asking, undefined), false),
+        nested(entry({ ...own, I: true }, undefined), false),
+        nested(entry({ ...own, DOMAIN: 8 }, undefined), false),
+        nested(entry({ TV: false }, undefined), false),
       );
     } else {
       const table = { flags: 0n, table: TABLE, addressWidth: 48 };
@@ -178,7 +199,7 @@ export class FaultVmm {
 
   /** An event queue, where there is none. */
   listen(): void {
-    if (this.#events || this.#viommu === 0) return;
+    if (this.#events || this.#host.vendor !== "smmuv3") return;
     const layout = uapi.IommuVeventqAlloc;
     const members = { viommu_id: this.#viommu, type: 1, veventq_depth: EVENT_DEPTH };
     const bytes = layout.bytes({ size: layout.size, ...members });

@@ -85,11 +85,12 @@ export class Assignments {
     this.#checkPasid(device, domain, pasid);
     const before = device.pasids.get(pasid);
     if (before === domain) return;
+    const first = !device.hasPasids;
     device.gcr3!.reserve(pasid);
     domain.users += 1;
     device.pasids.set(pasid, domain);
     device.gcr3!.set(pasid, domain.root);
-    this.#writeEntry(device);
+    if (first && !isGuest(device.domain)) this.#writeEntry(device);
     if (!before) return;
     this.#forgetPasid(device, pasid);
     before.users -= 1;
@@ -100,7 +101,7 @@ export class Assignments {
     if (!before) return;
     device.pasids.delete(pasid);
     device.gcr3!.clear(pasid, () => this.#forgetPasid(device, pasid));
-    this.#writeEntry(device);
+    if (!device.hasPasids && !isGuest(device.domain)) this.#writeEntry(device);
     before.users -= 1;
   }
 
