@@ -124,6 +124,8 @@ describe.skipIf(!hasEmulator || !hasGuest)("a guest of QEMU with a passed NVMe d
     expect(said(stdout, "guests")).toEqual([hash(written)]);
     expect(stderr).toMatch(/ DMA accesses \([\d.]+ MiB\), 0 refused/);
     expect(stderr).not.toContain("internal error");
+    // iommufd maps no registers by their address, on Linux either.
+    if (!guest.devices.includes("iommufd,id=i")) expect(stderr).not.toContain("Bad address");
     return outcome;
   };
 

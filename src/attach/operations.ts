@@ -15,6 +15,7 @@ import { LinuxError } from "../uapi/errno.ts";
 import type { AttachedCall } from "./attached-call.ts";
 import { describeIoctl } from "./describe.ts";
 import type { EmulatedFile } from "./emulated-file.ts";
+import type { WindowsPlace } from "./mapped-registers.ts";
 import { Mapping, ownersOf } from "./mapping.ts";
 import {
   FileBody,
@@ -67,6 +68,8 @@ export interface Context {
   whenResumed(finish: (value: number) => void): void;
   /** Names what the call is about, for the event; asked only when somebody listens. */
   describe(details: () => string): void;
+  /** The program's library keeps its windows there. */
+  windowsAt(place: WindowsPlace): void;
   openNode(node: DeviceNode, file: KernelFile): EmulatedFile;
   /** A file that only tells when the caller, and whom it passed it on to, have closed it. */
   hold(file: KernelFile): EmulatedFile;
@@ -211,6 +214,10 @@ export const mmap = (context: Context): Answer => {
   expectLength(body, MmapBody.size);
   const { file } = context.target();
   if (file.mmap === undefined) throw new LinuxError("ENODEV", `${file.name} cannot be mapped`, file.name);
+  context.windowsAt({
+    table: body.view.getBigUint64(MmapBody.windows, true),
+    used: body.view.getBigUint64(MmapBody.windows_used, true),
+  });
   const offset = body.view.getBigUint64(MmapBody.offset, true);
   const length = word64(body.view, MmapBody.length);
   if (length > 2 ** 47) throw new LinuxError("ENOMEM", `a mapping of ${length} bytes`, file.name);

@@ -8,6 +8,7 @@ import { Capability, type Task, type UserMemory, type UserRange } from "../kerne
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { Errno } from "../uapi/errno.ts";
 import type { ClientProcess } from "./connection.ts";
+import type { MappedRegisters } from "./mapped-registers.ts";
 import { type Credentials, isCapable, type PrivilegeMode } from "./privileges.ts";
 import { descriptorLimitOf, effectiveCapabilities, memlockOf, socketCookie } from "./syscalls.ts";
 
@@ -72,6 +73,11 @@ export class PrefetchedMemory implements UserMemory {
   }
   pin(va: number, length: number, writable: boolean) {
     return this.#memory.pin(va, length, writable);
+  }
+  /** Once the program has mapped a file of ours. */
+  mapped: MappedRegisters | undefined;
+  registers(va: number, length: number, writable: boolean) {
+    return this.mapped?.at(va, length, writable);
   }
 }
 

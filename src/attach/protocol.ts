@@ -68,7 +68,15 @@ export const TransferBody = {
   size: 48,
 } as const;
 export const SeekBody = { offset: 16, whence: 24, size: 32 } as const;
-export const MmapBody = { length: 16, offset: 24, protection: 32, flags: 36, size: 40 } as const;
+export const MmapBody = {
+  length: 16,
+  offset: 24,
+  protection: 32,
+  flags: 36,
+  windows: 40,
+  windows_used: 48,
+  size: 56,
+} as const;
 export const MmapSegment = { kind: 0, fd_index: 4, offset: 8, length: 16, fd_offset: 24, size: 32 } as const;
 export const PagesBody = { process: 0, size: 8 } as const;
 export const PagesReply = { locked: 0, pinned: 8, size: 16 } as const;

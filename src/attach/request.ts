@@ -18,6 +18,7 @@ import { AttachedCall, type CallHost, type Outcome } from "./attached-call.ts";
 import type { OpHandler, Reply } from "./connection.ts";
 import type { Control } from "./control.ts";
 import type { EmulatedFile } from "./emulated-file.ts";
+import { MappedRegisters, type WindowsPlace } from "./mapped-registers.ts";
 import * as operations from "./operations.ts";
 import { FileBody, Install, Op, Range, ReplyFlag, ReplyHeader } from "./protocol.ts";
 import { outgoing } from "./syscalls.ts";
@@ -121,6 +122,11 @@ export class Request implements Outcome, operations.Context {
   }
   whenResumed(finish: (value: number) => void): void {
     this.#whenResumed = finish;
+  }
+  windowsAt(place: WindowsPlace): void {
+    const control = this.#control;
+    const { user, memory } = control.process;
+    user.mapped ??= new MappedRegisters(memory, place, ({ cookie, fd }) => control.file(cookie, fd));
   }
   describe(details: () => string): void {
     if (this.#host.events.on) this.#details = details();

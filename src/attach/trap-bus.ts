@@ -142,28 +142,32 @@ export class TrapBus implements Bus {
   private find(address: bigint): Window | undefined {
     const { hit } = this;
     if (hit !== undefined && hit.start <= address && address < hit.end) return hit;
-    this.others ??= this.readTable();
+    this.others ??= this.readOthers();
     return this.others.find((window) => window.start <= address && address < window.end);
   }
 
-  private readTable(): Window[] {
-    const windows: Window[] = [];
-    const slots = Math.min(this.table.slots, MAX_WINDOWS);
-    for (let first = 0; first < slots; first += WINDOWS_A_READ) {
-      const bytes = new Uint8Array(Math.min(WINDOWS_A_READ, slots - first) * TrapWindow.size);
-      const at = this.table.address + BigInt(first * TrapWindow.size);
-      try {
-        this.memory.read(at, bytes);
-      } catch (error) {
-        if (error instanceof LinuxError) throw new MemoryFault(at, false);
-        throw error;
-      }
-      const view = new DataView(bytes.buffer);
-      for (let slot = 0; slot < bytes.length; slot += TrapWindow.size) {
-        const window = windowAt(view, slot);
-        if (window !== undefined) windows.push(window);
-      }
+  private readOthers(): Window[] {
+    try {
+      return readWindows(this.memory, this.table);
+    } catch (error) {
+      if (error instanceof LinuxError) throw new MemoryFault(this.table.address, false);
+      throw error;
     }
-    return windows;
   }
 }
+
+/** Every window in the table. Throws what reading the program's memory throws. */
+export const readWindows = (memory: UserMemory, { address, slots }: TrapTable): Window[] => {
+  const windows: Window[] = [];
+  const count = Math.min(slots, MAX_WINDOWS);
+  for (let first = 0; first < count; first += WINDOWS_A_READ) {
+    const bytes = new Uint8Array(Math.min(WINDOWS_A_READ, count - first) * TrapWindow.size);
+    memory.read(address + BigInt(first * TrapWindow.size), bytes);
+    const view = new DataView(bytes.buffer);
+    for (let slot = 0; slot < bytes.length; slot += TrapWindow.size) {
+      const window = windowAt(view, slot);
+      if (window !== undefined) windows.push(window);
+    }
+  }
+  return windows;
+};

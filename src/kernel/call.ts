@@ -121,6 +121,11 @@ export interface UserMemory {
   /** Pins whole pages: va and length are multiples of 4096. Throws EFAULT, ENOMEM, or Restart. */
   pin(va: number, length: number, writable: boolean): Pin;
   /**
+   * The same of registers of a device that are mapped there, which only type 1 containers map for devices: nothing is
+   * held. Undefined: they are something else. Throws EFAULT while they do not answer, and without permission.
+   */
+  registers?(va: number, length: number, writable: boolean): Pin | undefined;
+  /**
    * What may be pinned some day, perhaps by a call of another process, when the owner cannot be asked to adopt: it
    * adopts before a descriptor of ours gets to another process.
    */
@@ -180,6 +185,8 @@ export interface KernelFile {
   message?(data: Uint8Array): void;
   /** mmap(2): which parts are memory and which are traps. Throws EINVAL and the like. */
   mmap?(call: Call, offset: bigint, length: number, protection: number, flags: number): readonly MapSegment[];
+  /** The physical address of registers that can be mapped at `offset`, while they answer. */
+  registersAt?(offset: bigint): number | undefined;
   /** A trapped access to a mapped range; offset is that of the file. */
   trapRead?(offset: bigint, into: Uint8Array): void;
   trapWrite?(offset: bigint, data: Uint8Array): void;

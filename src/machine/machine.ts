@@ -26,6 +26,7 @@ import { Banks } from "../memory/banks.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
 import { parseAddress } from "../pci/address.ts";
+import { showBars } from "../pci/bar-window.ts";
 import { errorReporting, vendorSpecific } from "../pci/capabilities.ts";
 import { AtsTestFunction } from "../pci/devices/ats-test.ts";
 import { BareFunction } from "../pci/devices/bare.ts";
@@ -309,6 +310,7 @@ export class Machine {
         rom: device.rom === undefined ? undefined : readFileSync(device.rom),
       });
       this.#functions.push(made);
+      showBars(this.memory, made);
       const shared = device.group === undefined ? undefined : groups.get(device.group);
       const group = shared ?? this.core.addGroup();
       if (device.group !== undefined) groups.set(device.group, group);

@@ -228,6 +228,15 @@ export class DeviceFile implements KernelFile {
     return faults?.segments(at, length) ?? [{ kind: "trap", offset: 0, length }];
   }
 
+  /** Undefined where nothing decodes, and for all that is no BAR. */
+  registersAt(offset: bigint): number | undefined {
+    const bar = this.#open ? barOf(this.device.pci, regionIndex(offset)) : undefined;
+    if (!bar || bar.kind === "io" || this.device.lowPower.allowed || !this.device.config.decodes(bar))
+      return undefined;
+    const at = withinRegion(offset);
+    return at < Math.max(bar.size, FRAME_BYTES) ? bar.base + at : undefined;
+  }
+
   /** EIO where nothing decodes, and while low power is allowed: the program gets SIGBUS. */
   trapRead(offset: bigint, into: Uint8Array): void {
     const index = regionIndex(offset);

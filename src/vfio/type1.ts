@@ -28,6 +28,8 @@ export interface Mapping {
   /** Bytes, a multiple of the smallest page. */
   readonly length: number;
   readonly pin: Pin;
+  /** Registers of a device, which are nobody's memory. */
+  readonly registers: boolean;
   /** `Protection` bits. */
   readonly protection: number;
   /** Whose memory is charged for it. */
@@ -51,7 +53,8 @@ interface SharedDomain {
   readonly groups: Set<Group>;
 }
 
-const pages = (mapping: Mapping): number => mapping.length / FRAME_BYTES;
+/** Pages that are charged for it. */
+const pages = ({ length, registers }: Mapping): number => (registers ? 0 : length / FRAME_BYTES);
 const end = (mapping: Mapping): number => mapping.iova + mapping.length;
 
 export class Type1 {
@@ -204,10 +207,10 @@ export class Type1 {
         `IOVAs ${span(iova, length)} are not within one of the container's ranges ${this.#ranges.map(showRange).join(", ")}`,
         this.name,
       );
-    requireLockable(task, length / FRAME_BYTES, this.name);
-    const pin = task.memory.pin(vaddr, length, request.write);
+    const { pin, registers } = this.#pin(task, request);
     const protection = (request.read ? Protection.read : 0) | (request.write ? Protection.write : 0);
-    const mapping: Mapping = { iova, length, pin, protection, payer: task.memory, vaddr, vaddrValid: true };
+    const owner = { payer: task.memory, vaddr, vaddrValid: true };
+    const mapping: Mapping = { iova, length, pin, registers, protection, ...owner };
     try {
       for (const { domain } of this.#domains) mapPin(domain, mapping);
     } catch (error) {
@@ -220,6 +223,19 @@ export class Type1 {
     this.#context.live.mappings += 1;
     if (this.#context.events.on)
       this.#context.events.emit("map", { container: this.name, iova, length, vaddr, protection });
+  }
+
+  /** What cannot be pinned may be registers of a device, which peers can reach. */
+  #pin(task: Task, { vaddr, length, write }: MapRequest): { readonly pin: Pin; readonly registers: boolean } {
+    try {
+      requireLockable(task, length / FRAME_BYTES, this.name);
+      return { pin: task.memory.pin(vaddr, length, write), registers: false };
+    } catch (error) {
+      const refused = error instanceof LinuxError && (error.code === "EFAULT" || error.code === "ENOMEM");
+      const pin = refused ? task.memory.registers?.(vaddr, length, write) : undefined;
+      if (!pin) throw error;
+      return { pin, registers: true };
+    }
   }
 
   /**

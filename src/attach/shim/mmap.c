@@ -218,6 +218,7 @@ static long map_emulated(void *addr, size_t len, int prot, int flags, int fd, ui
         .protection = (uint32_t)prot,
         .flags = (uint32_t)flags,
     };
+    trap_table(&body.windows, &body.windows_used);
     struct mmap_segment segments[MAX_SEGMENTS];
     struct exchange x = {
         .op = OP_MMAP, .send = {{&body, sizeof body}}, .nsend = 1, .reply = segments, .reply_size = sizeof segments};

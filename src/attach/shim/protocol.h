@@ -139,6 +139,9 @@ struct mmap_body {
     uint64_t offset;
     uint32_t protection;
     uint32_t flags;
+    /* Where the program's windows are (trap.h): the table, and how many of its slots were used (u32). */
+    uint64_t windows;
+    uint64_t windows_used;
 };
 
 struct pages_body {

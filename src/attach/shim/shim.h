@@ -93,6 +93,8 @@ void trap_init(void);
 /* [addr, addr+len) is reserved, PROT_NONE, for an emulated file: accesses are forwarded. keep_fd is a kept
  * descriptor of the file (cookie its SO_COOKIE), owned by the caller. Returns 0 or -errno. */
 int trap_map(void *addr, size_t len, int prot, int flags, uint64_t cookie, int keep_fd, uint64_t file_offset);
+/* Where the windows are, for the daemon: the table, and how many of its slots were used. */
+void trap_table(uint64_t *table, uint64_t *count);
 /* Any part of the address space was unmapped or replaced; ranges that are not traps are ignored. */
 void trap_unmap(void *addr, size_t len);
 /* The kernel has moved [from, from+len) to `to`. */

@@ -182,6 +182,12 @@ static uint64_t page_end(void *addr, size_t len)
     return ((uint64_t)addr + len + PAGE - 1) & ~(uint64_t)(PAGE - 1);
 }
 
+void trap_table(uint64_t *table, uint64_t *count)
+{
+    *table = (uint64_t)windows;
+    *count = (uint64_t)&used;
+}
+
 void trap_unmap(void *addr, size_t len)
 {
     if (!__atomic_load_n(&used, __ATOMIC_ACQUIRE) || !len)
