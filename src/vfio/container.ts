@@ -4,6 +4,7 @@
  * descriptor"). It lives as long as its file or a group in it.
  */
 import type { Group } from "../iommu/core.ts";
+import type { IommuDriver } from "../iommu/driver.ts";
 import type { Call, KernelFile } from "../kernel/call.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import {
@@ -133,13 +134,11 @@ export class Container implements KernelFile {
     if (this.#context.events.on) this.#context.events.emit("close", { container: this.name });
   }
 
-  /** Units of its groups, or of the machine, have windows. */
+  /** The units of its groups have windows; without groups, one of the machine. */
   get #windowed(): boolean {
-    const drivers =
-      this.#groups.size > 0
-        ? [...this.#groups].flatMap(({ devices }) => devices.map(({ driver }) => driver))
-        : [...this.#context.core.drivers];
-    return drivers.length > 0 && drivers.every(({ windows }) => windows !== undefined);
+    const hasWindows = ({ windows }: IommuDriver): boolean => windows !== undefined;
+    if (this.#groups.size === 0) return [...this.#context.core.drivers].some(hasWindows);
+    return [...this.#groups].every(({ devices }) => devices.every(({ driver }) => hasWindows(driver)));
   }
 
   #extension(id: bigint): number {

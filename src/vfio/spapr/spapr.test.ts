@@ -94,6 +94,7 @@ describe("the types of sPAPR", () => {
 
   it("are offered where units have windows; a container of theirs offers nothing else", () => {
     client = newClient();
+    host.core.addDriver(new MapDriver("another"));
     expect(extensions(client.container())).toEqual([1, 2, 3, 7, 9, 10]);
     container = client.attach(0, V2).container;
     expect(extensions()).toEqual([2, 7]);
