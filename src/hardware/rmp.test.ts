@@ -176,7 +176,7 @@ describe("an access that is checked", () => {
 
 it("says whose an entry is", () => {
   const rmp = new Rmp(BYTES);
-  expect(describeRmpEntry(rmp.read(0))).toBe("shared: no guest's");
+  expect(describeRmpEntry(rmp.read(0))).toBe("shared with the host, in a page of 4 KiB");
   rmp.update(0, privatePage(0, { asid: 0, immutable: true }));
   expect(describeRmpEntry(rmp.read(0))).toMatch(/^the firmware's/);
 });

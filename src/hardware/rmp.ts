@@ -263,7 +263,7 @@ const smallSize = (lg2: number): string => (lg2 >= 20 ? `${2 ** (lg2 - 20)} MiB`
 
 /** Whose a page is, in words. */
 export const describeRmpEntry = ({ entry, lg2 }: RmpRead): string => {
-  if (f.ASSIGNED.of(entry) === 0n) return "shared: no guest's";
+  if (f.ASSIGNED.of(entry) === 0n) return `shared with the host, in a page of ${sizeOf(lg2)}`;
   const asid = f.ASID.of(entry);
   const whose = asid === 0n ? "the firmware's" : `private to the guest with ASID ${asid}`;
   return `${whose}, at its ${hex(f.GPA.of(entry))}, in a page of ${sizeOf(lg2)}`;

@@ -5,6 +5,7 @@ import { ContainerVmm } from "../../guest/container-vmm.ts";
 import { Guest } from "../../guest/guest.ts";
 import type { PassedDevice } from "../../guest/passed-device.ts";
 import { TestDevice } from "../../guest/test-device.ts";
+import type { MemoryMapping } from "../../guest/virtual-unit.ts";
 import { type ShownUnit, Vmm, type VmmOptions } from "../../guest/vmm.ts";
 import type { VmmProcess, VmmProcessOptions } from "../../guest/vmm-process.ts";
 import { printArgument } from "../../uapi/requests.ts";
@@ -18,6 +19,8 @@ const GUEST_RID = 0x0008;
 
 export interface StageOptions {
   readonly shows?: ShownUnit;
+  /** What of the guest's memory the VMM maps. */
+  readonly maps?: MemoryMapping;
   /** Guest memory; default 4 MiB, which programs of ordinary users may lock. */
   readonly ramBytes?: number;
   /** More functions of the machine, or mediated devices. */
@@ -40,7 +43,7 @@ export class GuestStage {
   constructor(
     stage: Stage,
     follow: VmmOptions["follow"] | "bound",
-    { shows, ramBytes = RAM_BYTES, others = [] }: StageOptions = {},
+    { shows, maps, ramBytes = RAM_BYTES, others = [] }: StageOptions = {},
   ) {
     const { machine, events, broken, calls, work } = stage;
     this.stage = stage;
@@ -50,6 +53,7 @@ export class GuestStage {
       ramBytes,
       events,
       addressWidth: ADDRESS_WIDTH,
+      ...(maps && { maps }),
       scheduler: work,
       record: (call) => calls.push(call),
       broken: new Set([...broken].filter(isVmmBreak)),

@@ -6,6 +6,7 @@ import { fallback } from "./fallback.ts";
 import type { Fault } from "./faults.ts";
 import { tellMatrix } from "./matrix.ts";
 import { nested } from "./nested.ts";
+import { snp } from "./snp.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
 import { virtio } from "./virtio.ts";
@@ -19,7 +20,7 @@ export interface Story {
   readonly machine?: string;
   /** What a machine gets that Linux 7.2 lacks and the story needs, by the model of a unit of its. */
   readonly extensions?: { readonly [model: string]: Extension };
-  /** Words for `--machine` that say what the guest has, and not the host: another story then, where that takes place. */
+  /** Words for `--machine` that ask for another story, on the machine where that takes place. */
   readonly guests?: { readonly [word: string]: string };
   /** Told as well when no machine is named. */
   readonly everywhere?: (teller: Teller, faults: ReadonlySet<Fault>) => void;
@@ -33,7 +34,7 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
       tell: nested,
       faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response"],
       extensions: { amdvi: "amd-nesting" },
-      guests: { virtio: "virtio", s390: "anchors" },
+      guests: { virtio: "virtio", s390: "anchors", snp: "snp" },
     },
   ],
   [
@@ -45,6 +46,7 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
     },
   ],
   ["anchors", { tell: anchors, faults: ["skip-flush", "stale-iotlb", "wrong-page"], machine: "s390" }],
+  ["snp", { tell: snp, faults: ["skip-rmp", "skip-flush", "stale-iotlb", "wrong-page"], machine: "snp" }],
   ["virtio", { tell: virtio, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
   [
     "fallback",

@@ -226,6 +226,13 @@ describe("SOFTIOMMU_SNP_RMP_READ", () => {
     expect(read(task.open(snp.node), VA)).toMatchObject({ assigned: false, gpa: 0, size: PAGE });
   });
 
+  it("leaves memory where it is that nobody has pinned yet", () => {
+    const fd = task.open(snp.node);
+    task.memory.map(VA, PAGE, { private: true });
+    expect(read(fd, VA)).toMatchObject({ assigned: false, size: PAGE });
+    expect(task.memory.adoptions).toBe(0);
+  });
+
   it("is refused for what is no page, is not there, or has a reserved member set", () => {
     const fd = task.open(snp.node);
     expect(() => read(fd, VA + 8)).toThrow(refused("EINVAL", /user_va/));

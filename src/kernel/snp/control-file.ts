@@ -4,7 +4,7 @@
  * is private goes back when the file is closed. Private pages are pinned; they count against RLIMIT_MEMLOCK for each file, as
  * KVM counts a guest's encrypted memory, and not together with what is pinned for devices.
  */
-import type { Rmp } from "../../hardware/rmp.ts";
+import { PAGE_LG2, type Rmp, type RmpRead } from "../../hardware/rmp.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import {
   SOFTIOMMU_SNP_PAGE_STATE,
@@ -15,7 +15,7 @@ import {
   SoftiommuSnpRmpRead,
 } from "../../uapi/extensions.ts";
 import { allocate } from "../allocations.ts";
-import { type Call, Capability, type DeviceNode, type KernelFile, type Pin } from "../call.ts";
+import { type Call, Capability, type DeviceNode, type KernelFile, type Pin, Restart } from "../call.ts";
 import { GuestPages, type PageCounts } from "./guest-pages.ts";
 
 /** MISC_MAJOR; the minor is given when the driver registers, after that of iommufd. */
@@ -26,6 +26,7 @@ const USER_END = 2n ** 47n;
 /** Bits of guest addresses in an entry. */
 const GUEST_END = 2n ** 51n;
 const LAST_ASID = 1023;
+const NOBODYS: RmpRead = { entry: 0n, lg2: PAGE_LG2 };
 
 const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
 
@@ -95,10 +96,20 @@ class SnpFile implements KernelFile {
     const { user_va: va } = argument;
     this.#requireUser(va, BigInt(PAGE));
     if (argument.__reserved !== 0) throw new LinuxError("EINVAL", "__reserved must be 0", this.name);
-    const pin = call.memory.pin(Number(va), PAGE, false);
-    const { entry, lg2 } = this.#look(pin, () => this.#rmp.read(pin.extents[0]! * PAGE));
+    const { entry, lg2 } = this.#entryOf(call, Number(va));
     const answer = { ...argument, out_entry_lo: entry, out_entry_hi: 0n, out_page_size: 2 ** lg2 };
     call.memory.write(at, SoftiommuSnpRmpRead.bytes(answer));
+  }
+
+  /** A page that would have to be adopted first was never pinned, and so is nobody's; it stays where it is. */
+  #entryOf({ memory }: Call, va: number): RmpRead {
+    try {
+      const pin = memory.pin(va, PAGE, false);
+      return this.#look(pin, () => this.#rmp.read(pin.extents[0]! * PAGE));
+    } catch (error) {
+      if (error instanceof Restart) return NOBODYS;
+      throw error;
+    }
   }
 
   /** The pin is for as long as the work takes. */
