@@ -1,6 +1,12 @@
-/** Debian's own qemu-io and the guided tour on the hosts that are not Intel's. Programs for iommufd and containers are in `cdev.test.ts`. */
+/**
+ * Debian's own qemu-io and the guided tour on the hosts that are not Intel's, and a program for guests on AMD's. Programs for
+ * iommufd and containers are in `cdev.test.ts`.
+ */
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { hasQemu, softiommu } from "./support/run.ts";
+import { PRESETS } from "../src/machine/presets.ts";
+import { client, hasQemu, scratch, softiommu } from "./support/run.ts";
 
 const MACHINES = ["smmuv3", "amd", "s390", "power"] as const;
 
@@ -29,5 +35,28 @@ describe.each(MACHINES)("softiommu demo basics on the machine %s", (machine) => 
   it("fails where invalidations are lost", async () => {
     const { status } = await softiommu("demo", "basics", "--machine", machine, "--break", "skip-flush");
     expect(status).not.toBe(0);
+  });
+});
+
+describe("the extension amd-nesting", () => {
+  it("nests guests by system calls on a machine that has it; and the machine amd makes no nested tables", async () => {
+    const file = join(scratch(), "nesting.yaml");
+    writeFileSync(file, `${PRESETS.get("amd")!}extensions: [amd-nesting]\n`);
+    const works = await softiommu("run", "--quiet", "--machine", file, "--", client("amd-nested"));
+    expect(works).toMatchObject({
+      status: 0,
+      stderr: "",
+      stdout: "the host's unit read the guest's tables\n",
+    });
+    const { status, stderr } = await softiommu(
+      "run",
+      "--quiet",
+      "--machine",
+      "amd",
+      "--",
+      client("amd-nested"),
+    );
+    expect(stderr).toContain("answer(low, second, 0) == 0");
+    expect(status).toBe(1);
   });
 });

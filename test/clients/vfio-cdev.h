@@ -1,7 +1,9 @@
-/* A PCI device's own character device, as a program finds it: by what sysfs lists. Includes after vfio-nvme.h. */
+/* A PCI device's own character device, as a program finds it: by what sysfs lists. */
 #ifndef VFIO_CDEV_H
 #define VFIO_CDEV_H
+#include "must.h"
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 

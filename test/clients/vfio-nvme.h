@@ -5,6 +5,7 @@
  */
 #ifndef VFIO_NVME_H
 #define VFIO_NVME_H
+#include "must.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
@@ -24,14 +25,6 @@
 #define DEPTH 64
 /* Where the queues and the identify buffer are mapped for the device. */
 #define QUEUES_IOVA 0x10000UL
-
-#define must(condition)                                                                        \
-    do {                                                                                       \
-        if (!(condition)) {                                                                    \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #condition, strerror(errno)); \
-            exit(1);                                                                           \
-        }                                                                                      \
-    } while (0)
 
 struct queue {
     volatile uint32_t *sq, *cq;
