@@ -30,6 +30,9 @@ enum { RESPONSE_SUCCESS = 0, RESPONSE_INVALID = 1 };                       /* IO
 
 enum { HW_INFO_TYPE_ARM_SMMUV3 = 2, HWPT_DATA_ARM_SMMUV3 = 2, INVALIDATE_DATA_ARM_SMMUV3 = 1 };
 enum { VIOMMU_TYPE_ARM_SMMUV3 = 1, VEVENTQ_TYPE_ARM_SMMUV3 = 1, VEVENT_LOST = 1 };
+/* IOMMU_VIOMMU_INVALIDATE_DATA_* of the extension amd-nesting, which Linux does not have. */
+#define INVALIDATE_DATA_AMD 0xa3d00001U
+enum { HW_INFO_TYPE_AMD = 4, HWPT_DATA_AMD_GUEST = 3 };
 
 struct destroy { uint32_t size, id; };
 struct ioas_alloc { uint32_t size, flags, out_ioas_id; };
@@ -60,6 +63,9 @@ struct hwpt_vtd_s1 {
 struct hw_info_smmuv3 { uint32_t flags, reserved, idr[6], iidr, aidr; };
 struct hwpt_smmuv3 { uint64_t ste[2]; };
 struct smmuv3_invalidate { uint64_t cmd[2]; };
+struct hw_info_amd { uint64_t efr, efr2; };
+struct hwpt_amd_guest { uint64_t dte[4]; };
+struct amd_invalidate { uint64_t cmd[2]; };
 struct viommu_alloc {
     uint32_t size, flags, type, dev_id, hwpt_id, out_viommu_id, data_len, reserved;
     uint64_t data_uptr;

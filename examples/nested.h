@@ -1,9 +1,9 @@
 /*
- * What the two examples of nesting share: a VMM and its guest in one program, which does on the host what
+ * What the examples of nesting share: a VMM and its guest in one program, which does on the host what
  * `softiommu demo nested` does there. This file has guest memory, page tables of four levels in it, the
  * device, the guest's answers to page faults, and the story. What depends on the IOMMU is in the file that
- * includes this one: vfio-nested.c (Intel VT-d) and vfio-nested-arm.c (Arm SMMUv3). Every byte is checked,
- * and each transfer is a line of output.
+ * includes this one: vfio-nested.c (Intel VT-d), vfio-nested-arm.c (Arm SMMUv3) and vfio-nested-amd.c
+ * (AMD-Vi). Every byte is checked, and each transfer is a line of output.
  *
  * The device is softiommu's DMA test function. Its registers are in src/pci/devices/test-function.ts.
  */
