@@ -14,6 +14,7 @@ import {
   type HostMapping,
   type InvalidationCount,
 } from "../viommu/host-calls.ts";
+import type { WindowCalls } from "../viommu/tce/windows.ts";
 import type { BackEnd as ZpciBackEnd } from "../viommu/zpci/back-end.ts";
 
 /** By name: what the VMM does wrong. */
@@ -138,6 +139,17 @@ export const remembering = (backEnd: BackEnd): BackEnd => ({
   },
   reread: (what) => backEnd.reread(what),
   forget: (list) => ({ done: list.length }),
+});
+
+/** Calls of a VMM whose unmapping does not happen. */
+export const rememberingTces = (calls: WindowCalls): WindowCalls => ({
+  allocateIoas: () => calls.allocateIoas(),
+  allocateHwpt: (...wanted) => calls.allocateHwpt(...wanted),
+  attach: (...what) => calls.attach(...what),
+  destroy: (id) => calls.destroy(id),
+  allowIovas: (...what) => calls.allowIovas(...what),
+  map: (...what) => calls.map(...what),
+  unmap: () => {},
 });
 
 /** A back end that takes no refresh. */

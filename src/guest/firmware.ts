@@ -18,10 +18,11 @@ import { vmsaStage1 } from "../pagetable/vmsa.ts";
 import type { Walker } from "../pagetable/walker.ts";
 import { x86Paging } from "../pagetable/x86-64.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import type { GuestDriver, GuestIommu } from "./iommu.ts";
+import type { GuestDriver, GuestHypervisor, GuestIommu } from "./iommu.ts";
+import { TceGuestDriver } from "./tce/driver.ts";
 import { VirtioIommuDriver } from "./virtio/driver.ts";
 
-export type { GuestDomain, GuestDriver, GuestIommu } from "./iommu.ts";
+export type { GuestDomain, GuestDriver, GuestHypervisor, GuestIommu } from "./iommu.ts";
 
 export interface GuestPlatform {
   readonly name: string;
@@ -79,6 +80,8 @@ export const driverFor = (platform: GuestPlatform): GuestDriver => {
         name: `${name}'s zpci0`,
         firmware: { covers: () => true, ...(iommu.addresses ?? { start: 0, end: 0 }) },
       });
+    case "tce":
+      return new TceGuestDriver(`${name}'s windows`, iommu as GuestIommu & GuestHypervisor, memory);
     case "virtio":
       return new VirtioIommuDriver(`${name}'s virtio-iommu`, iommu, memory);
     case "none":
@@ -101,6 +104,8 @@ export const processorWalkers: { readonly [Model in GuestIommu["model"]]: Walker
   vtd: x86Walker,
   amdvi: x86Walker,
   zpci: compileWalker(s390Dat(3)),
+  // Its functions have no PASIDs, and so nobody asks for its processors' tables.
+  tce: x86Walker,
   virtio: x86Walker,
   none: x86Walker,
   smmuv3: compileWalker(vmsaStage1({ granuleLg2: 12, inputBits: 48, outputBits: 48 })),

@@ -1,10 +1,28 @@
 /** What a guest finds as its IOMMU, and what it asks of the driver for it. */
+
 import type { IommuDriver, PagingDomain, PagingOptions, Requester } from "../iommu/driver.ts";
+import type { GuestWindow } from "../viommu/tce/spec.ts";
+
+/** Calls of a POWER guest to its hypervisor about the windows of its functions (LoPAR). */
+export interface GuestHypervisor {
+  /** What the device tree says of a function: its windows from the start. */
+  windowsOf(rid: number): readonly GuestWindow[];
+  /** The status, and what comes with it. */
+  hypercall(
+    number: number,
+    liobn: bigint,
+    ioba: bigint,
+    third?: bigint,
+    count?: bigint,
+  ): { readonly status: number; readonly value: bigint };
+  /** What it answers, the status first. */
+  rtas(name: string, ...args: readonly number[]): readonly number[];
+}
 
 /** The registers of an IOMMU, and what firmware says it is (DMAR, IORT, IVRS, VIOT). */
 export interface GuestIommu {
   /** `none`: there is not any. */
-  readonly model: "vtd" | "smmuv3" | "amdvi" | "zpci" | "virtio" | "none";
+  readonly model: "vtd" | "smmuv3" | "amdvi" | "zpci" | "tce" | "virtio" | "none";
   /** It may remember that nothing was there: what it has no register to say so. */
   readonly remembersAbsent?: boolean;
   /** It has no host tables, but guest tables alone (HATDis). */

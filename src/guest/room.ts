@@ -23,5 +23,6 @@ export const roomFor = (
   return room;
 };
 
-const shown = (ranges: readonly AddressRange[]): string =>
-  ranges.map(({ start, end }) => `0x${start.toString(16)}-0x${(end - 1).toString(16)}`).join(", ");
+/** For people. */
+export const shown = (ranges: readonly AddressRange[]): string =>
+  ranges.map(({ start, end }) => `0x${start.toString(16)}-0x${(BigInt(end) - 1n).toString(16)}`).join(", ");

@@ -1,6 +1,6 @@
 /**
  * A modelled VMM on iommufd, whose guest has an IOMMU of the model that the host has, or of another: a VT-d
- * unit, an SMMUv3, an AMD-Vi unit, tables of s390 or a virtio-iommu.
+ * unit, an SMMUv3, an AMD-Vi unit, tables of s390, windows of POWER or a virtio-iommu.
  */
 import type { DeviceInfo } from "../viommu/device-calls.ts";
 import { HostCalls } from "../viommu/host-calls.ts";
@@ -8,14 +8,27 @@ import { MistakenCalls } from "./breaks.ts";
 import { nestedAmd, shadowedAmd } from "./virtual-amdvi.ts";
 import { withoutIommu } from "./virtual-none.ts";
 import { nestedSmmu, shadowedSmmu } from "./virtual-smmuv3.ts";
+import { tceWindows } from "./virtual-tce.ts";
 import type { VirtualUnit, VirtualUnitParts } from "./virtual-unit.ts";
 import { virtioIommu } from "./virtual-virtio.ts";
 import { nestedVtd, shadowedVtd } from "./virtual-vtd.ts";
 import { nestedZpci, shadowedZpci } from "./virtual-zpci.ts";
 import { openNode, VmmProcess, type VmmProcessOptions } from "./vmm-process.ts";
 
-/** An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, AMD-Vi, s390, virtio-iommu, or none. */
-export type ShownUnit = "vtd" | "vtd-legacy" | "smmuv3" | "amdvi" | "zpci" | "virtio" | "none";
+/**
+ * An IOMMU that a VMM can show whatever its host has: VT-d in scalable or legacy mode, SMMUv3, AMD-Vi, s390,
+ * windows of POWER (where the host has room, or where POWER has them), virtio-iommu, or none.
+ */
+export type ShownUnit =
+  | "vtd"
+  | "vtd-legacy"
+  | "smmuv3"
+  | "amdvi"
+  | "zpci"
+  | "tce"
+  | "tce-fixed"
+  | "virtio"
+  | "none";
 
 /** A host's device, and the requester id that the guest is to know it by. */
 export interface Assignment {
@@ -66,6 +79,9 @@ const shadowed = (parts: VirtualUnitParts, shows: ShownUnit): VirtualUnit => {
       return shadowedAmd(parts);
     case "zpci":
       return shadowedZpci(parts);
+    case "tce":
+    case "tce-fixed":
+      return tceWindows(parts, shows === "tce-fixed");
     case "virtio":
       return virtioIommu(parts);
     case "none":

@@ -213,6 +213,24 @@ export class HostCalls extends DeviceCalls {
     this.#iommu(iommufd.IOMMU_DESTROY, layout.bytes({ size: layout.size, id }));
   }
 
+  /** Says which addresses will be used: devices that cannot have them all are refused from now on. Throws EADDRINUSE. */
+  allowIovas(ioas: number, ranges: readonly AddressRange[]): void {
+    const layout = iommufd.IommuIoasAllowIovas;
+    const range = iommufd.IommuIovaRange;
+    const data = new Uint8Array(
+      Buffer.concat(
+        ranges.map(({ start, end }) => range.bytes({ start: BigInt(start), last: BigInt(end) - 1n })),
+      ),
+    );
+    const bytes = layout.bytes({
+      size: layout.size,
+      ioas_id: ioas,
+      num_iovas: ranges.length,
+      allowed_iovas: BigInt(DATA_VA),
+    });
+    this.#iommu(iommufd.IOMMU_IOAS_ALLOW_IOVAS, bytes, data);
+  }
+
   /** Addresses that can be mapped with the devices that it has, in order, and what addresses must be a multiple of. */
   iovaRanges(ioas: number): { readonly ranges: readonly AddressRange[]; readonly alignment: bigint } {
     const layout = iommufd.IommuIoasIovaRanges;

@@ -4,6 +4,7 @@
  * its mappings. The VMM does not ask what its host has.
  */
 import type { GuestDomain } from "../../guest/firmware.ts";
+import { TceGuestDriver } from "../../guest/tce/driver.ts";
 import type { ShownUnit } from "../../guest/vmm.ts";
 import { Protection } from "../../iommu/driver.ts";
 import { reached, walk } from "../../trace/walk.ts";
@@ -18,16 +19,20 @@ const IOVA = 0x4000_0000;
 /** Of processes. */
 const VA = 0x5555_0000_0000;
 const RW = Protection.read | Protection.write;
+const LARGE_LG2 = 16;
+const LARGE = 2 ** LARGE_LG2;
+const LARGE_PAGES = LARGE / PAGE;
 const TEXT = "bytes of a guest";
 const hex = (value: number): string => `0x${value.toString(16)}`;
 
 /** Units that a guest can have, in words. */
-export const GUESTS: { readonly [Unit in Exclude<ShownUnit, "none">]: string } = {
+export const GUESTS: { readonly [Unit in Exclude<ShownUnit, "none" | "tce-fixed">]: string } = {
   "vtd-legacy": "an Intel VT-d unit in legacy mode",
   vtd: "an Intel VT-d unit in scalable mode",
   smmuv3: "an Arm SMMUv3",
   amdvi: "an AMD-Vi unit",
   zpci: "PCI translation of s390",
+  tce: "windows of POWER",
   virtio: "a virtio-iommu",
 };
 
@@ -37,13 +42,14 @@ export const fallback = (stage: Stage, teller: Teller): void => {
 };
 
 /** The life of one guest. Throws the LinuxError with which the VMM refuses to have it on this host. */
-export const tellGuest = (stage: Stage, teller: Teller, unit: keyof typeof GUESTS, what: string): void => {
+export const tellGuest = (stage: Stage, teller: Teller, unit: ShownUnit, what: string): void => {
   const scene = taking(stage, teller, unit, what);
   booting(scene, teller);
   const { domain, buffer } = mapping(scene, teller);
   straying(scene, teller, domain);
   unmapping(scene, teller, domain, buffer);
   sharing(scene, teller);
+  if (scene.guest.driver instanceof TceGuestDriver) widening(scene, teller, scene.guest.driver);
   ending(scene, teller);
 };
 
@@ -53,6 +59,10 @@ const taking = (stage: Stage, teller: Teller, unit: ShownUnit, what: string): Gu
   const scene = new GuestStage(stage, "shadow", { shows: unit });
   teller.say("It tries what its host can do for the device, and then maps the guest's memory for it.");
   teller.show(scene.asked(asked));
+  if (scene.vmm.iommu.model === "tce") {
+    teller.claim("a function's windows are empty at first", scene.fetch(0x10_0000, 4) === "fault");
+    return scene;
+  }
   scene.vmm.memory.writeBytes(0x10_0000, Buffer.from(TEXT));
   teller.claim(
     "until the guest says otherwise, its addresses are the device's",
@@ -140,6 +150,28 @@ const unmapping = (scene: GuestStage, teller: Teller, domain: GuestDomain, buffe
     "nothing of it is in the host's tables",
     !reached(walk(machine, { device, iova: BigInt(IOVA), write: true })),
   );
+};
+
+/** A window that the guest asks for besides the one that the function has from the start. */
+const widening = (scene: GuestStage, teller: Teller, driver: TceGuestDriver): void => {
+  const { guest, requester, stage } = scene;
+  teller.scene("The guest asks for a window of 64-bit addresses, with pages of 64 KiB");
+  const asked = stage.calls.length;
+  const domain = driver.allocatePaging(requester);
+  driver.attach(requester, domain);
+  const window = driver.createWindow(requester, LARGE_LG2, 30);
+  const buffer = guest.allocate(2 * LARGE_PAGES);
+  guest.write(buffer + LARGE, TEXT);
+  domain.map(window.start, buffer, 2 * LARGE, RW);
+  teller.say(`It gets one at ${hex(window.start)}, and puts two TCEs by a list:`);
+  teller.show(scene.asked(asked));
+  const found = scene.fetch(window.start + LARGE, TEXT.length);
+  teller.claim("the device reads the guest's bytes through it", found === TEXT, found);
+  driver.removeWindow(requester, window);
+  const late = scene.store(window.start + LARGE, "too late");
+  teller.claim("when the window is removed the device reaches nothing there", late === "fault", late);
+  driver.attach(requester, driver.blocked);
+  domain.free();
 };
 
 /** Where the guest's unit and the host's both have PASIDs. */

@@ -60,6 +60,10 @@ const MATRIX_GUESTS: readonly MatrixGuest[] = [
     name: unit,
     tell: (stage: Stage, teller: Teller) => tellGuest(stage, teller, unit, what),
   })),
+  {
+    name: "tce, windows where POWER has them",
+    tell: (stage, teller) => tellGuest(stage, teller, "tce-fixed", "windows where POWER has them"),
+  },
 ];
 
 const cellOf = (

@@ -17,7 +17,7 @@ export interface Words {
 }
 
 /** Units that can lie above a host's, and have PASIDs. */
-export type NestingModel = Exclude<GuestIommu["model"], "zpci" | "virtio" | "none">;
+export type NestingModel = Exclude<GuestIommu["model"], "zpci" | "tce" | "virtio" | "none">;
 
 export const WORDS: { readonly [Model in NestingModel]: Words } = {
   vtd: {

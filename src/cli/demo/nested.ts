@@ -268,7 +268,7 @@ const ending = ({ stage: { machine, device }, vmm }: GuestStage, teller: Teller)
 
 const wordsOf = ({ vmm }: GuestStage): Words => {
   const { model } = vmm.iommu;
-  if (model === "zpci" || model === "virtio" || model === "none")
+  if (model === "zpci" || model === "tce" || model === "virtio" || model === "none")
     throw new RangeError(`${model} has no tables with PASIDs for a host to walk`);
   return WORDS[model];
 };
