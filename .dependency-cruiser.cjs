@@ -10,6 +10,7 @@ const rooms = [
   "iommu",
   "drivers",
   "iommufd",
+  "idxd",
   "vfio",
   "viommu",
   "guest",

@@ -102,7 +102,12 @@ export class TrapBus implements Bus {
     const window = this.find(address);
     if (window === undefined || address + 64n > window.end) throw new MemoryFault(address, true);
     const file = this.fileFor(window, address, true);
-    return file.trapEnqueue?.(address - window.start + window.fileOffset, command) ?? false;
+    try {
+      return file.trapEnqueue?.(address - window.start + window.fileOffset, command, this.memory) ?? false;
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      throw new MemoryFault(address, true);
+    }
   }
 
   ordinary(address: bigint): number {

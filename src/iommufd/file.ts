@@ -3,6 +3,7 @@ import { type EventSink, silent } from "../base/events.ts";
 import type { Scheduler } from "../base/scheduler.ts";
 import { allocate } from "../kernel/allocations.ts";
 import type { Call, DeviceNode, KernelFile, MapSegment, Suspended } from "../kernel/call.ts";
+import { openFile } from "../kernel/open-file.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import { UserPins } from "./accounting.ts";
@@ -126,3 +127,11 @@ export const contextOf = (file: KernelFile | undefined): IommufdContext | undefi
   file instanceof IommufdFile ? file.context : undefined;
 
 export { TYPE_VFIO };
+
+/** The iommufd behind a descriptor. Throws EBADF where nothing is open, EBADFD for another file. */
+export const iommufdOf = (call: Call, fd: number): IommufdContext => {
+  const file = openFile(call, fd);
+  const context = contextOf(file);
+  if (context) return context;
+  throw new LinuxError("EBADFD", `descriptor ${fd} is ${file?.name ?? "an ordinary file"}, not /dev/iommu`);
+};

@@ -190,8 +190,11 @@ export interface KernelFile {
   /** A trapped access to a mapped range; offset is that of the file. */
   trapRead?(offset: bigint, into: Uint8Array): void;
   trapWrite?(offset: bigint, data: Uint8Array): void;
-  /** A 64-byte non-posted write (ENQCMD) to a mapped range; false: the device asks for a retry. Absent: it always does. */
-  trapEnqueue?(offset: bigint, command: Uint8Array): boolean;
+  /**
+   * A 64-byte non-posted write (ENQCMD) to a mapped range by a program with this memory; false: the device asks for a retry.
+   * Absent: it always does. Throws a LinuxError where the program may not: it gets SIGSEGV, as one without a PASID.
+   */
+  trapEnqueue?(offset: bigint, command: Uint8Array, memory: UserMemory): boolean;
   /**
    * poll(2) mask now; `onReady` is set by whoever polls and called when POLLIN came, or went without a read. POLLOUT is
    * there always or never. Absent: always ready for everything, and refused by epoll.

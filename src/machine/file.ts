@@ -152,10 +152,10 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
           path: ["devices", index, "unit"],
           text: "no IOMMU would keep the device from anything; a machine that wants that has no-iommu: true",
         });
-      if (device.model === "queues")
+      if (isHosts(device))
         complaints.push({
           path: ["devices", index, "unit"],
-          text: "a function with work queues needs an IOMMU: mediated devices are made of it",
+          text: "a function with work queues for programs needs an IOMMU, which keeps them apart",
         });
     } else if (units.size === 0)
       complaints.push({
@@ -202,16 +202,26 @@ const checkSecureNested = ({ units, devices, extensions }: MachineDescription): 
   ];
 };
 
+/** A driver of the host has the function, and hands its work queues to programs. */
+const isHosts = (device: DeviceDescription): boolean =>
+  device.model === "queues" || (device.model === "dsa" && device["user-queues"] > 0);
+
 /** Mediated devices have a parent with work queues; its group is its driver's alone. */
 const checkMdevs = ({ devices, mdevs, extensions }: MachineDescription): Complaint[] => {
   const complaints: Complaint[] = [];
   const parents = devices.filter(({ model }) => model === "queues");
-  devices.forEach(({ model, group }, index) => {
+  devices.forEach((device, index) => {
+    const { group } = device;
     const shared = group !== undefined && devices.filter((other) => other.group === group).length > 1;
-    if (model === "queues" && shared)
+    if (isHosts(device) && shared)
       complaints.push({
         path: ["devices", index, "group"],
         text: "a function with work queues belongs to a driver of the host, and so does its group; it cannot be shared",
+      });
+    if (device.model === "dsa" && device["user-queues"] > 0 && !extensions.includes("wq-chardev"))
+      complaints.push({
+        path: ["devices", index, "user-queues"],
+        text: "queues for programs with SOFTIOMMU_WQ_USE_PASID are an extension: the machine needs extensions: [wq-chardev]",
       });
   });
   const taken = new Set<string>();

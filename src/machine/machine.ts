@@ -12,6 +12,7 @@ import { NoIommuDriver } from "../drivers/none/driver.ts";
 import { SoftwareDriver } from "../drivers/software/driver.ts";
 import { Rmp } from "../hardware/rmp.ts";
 import { Access, NO_PASID, Transaction } from "../hardware/unit.ts";
+import { IdxdSubsystem, type QueueSource } from "../idxd/subsystem.ts";
 import { AuxiliaryDriver } from "../iommu/auxiliary.ts";
 import { type Device, type Group, IommuCore } from "../iommu/core.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
@@ -103,6 +104,7 @@ export class Machine {
   readonly core: IommuCore;
   readonly pasids: Pasids;
   readonly iommufd: IommufdSubsystem;
+  readonly idxd: IdxdSubsystem;
   readonly vfio: VfioSubsystem;
   readonly mdevs: Mdevs;
   /** Secure nested paging, where the machine has it (`snp-rmp`). */
@@ -168,6 +170,11 @@ export class Machine {
     });
     const vsva2020 = description.extensions.includes("vsva2020");
     const parents = this.#parents();
+    this.idxd = new IdxdSubsystem(this.#accelerators(), {
+      msi: this.msi,
+      events: context.events,
+      pasids: this.pasids,
+    });
     this.vfio = new VfioSubsystem({
       core: this.core,
       msi: this.msi,
@@ -199,8 +206,8 @@ export class Machine {
 
   /** The device nodes of the machine. */
   nodes(): readonly DeviceNode[] {
-    const { vfio, iommufd, snp } = this;
-    return [...vfio.nodes, iommufd.node, ...(snp ? [snp.node] : [])];
+    const { vfio, iommufd, idxd, snp } = this;
+    return [...vfio.nodes, iommufd.node, ...idxd.nodes, ...(snp ? [snp.node] : [])];
   }
 
   /** The files programs look at. */
@@ -210,6 +217,7 @@ export class Machine {
       units: [...this.#units.values()].map(({ sysfs }) => sysfs),
       groupNodes: this.vfio.groupNodes,
       deviceNodes: this.vfio.deviceNodes,
+      queueNodes: this.idxd.nodes,
       attributes: debugFiles(this.allocations),
       mdevs: this.mdevs,
       noIommu: this.description["no-iommu"],
@@ -228,6 +236,7 @@ export class Machine {
       ...this.vfio.live(),
       ...this.iommufd.live(),
       ...this.snp?.live(),
+      queueFiles: this.idxd.files,
       domains,
       parked,
       pasids: this.pasids.ofUsers,
@@ -282,6 +291,14 @@ export class Machine {
       driver: new NoIommuDriver(),
     };
     return this.#unprotected;
+  }
+
+  /** Accelerators whose queues are for programs: they belong to their driver too. */
+  #accelerators(): QueueSource[] {
+    return this.description.devices.flatMap((device) => {
+      const queues = device.model === "dsa" ? device["user-queues"] : 0;
+      return queues > 0 ? [{ device: this.core.devices.get(device.at)!, queues }] : [];
+    });
   }
 
   /** Functions with work queues belong to their driver, not to VFIO. */

@@ -193,7 +193,14 @@ const queues = v.strictObject({
   ...requests,
 });
 
-const dsa = v.strictObject({ model: v.literal("dsa"), ...common, "pasid-bits": pasidBits, ...services });
+const dsa = v.strictObject({
+  model: v.literal("dsa"),
+  ...common,
+  /** Work queues that the host's driver offers to programs; 0: the function is VFIO's. */
+  "user-queues": v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(8)), 0),
+  "pasid-bits": pasidBits,
+  ...services,
+});
 
 const edu = v.strictObject({ model: v.literal("edu"), ...common });
 
@@ -226,7 +233,14 @@ export const deviceSchema = v.variant(
 export const NO_UNIT = "none";
 
 /** What Linux lacks and a machine can have all the same. */
-export const EXTENSIONS = ["vsva2020", "amd-nesting", "snp-rmp", "s390-nesting", "apertures"] as const;
+export const EXTENSIONS = [
+  "vsva2020",
+  "amd-nesting",
+  "snp-rmp",
+  "s390-nesting",
+  "apertures",
+  "wq-chardev",
+] as const;
 export type Extension = (typeof EXTENSIONS)[number];
 
 const count = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(2 ** 20));

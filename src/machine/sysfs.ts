@@ -48,6 +48,8 @@ export interface SysfsSource {
   /** VFIO's nodes: of groups by their number, and of the devices themselves by their names. */
   readonly groupNodes: ReadonlyMap<number, DeviceNode>;
   readonly deviceNodes: ReadonlyMap<string, DeviceNode>;
+  /** Nodes of accelerators' work queues. */
+  readonly queueNodes: readonly DeviceNode[];
   /** Paths of files that are served, not written: they are shown empty. */
   readonly attributes: readonly string[];
   readonly mdevs: Mdevs;
@@ -68,7 +70,7 @@ const served = (path: string, mode: number): TreeEntry => ({
 
 /** Every entry of the machine, folders before what is in them. */
 export const sysfsTree = (source: SysfsSource): TreeEntry[] => {
-  const { core, units, groupNodes, deviceNodes, attributes, mdevs, noIommu } = source;
+  const { core, units, groupNodes, deviceNodes, queueNodes, attributes, mdevs, noIommu } = source;
   const devices = [...core.devices.values()];
   const functions = devices.filter(({ function: { mediated } }) => !mediated);
   const groups = [...core.groups.values()];
@@ -82,11 +84,12 @@ export const sysfsTree = (source: SysfsSource): TreeEntry[] => {
     folder("/sys/class/vfio-dev"),
     folder("/sys/module/iommufd"),
     folder("/dev/vfio"),
+    ...(queueNodes.length > 0 ? [folder("/dev/dsa")] : []),
     ...attributes.map((path) => served(path, 0o600)),
     ...TASK_ATTRIBUTES.map((path) => served(path, 0o644)),
     ...units.flatMap((unit) => unitEntries(unit, functions)),
     ...functions.flatMap((device) =>
-      deviceEntries(device, groupNodes.has(device.group.id) ? DRIVER : QUEUES_DRIVER),
+      deviceEntries(device, groupNodes.has(device.group.id) ? DRIVER : hostDriverOf(device)),
     ),
     ...mdevEntries(mdevs),
     ...[...groupNodes.values()].flatMap((node) =>
@@ -99,6 +102,9 @@ export const sysfsTree = (source: SysfsSource): TreeEntry[] => {
     ...groups.flatMap(groupEntries),
   ];
 };
+
+/** The driver of a function that is not VFIO's. */
+const hostDriverOf = ({ function: { model } }: Device): string => (model === "dsa" ? "idxd" : QUEUES_DRIVER);
 
 const modules = (noIommu: boolean): TreeEntry[] => [
   folder("/sys/module/vfio/parameters"),

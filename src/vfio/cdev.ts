@@ -6,6 +6,7 @@
  */
 import type { IommufdContext } from "../iommufd/context.ts";
 import type { DeviceObject } from "../iommufd/device.ts";
+import { iommufdOf } from "../iommufd/file.ts";
 import type { Call, KernelFile, MapSegment } from "../kernel/call.ts";
 import { copyStruct, readSize } from "../uapi/copy.ts";
 import { LinuxError } from "../uapi/errno.ts";
@@ -20,7 +21,7 @@ import {
   VfioDeviceBindIommufd,
   VfioDeviceDetachIommufdPt,
 } from "../uapi/vfio.ts";
-import { hex, iommufdOf, readArgument } from "./argument.ts";
+import { hex, readArgument } from "./argument.ts";
 import type { VfioContext } from "./context.ts";
 import { DeviceFile } from "./device.ts";
 import type { VfioGroup } from "./group.ts";
@@ -98,6 +99,9 @@ export class CdevFile implements KernelFile {
   }
   trapWrite(offset: bigint, data: Uint8Array): void {
     this.#bound().file.trapWrite(offset, data);
+  }
+  trapEnqueue(offset: bigint, command: Uint8Array): boolean {
+    return this.#bound().file.trapEnqueue(offset, command);
   }
 
   close(): void {

@@ -10,6 +10,7 @@ import type { IommufdContext } from "../iommufd/context.ts";
 import { contextOf } from "../iommufd/file.ts";
 import { compatIoasOf } from "../iommufd/ioas.ts";
 import type { Call, KernelFile, Task } from "../kernel/call.ts";
+import { openFile } from "../kernel/open-file.ts";
 import { FRAME_BYTES } from "../memory/host-memory.ts";
 import { LinuxError } from "../uapi/errno.ts";
 import {
@@ -21,7 +22,7 @@ import {
   VFIO_GROUP_UNSET_CONTAINER,
   VfioGroupStatus,
 } from "../uapi/vfio.ts";
-import { hex, openFile, readArgument } from "./argument.ts";
+import { hex, readArgument } from "./argument.ts";
 import { Container } from "./container.ts";
 import type { VfioContext } from "./context.ts";
 import { DeviceFile } from "./device.ts";

@@ -6,18 +6,10 @@
 import { AuxiliaryDriver } from "../../iommu/auxiliary.ts";
 import type { Device } from "../../iommu/core.ts";
 import type { MsiController } from "../../kernel/msi.ts";
-import { findCapability } from "../../pci/capability-list.ts";
+import { enableMsix, programMsix } from "../../kernel/msix.ts";
 import { QUEUE_IDENTITY, QueueFunctionRegister } from "../../pci/devices/queue-function.ts";
 import { QueueRegister } from "../../pci/devices/work-queue.ts";
-import {
-  CapabilityId,
-  Command,
-  Header,
-  MsixCapability,
-  MsixControl,
-  MsixEntry,
-  MsixLocation,
-} from "../../pci/spec.ts";
+import { Command, Header } from "../../pci/spec.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { HostQueue } from "./host-queue.ts";
 
@@ -43,9 +35,9 @@ export class QueueParent {
     this.#free.forEach((queue, index) => {
       queue.set(QueueRegister.VECTOR, index);
       const { address, data } = msi.allocate(() => queue.onInterrupt(), { source: pci.rid });
-      this.#program(index, address, data);
+      programMsix(pci, index, address, data);
     });
-    this.#enableMessages();
+    enableMsix(pci);
   }
 
   get name(): string {
@@ -72,26 +64,5 @@ export class QueueParent {
     const bytes = new Uint8Array(4);
     this.device.function.barRead(0, register, bytes);
     return new DataView(bytes.buffer).getUint32(0, true);
-  }
-
-  /** Writes the entry of a vector, unmasked. */
-  #program(vector: number, address: bigint, data: number): void {
-    const pci = this.device.function;
-    const location = [pci.configRead(this.#msix + MsixCapability.TABLE, 4)];
-    const entry = new DataView(new ArrayBuffer(MsixEntry.BYTES));
-    entry.setBigUint64(MsixEntry.ADDRESS, address, true);
-    entry.setUint32(MsixEntry.DATA, data, true);
-    const at = MsixLocation.fields.Offset.get(location) + vector * MsixEntry.BYTES;
-    pci.barWrite(MsixLocation.fields.BIR.get(location), at, new Uint8Array(entry.buffer));
-  }
-
-  #enableMessages(): void {
-    const pci = this.device.function;
-    const at = this.#msix + MsixCapability.MESSAGE_CONTROL;
-    pci.configWrite(at, 2, pci.configRead(at, 2) | MsixControl.fields.Enable.mask);
-  }
-
-  get #msix(): number {
-    return findCapability(this.device.function, CapabilityId.MSIX)!;
   }
 }
