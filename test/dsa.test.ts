@@ -1,7 +1,9 @@
 /** A userspace driver for the Data Streaming Accelerator, over every way to an IOMMU. */
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Host } from "../src/attach/host.ts";
+import { Host } from "../src/attach/host.ts";
+import { silent } from "../src/base/events.ts";
 import { leftOver, runOn, vtdHost } from "./support/host.ts";
+import { queueMachine } from "./support/queue-machine.ts";
 import { client } from "./support/run.ts";
 
 describe("a driver for the accelerator", () => {
@@ -23,4 +25,19 @@ describe("a driver for the accelerator", () => {
       expect(await leftOver(host)).toEqual({});
     },
   );
+});
+
+it("an ordinary program opens a work queue, and work is done at its own addresses", async () => {
+  const host = new Host(queueMachine(), { events: silent });
+  try {
+    const { status, stdout, stderr } = await runOn(host, client("wq"));
+    expect({ status, stdout, stderr }).toEqual({
+      status: 0,
+      stdout: "the queue worked at the program's own addresses\n",
+      stderr: "",
+    });
+    expect(await leftOver(host)).toEqual({});
+  } finally {
+    await host.stop();
+  }
 });

@@ -147,6 +147,28 @@ describe("what a trapped instruction reaches", () => {
     expect(() => reach.enqueue(0x4000n, new Uint8Array(64))).toThrow(MemoryFault);
   });
 
+  it("gives a program that may not enqueue there a fault, and tells the file whose memory is meant", () => {
+    const memories: UserMemory[] = [];
+    const file: KernelFile = {
+      kind: "queue",
+      name: "queue",
+      trapWrite: () => {},
+      trapEnqueue: (_offset, _command, memory) => {
+        memories.push(memory);
+        if (memories.length === 2) throw new LinuxError("EPERM", "it has no PASID");
+        if (memories.length === 3) throw new LinuxError("EIO", "memory decode is off");
+        return true;
+      },
+      close: () => {},
+    };
+    const program = new Program([hit]);
+    const reach = new TrapBus(program, hit, { address: TABLE, slots: 1 }, () => file);
+    expect(reach.enqueue(0x8000n, new Uint8Array(64))).toBe(true);
+    expect(memories).toEqual([program]);
+    expect(() => reach.enqueue(0x8000n, new Uint8Array(64))).toThrow(MemoryFault);
+    expect(() => reach.enqueue(0x8000n, new Uint8Array(64))).toThrow(BusError);
+  });
+
   it("is a fault when the table is not where the program says", () => {
     const program = new Program([hit]);
     const reach = new TrapBus(program, undefined, { address: TABLE, slots: 0xffff_ffff }, () => undefined);

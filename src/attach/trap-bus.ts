@@ -106,7 +106,7 @@ export class TrapBus implements Bus {
       return file.trapEnqueue?.(address - window.start + window.fileOffset, command, this.memory) ?? false;
     } catch (error) {
       if (!(error instanceof LinuxError)) throw error;
-      throw new MemoryFault(address, true);
+      throw error.code === "EPERM" ? new MemoryFault(address, true) : new BusError(address, error);
     }
   }
 

@@ -13,6 +13,8 @@ import { type PagingDomain, Protection } from "./driver.ts";
 const PAGE = 4096;
 /** Pages that are shown at a time: 64 MiB. */
 const MOST_PAGES = 16384;
+/** Attempts to pin something, each time that a range is reached for: what has more holes comes page by page. */
+const MOST_TRIES = 256;
 
 /** Pages that were pinned together. */
 interface Run {
@@ -29,6 +31,7 @@ export class Mirror {
   /** By page number. */
   readonly #pages = new Map<number, Run>();
   #time = 0;
+  #tries = 0;
   #open = true;
 
   constructor(domain: PagingDomain, memory: UserMemory) {
@@ -52,6 +55,7 @@ export class Mirror {
     const first = Math.floor(va / PAGE);
     const end = Math.ceil((va + length) / PAGE);
     let complete = true;
+    this.#tries = MOST_TRIES;
     for (let page = first; page < end; ) {
       const run = this.#pages.get(page);
       if (run && (run.writable || !write)) {
@@ -86,7 +90,7 @@ export class Mirror {
     if (!this.#open || this.#pages.size + (end - first) > MOST_PAGES) return false;
     const run = this.#pin(first, end, true) ?? this.#pin(first, end, false);
     if (run) return run.writable || !write;
-    if (end - first === 1) return false;
+    if (end - first === 1 || this.#tries === 0) return false;
     const middle = Math.floor((first + end) / 2);
     const low = this.#show(first, middle, write);
     return this.#show(middle, end, write) && low;
@@ -94,6 +98,8 @@ export class Mirror {
 
   #pin(first: number, end: number, writable: boolean): Run | undefined {
     const va = first * PAGE;
+    if (this.#tries === 0) return undefined;
+    this.#tries -= 1;
     try {
       const pin = this.#pinNow(va, (end - first) * PAGE, writable);
       const run = { va, pin, writable, time: this.#time };

@@ -192,7 +192,7 @@ export interface KernelFile {
   trapWrite?(offset: bigint, data: Uint8Array): void;
   /**
    * A 64-byte non-posted write (ENQCMD) to a mapped range by a program with this memory; false: the device asks for a retry.
-   * Absent: it always does. Throws a LinuxError where the program may not: it gets SIGSEGV, as one without a PASID.
+   * Absent: it always does. Throws EPERM where the program may not (it gets SIGSEGV, as one without a PASID), EIO.
    */
   trapEnqueue?(offset: bigint, command: Uint8Array, memory: UserMemory): boolean;
   /**

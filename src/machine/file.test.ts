@@ -23,6 +23,7 @@ devices:
     size: 64M
 `;
 
+const DSA = "  - model: dsa\n    at: 03:00.0\n";
 const UUID = "0f0e0d0c-509f-382f-3c1e-e6bfe0fa1003";
 
 describe("a machine file", () => {
@@ -126,6 +127,16 @@ describe("a machine file", () => {
       "a group of a function with work queues that others are in",
       `${machine}    group: both\n  - model: queues\n    at: 07:00.0\n    group: both\n`,
       /^m\.yaml:12: devices\.1\.group: .*it cannot be shared$/m,
+    ],
+    [
+      "work queues for programs on a faithful machine",
+      `${machine}${DSA}    user-queues: 2\n`,
+      /^m\.yaml:\d+: devices\.1\.user-queues: .*extensions: \[wq-chardev\]$/m,
+    ],
+    [
+      "an accelerator with queues for programs that shares its group",
+      `${machine}${DSA}    user-queues: 2\n    group: g\n  - model: bare\n    at: 0000:05:00.0\n    group: g\nextensions: [wq-chardev]\n`,
+      /^m\.yaml:\d+: devices\.1\.group: .*it cannot be shared$/m,
     ],
   ])("names file, line and what is allowed for %s", (_what, text, expected) => {
     expect(complaintsOf(() => parseMachine(text, "m.yaml"))).toMatch(expected);

@@ -45,9 +45,9 @@ const vtd = vtdHost(
 );
 const vtdVsva = `# An Intel host with the interface for virtual SVA that was proposed in 2020, which Linux does not have: containers of
 # the nesting type on one VT-d unit in scalable mode, two DMA test functions whose requests carry PASIDs, and a function
-# with work queues, two of which are mediated devices, and an accelerator whose work queues programs open themselves.
+# with work queues, two of which are mediated devices.
 name: vtd-vsva
-extensions: [vsva2020, wq-chardev]
+extensions: [vsva2020]
 pasids:
   quota: 1000                   # PASIDs a process may have
 memory:
@@ -71,9 +71,6 @@ devices:
   - model: queues               # belongs to a driver of the host, which makes mediated devices of its queues
     at: 0000:07:00.0
     queues: 4
-  - model: dsa                  # /dev/dsa/wq0.0 to wq0.3: work at a process's own addresses
-    at: 0000:03:00.0
-    user-queues: 4
 mdevs:                          # others come and go in /sys/bus/pci/devices/0000:07:00.0/mdev_supported_types
   - uuid: 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001
     parent: 0000:07:00.0

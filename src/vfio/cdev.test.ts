@@ -129,6 +129,8 @@ describe("BIND_IOMMUFD", () => {
     client.task.kernelFile(device).trapWrite!(8n, Uint8Array.of(1, 2, 3, 4));
     client.task.kernelFile(device).trapRead!(8n, into);
     expect([...into]).toEqual([1, 2, 3, 4]);
+    const command = new Uint8Array(64);
+    expect(client.task.kernelFile(device).trapEnqueue!(0n, command, client.task.memory)).toBe(true);
     expect(call(device, 0x3b90, 0n)).toBe("ENOTTY");
   });
 

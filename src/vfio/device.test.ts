@@ -194,6 +194,16 @@ describe("mmap", () => {
     expect(host.endpoint.widths).toEqual([4, 8]);
   });
 
+  it("takes non-posted writes of 64 aligned bytes, and tells when the device wants one again", () => {
+    const enqueue = (offset: bigint, bytes: number) =>
+      file().trapEnqueue!(offset, new Uint8Array(bytes), client.task.memory);
+    expect([enqueue(0x40n, 64), enqueue(regionOffset(5) + 64n, 64)]).toEqual([true, false]);
+    expect([enqueue(0x48n, 64), enqueue(0x40n, 32), enqueue(0x1_0000n, 64)]).toEqual([false, false, false]);
+    expect(host.endpoint.commands).toEqual(["64@0:64", "64@5:64"]);
+    pwrite(7, Header.COMMAND, "0000");
+    expect(outcome(() => enqueue(0n, 64))).toBe("EIO");
+  });
+
   it("reaches the MSI-X table, as the capability says", () => {
     expect(mmap(0, MSIX_TABLE, 4096)).toBe(0);
     file().trapWrite!(BigInt(MSIX_TABLE + 8), Uint8Array.of(5, 0, 0, 0));

@@ -137,7 +137,7 @@ export class MapDriver implements IommuDriver {
   reserved(): readonly ReservedRegion[] {
     return this.regions;
   }
-  allocatePaging(): PagingDomain {
+  allocatePaging(): MapDomain {
     const domain = new MapDomain(this, this.#next++);
     this.domains.add(domain);
     return domain;
@@ -164,6 +164,8 @@ export class TestEndpoint extends Endpoint {
   readonly ports = new Uint8Array(32);
   readonly small = new Uint8Array(256);
   resets = 0;
+  /** Places of non-posted writes that arrived; the second and all after it are to be tried again. */
+  readonly commands: string[] = [];
   /** Widths of the accesses that arrived. */
   readonly widths: number[] = [];
 
@@ -174,6 +176,10 @@ export class TestEndpoint extends Endpoint {
   protected override writeBar(index: number, offset: number, data: Uint8Array): void {
     this.widths.push(data.length);
     this.#bytes(index).set(data, offset);
+  }
+  protected override enqueueBar(index: number, offset: number, command: Uint8Array): boolean {
+    this.commands.push(`${command.length}@${index}:${offset}`);
+    return this.commands.length === 1;
   }
   protected override resetModel(): void {
     this.resets += 1;
