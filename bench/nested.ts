@@ -1,14 +1,18 @@
 /**
- * Nested walks (VT-d first stage of four levels over a second of four) by the generated walkers, without and with the cache
- * of guest addresses, against the same walk in C without a cache (`c/nested.c`).
+ * Nested walks (tables of processors of four levels over four of VT-d's second stage, or of AMD-Vi's host tables) by the
+ * generated walkers, without and with the cache of guest addresses, against the walk in C of VT-d's tables without a cache
+ * (`c/nested.c`).
  */
 import { Banks } from "../src/memory/banks.ts";
+import { amdV1 } from "../src/pagetable/amdv1.ts";
+import type { PageTableFormat } from "../src/pagetable/format.ts";
 import { Permission } from "../src/pagetable/format.ts";
 import { GuestCache } from "../src/pagetable/guest-cache.ts";
 import { Mapper } from "../src/pagetable/mapper.ts";
 import { compileCachedNested, compileNested, NestedResult } from "../src/pagetable/nested.ts";
 import { vtdFirstLevel } from "../src/pagetable/vtd-first-level.ts";
 import { vtdSecondLevel } from "../src/pagetable/vtd-second-level.ts";
+import { x86Paging } from "../src/pagetable/x86-64.ts";
 import { Baseline, type Comparison, compareApart, type Prepared } from "./measure.ts";
 import { accessesOf, atRandom, BASE, inCache, PAGE, TARGET, walkingSide } from "./pages.ts";
 import type { BenchRow } from "./row.ts";
@@ -18,10 +22,16 @@ const GUEST_DATA = 2 ** 32;
 const GUEST_TABLES = 2 ** 36;
 const NEED = Permission.read | Permission.write | Permission.user;
 
-const first = vtdFirstLevel(4, { hostAddressWidth: 46 });
-const second = vtdSecondLevel(4, { hostAddressWidth: 46 });
-const plain = compileNested({ first, second });
-const cached = compileCachedNested({ first, second });
+/** Tables of both stages; the first's entries are those of processors. */
+interface Family {
+  readonly first: PageTableFormat;
+  readonly second: PageTableFormat;
+}
+const vtd: Family = {
+  first: vtdFirstLevel(4, { hostAddressWidth: 46 }),
+  second: vtdSecondLevel(4, { hostAddressWidth: 46 }),
+};
+const amd: Family = { first: x86Paging(4), second: amdV1(4) };
 
 /** A first stage whose tables, at guest addresses, are known to the second. */
 class Guest {
@@ -29,7 +39,7 @@ class Guest {
   readonly root: number;
   readonly #memory: Banks;
 
-  constructor(memory: Banks) {
+  constructor(memory: Banks, { second }: Family) {
     this.#memory = memory;
     this.lower = new Mapper(memory, second);
     this.root = this.#table();
@@ -62,15 +72,16 @@ class Guest {
 
 interface Case {
   readonly name: string;
+  readonly family: Family;
   readonly pages: Uint32Array;
   readonly operations: number;
   /** Of the walk, and of the one that remembers guest addresses. */
   readonly targets: readonly [number, number];
 }
 
-const prepare = ({ name, pages, operations, targets }: Case): Prepared => {
+const prepare = ({ name, family, pages, operations, targets }: Case): Prepared => {
   const memory = new Banks({ ram: [{ start: 0, length: 2 ** 26 }] });
-  const guest = new Guest(memory);
+  const guest = new Guest(memory, family);
   for (const page of pages) guest.map(BASE + page * PAGE, GUEST_DATA + page * PAGE, TARGET + page * PAGE);
   const c = new Baseline("nested");
   c.action("prepare", "uint32_t *", "uint32_t")(pages, pages.length);
@@ -89,11 +100,16 @@ const prepare = ({ name, pages, operations, targets }: Case): Prepared => {
   const remembering = `${name}, guest addresses remembered`;
   return {
     comparisons: [
-      comparison(name, "walk(memory, root, lower, lo, hi, need, out)", { walk: plain }, targets[0]),
+      comparison(
+        name,
+        "walk(memory, root, lower, lo, hi, need, out)",
+        { walk: compileNested(family) },
+        targets[0],
+      ),
       comparison(
         remembering,
         "walk(memory, root, lower, lo, hi, need, out, cache, cache.tag(0))",
-        { walk: cached },
+        { walk: compileCachedNested(family) },
         targets[1],
       ),
     ],
@@ -104,9 +120,17 @@ const prepare = ({ name, pages, operations, targets }: Case): Prepared => {
 /** `many`: how many pages at random. */
 export const nestedComparisons = (many = 100_000): Prepared => {
   const prepared = [
-    prepare({ name: "nested walk, in cache", pages: inCache, operations: 40_000, targets: [1.5, 1] }),
+    prepare({
+      ...{ name: "nested walk, in cache", family: vtd, pages: inCache, operations: 40_000 },
+      targets: [1.5, 1],
+    }),
+    prepare({
+      ...{ name: "nested walk of AMD-Vi's, in cache", family: amd, pages: inCache, operations: 40_000 },
+      targets: [1.5, 1],
+    }),
     prepare({
       name: `nested walk, ${many} random pages`,
+      family: vtd,
       pages: atRandom(many),
       operations: 20_000,
       targets: [1.3, 1.3],

@@ -59,7 +59,8 @@ static void open_device(const char *bdf)
 /* 0, and the id; else the errno. */
 static int allocate(uint32_t flags, uint32_t above, const uint64_t *entry, uint32_t *id)
 {
-    struct iommu_hwpt_alloc alloc = {.size = sizeof(alloc), .flags = flags, .dev_id = device_id, .pt_id = above};
+    struct iommu_hwpt_alloc alloc = {
+        .size = sizeof(alloc), .flags = flags, .dev_id = device_id, .pt_id = above};
     if (entry) {
         alloc.data_type = HWPT_DATA_AMD_GUEST;
         alloc.data_len = 32;
