@@ -3,6 +3,7 @@
  * unmap and invalidate, above a host that nests, above one that is given copies, and by a virtio-iommu; invalidations handed to the host in
  * batches; and a page request from the device through fault queue, VMM and guest back to the device.
  */
+import { Instructions } from "../src/drivers/zpci/instructions.ts";
 import { Protection } from "../src/iommu/driver.ts";
 import type { ForgottenRange } from "../src/viommu/host-calls.ts";
 import { GuestRig, type RigOptions } from "../test/support/guest-rig.ts";
@@ -12,13 +13,18 @@ import { type BenchRow, median } from "./row.ts";
 const ROUNDS = 7;
 const PAGE = 4096;
 const IOVA = 0x1_2345_6000;
+/** Of many pages. */
+const BUFFER = 0x2_0000_0000;
 const RW = Protection.read | Protection.write;
 const BYTES = 64;
 const MODELS = ["vtd", "smmuv3", "amd"] as const;
-type Model = (typeof MODELS)[number];
-/** AMD's hosts nest by an extension; a guest that is shadowed there has a unit of AMD's, too. */
+/** Of hosts that nest; the last has no page requests. */
+const NESTING = [...MODELS, "s390"] as const;
+type Model = (typeof NESTING)[number];
+/** AMD's hosts nest by an extension; a guest that is shadowed there, or on s390, has a unit of the host's model. */
 const nesting: { readonly [M in Model]?: RigOptions } = {
   amd: { edit: (text) => `${text}extensions: [amd-nesting]\n`, shows: "amdvi" },
+  s390: { shows: "zpci" },
 };
 
 /** The device reads, and has read. */
@@ -101,6 +107,37 @@ const invalidations = (batch: number): Action => {
   };
 };
 
+/** A guest of s390 refreshes pages of its tables, so many at once. */
+const refreshes = (batch: number): Action => {
+  const rig = new GuestRig("s390", "nested");
+  const { driver } = rig.guest;
+  const requester = rig.vmm.devices[0]!;
+  const domain = driver.allocatePaging(requester);
+  driver.attach(requester, domain);
+  const buffer = rig.guest.allocate(batch);
+  const start = BUFFER;
+  const length = batch * PAGE;
+  domain.map(start, buffer, length, RW);
+  const { iommu } = rig.vmm;
+  const instructions = new Instructions(iommu, rig.vmm.memory, "guest");
+  return {
+    measure: (count) => {
+      rig.takeCalls();
+      const times = Math.ceil(count / batch);
+      return elapsed(() => {
+        for (let i = 0; i < times; i++) instructions.refresh(requester.rid, start, start + length);
+      }, times * batch);
+    },
+    close: () => {
+      instructions.free();
+      domain.unmap(start, length);
+      driver.attach(requester, driver.blocked);
+      domain.free();
+      closing(rig);
+    },
+  };
+};
+
 /** The device reads pages of a process: `present`, those that are there; else those that have to be asked for. */
 const reads = (model: Model, present: boolean): Action => {
   const start = 0x5555_0000_0000;
@@ -152,7 +189,7 @@ const against = (name: string, [ours, baseline]: readonly number[]): BenchRow =>
 });
 
 const cycles = (): BenchRow[] =>
-  MODELS.flatMap((model) => {
+  NESTING.flatMap((model) => {
     const [nested, shadow, virtio] = inTurns(
       (["nested", "shadow", "virtio"] as const).map((follow) => cycle(model, follow)),
       1000,
@@ -176,6 +213,12 @@ const batches = (): BenchRow[] => {
   }));
 };
 
+const refreshesPerPage = (): BenchRow => {
+  const [many, one] = inTurns([refreshes(256), refreshes(1)], 4096);
+  const name = "s390 refresh per page, 256 pages at once, against one";
+  return { name, ours: many!, baseline: one!, unit: "ns", ratio: many! / one! };
+};
+
 const pageRequests = (): BenchRow[] =>
   MODELS.map((model) =>
     against(
@@ -184,4 +227,9 @@ const pageRequests = (): BenchRow[] =>
     ),
   );
 
-export const guestBench = (): BenchRow[] => [...cycles(), ...batches(), ...pageRequests()];
+export const guestBench = (): BenchRow[] => [
+  ...cycles(),
+  ...batches(),
+  refreshesPerPage(),
+  ...pageRequests(),
+];

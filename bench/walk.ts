@@ -7,6 +7,7 @@ import { amdV1 } from "../src/pagetable/amdv1.ts";
 import { compileWalker } from "../src/pagetable/compile.ts";
 import { type PageTableFormat, Permission } from "../src/pagetable/format.ts";
 import { Mapper } from "../src/pagetable/mapper.ts";
+import { s390Dat } from "../src/pagetable/s390.ts";
 import { vmsaStage1, vmsaStage2 } from "../src/pagetable/vmsa.ts";
 import { vtdFirstLevel } from "../src/pagetable/vtd-first-level.ts";
 import { vtdSecondLevel } from "../src/pagetable/vtd-second-level.ts";
@@ -48,10 +49,10 @@ export const walkComparisons = (many = 100_000): Prepared => {
   };
 };
 
-/** Formats that have four levels for a page of 4 KiB and 48 bits of address. */
+/** Formats that have four levels for a page of 4 KiB and 48 bits of address, or more. */
 export const fourLevels = (): PageTableFormat[] => {
   const vmsa = { granuleLg2: 12, inputBits: 48, outputBits: 48 } as const;
-  return [vtdFirstLevel(4), second, x86Paging(4), vmsaStage1(vmsa), vmsaStage2(vmsa), amdV1(4)];
+  return [vtdFirstLevel(4), second, x86Paging(4), vmsaStage1(vmsa), vmsaStage2(vmsa), amdV1(4), s390Dat(4)];
 };
 
 /** Each format's walks in cache, against those of the VT-d second stage. */
