@@ -13,10 +13,12 @@ import {
 } from "../uapi/vendor/amd.ts";
 import {
   SOFTIOMMU_HWPT_DATA_S390_IOTA,
+  SOFTIOMMU_HWPT_DATA_TCE,
   SOFTIOMMU_HWPT_INVALIDATE_DATA_S390_REFRESH,
   SOFTIOMMU_VIOMMU_INVALIDATE_DATA_AMD,
   SoftiommuHwptS390Iota,
   SoftiommuHwptS390Refresh,
+  SoftiommuHwptTce,
   SoftiommuViommuAmdInvalidate,
 } from "../uapi/vendor/extensions.ts";
 import {
@@ -48,6 +50,14 @@ export interface HostMapping {
   readonly length: number;
   readonly readable?: boolean;
   readonly writable?: boolean;
+}
+
+/** A window of a page table on a POWER host. */
+export interface HostWindow {
+  readonly start: number;
+  readonly length: number;
+  readonly pageLg2: number;
+  readonly levels: number;
 }
 
 /** One first-stage table of a guest, as a PASID table entry names it. */
@@ -298,6 +308,18 @@ export class HostCalls extends DeviceCalls {
   allocateAnchored(device: number, parent: number, iota: bigint): number {
     const data = { type: SOFTIOMMU_HWPT_DATA_S390_IOTA, bytes: SoftiommuHwptS390Iota.bytes({ iota }) };
     return this.#hwpt({ dev_id: device, pt_id: parent, flags: 0 }, data);
+  }
+
+  /** A page table of the host with these windows, the low and the high one. */
+  allocateWindows(device: number, ioas: number, windows: readonly HostWindow[]): number {
+    const window = windows.map(({ start, length, pageLg2, levels }) => ({
+      start: BigInt(start),
+      length: BigInt(length),
+      page_shift: pageLg2,
+      levels,
+    }));
+    const data = { type: SOFTIOMMU_HWPT_DATA_TCE, bytes: SoftiommuHwptTce.bytes({ window }) };
+    return this.#hwpt({ dev_id: device, pt_id: ioas, flags: 0 }, data);
   }
 
   /** What a guest refreshes of them: how many ranges were taken, and what stopped it. */

@@ -34,6 +34,7 @@ const TOLD: readonly (readonly [story: string, preset: string])[] = [
   ["nested", "amd"],
   ["vsva", "vtd-vsva"],
   ["anchors", "s390"],
+  ["windows", "power"],
   ["snp", "snp"],
   ["virtio", "vtd"],
   ["virtio", "vtd-legacy"],

@@ -11,6 +11,7 @@ import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
 import { virtio } from "./virtio.ts";
 import { vsva } from "./vsva.ts";
+import { windows } from "./windows.ts";
 
 export interface Story {
   readonly tell: (stage: Stage, teller: Teller) => void;
@@ -34,7 +35,7 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
       tell: nested,
       faults: ["skip-flush", "stale-iotlb", "wrong-page", "wrong-pasid", "lost-response"],
       extensions: { amdvi: "amd-nesting" },
-      guests: { virtio: "virtio", s390: "anchors", snp: "snp" },
+      guests: { virtio: "virtio", s390: "anchors", snp: "snp", power: "windows" },
     },
   ],
   [
@@ -45,6 +46,7 @@ export const STORIES: ReadonlyMap<string, Story> = new Map<string, Story>([
       machine: "vtd-vsva",
     },
   ],
+  ["windows", { tell: windows, faults: ["skip-flush", "stale-iotlb", "wrong-page"], machine: "power" }],
   ["anchors", { tell: anchors, faults: ["skip-flush", "stale-iotlb", "wrong-page"], machine: "s390" }],
   ["snp", { tell: snp, faults: ["skip-rmp", "skip-flush", "stale-iotlb", "wrong-page"], machine: "snp" }],
   ["virtio", { tell: virtio, faults: ["skip-flush", "stale-iotlb", "wrong-page"] }],
