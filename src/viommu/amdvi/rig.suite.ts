@@ -1,5 +1,6 @@
 /** A guest's AMD-Vi unit without a driver: its registers, a device table, a command buffer and logs in guest memory. */
 import { silent } from "../../base/events.ts";
+import { gcr3Fields } from "../../drivers/amdvi/gcr3-table.ts";
 import type { AmdViCapabilities } from "../../hardware/amdvi/capabilities.ts";
 import {
   Command,
@@ -27,13 +28,8 @@ const ON: ControlFields = {
   ...{ PPR_LOG_EN: true, PPR_EN: true },
 };
 
-/** Where a GCR3 table is, as an entry says it. */
-export const gcr3At = (table: number): DteFields => ({
-  GV: true,
-  GCR3_TRP_14: table & 0x7000,
-  GCR3_TRP_30: table & 0x7fff_8000,
-  GCR3_TRP_51: BigInt(table) & ~0x7fff_ffffn,
-});
+/** Guest translation by the GCR3 table there, as an entry says it. */
+export const gcr3At = (table: number): DteFields => ({ GV: true, ...gcr3Fields(BigInt(table)) });
 
 export class FrontEndRig {
   readonly memory: Banks = createMemory({ ramBytes: 2 ** 22 });
