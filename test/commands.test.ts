@@ -58,7 +58,7 @@ describe("softiommu demo", () => {
   it("knows no other story and no other fault", async () => {
     expect(await softiommu("demo", "nothing")).toMatchObject({
       status: 2,
-      stderr: expect.stringContaining("there is basics, nested, vsva, virtio, fallback"),
+      stderr: expect.stringContaining("there is basics, nested, vsva, anchors, snp, virtio, fallback"),
     });
     expect(await softiommu("demo", "--break=nothing")).toMatchObject({
       status: 2,
@@ -76,7 +76,7 @@ describe("softiommu machine", () => {
     const copy = file("copy.yaml", stdout);
     expect(await softiommu("machine", "check", copy)).toMatchObject({
       status: 0,
-      stdout: `${copy}: ok: machine vtd, 1 unit(s), 4 device(s)\n`,
+      stdout: `${copy}: ok: machine vtd, 1 unit(s), 5 device(s)\n`,
     });
   });
 

@@ -47,7 +47,7 @@ describe("a run that is asked", () => {
         pid: process.pid,
         machine: "vtd",
         program: "qemu-io -c read",
-        devices: ["0000:01:00.0", "0000:02:00.0", "0000:04:00.0", "0000:05:00.0"],
+        devices: ["0000:01:00.0", "0000:02:00.0", "0000:04:00.0", "0000:05:00.0", "0000:03:00.0"],
         socket,
       },
     ]);
@@ -68,7 +68,7 @@ describe("a run that is asked", () => {
     await expect(
       ask(socket, { ask: "walk", device: "0000:09:00.0", iova: "0x0", write: false }),
     ).rejects.toThrow(
-      "there is no device 0000:09:00.0; there is 0000:01:00.0, 0000:02:00.0, 0000:04:00.0, 0000:05:00.0",
+      "there is no device 0000:09:00.0; there is 0000:01:00.0, 0000:02:00.0, 0000:04:00.0, 0000:05:00.0, 0000:03:00.0",
     );
   });
 
