@@ -92,3 +92,20 @@ describe("the machine snp", () => {
     rig.close();
   });
 });
+
+describe("an AMD host whose kernel makes small pages alone (huge-pages: false)", () => {
+  it("has them in every domain, of whatever guest", () => {
+    const edit = (text: string): string =>
+      text.replace("host-levels:", "huge-pages: false\n    host-levels:");
+    const rig = new GuestRig("amd", "shadow", { shows: "none", edit });
+    const { steps } = walk(rig.machine, { device: DEVICE, iova: 0n, write: true });
+    expect(steps.at(-2)?.note).toMatch(/^a page of 0x1000 bytes/);
+    const { driver, function: device } = rig.machine.core.devices.get(DEVICE)!;
+    for (const options of [{}, { dirtyTracking: true }, { nestParent: true }]) {
+      const domain = driver.allocatePaging(device, options);
+      expect(domain.pageSizes).toBe(0x1000n);
+      domain.free();
+    }
+    rig.close();
+  });
+});
