@@ -135,6 +135,54 @@ describe("a machine", () => {
     onMachine([], (machine) => expect(machine.explain("0000:09:00.0", 0n, false)).toBeUndefined()));
 });
 
+describe("slots", () => {
+  const EBUSY = expect.objectContaining({ code: "EBUSY" });
+  const PAIR = ["test@0000:05:00.0,group=pair", "test@0000:05:00.1,group=pair"];
+
+  it("a function goes with its nodes and comes back, in its group, with BARs that answer", () =>
+    onMachine([], (machine, client) => {
+      const name = "0000:04:00.0";
+      const { base } = machine.core.devices.get(name)!.function.bars[0]!;
+      machine.unplug(name);
+      expect(machine.core.devices.has(name)).toBe(false);
+      expect(machine.vfio.deviceNodes.has(name)).toBe(false);
+      expect(machine.tree().some(({ path }) => path.includes(name))).toBe(false);
+      expect(machine.memory.readBytes(base, new Uint8Array(4))).toBe(false);
+      machine.rescan();
+      const device = client.device(client.attach(groupOf(machine, name)).group, name);
+      const [bar] = machine.core.devices.get(name)!.function.bars;
+      expect(machine.memory.readBytes(bar!.base, new Uint8Array(4))).toBe(true);
+      expect(client.region(device, 0).size).toBe(BigInt(bar!.size));
+      machine.rescan();
+    }));
+
+  it("one of a group goes and comes back to it; while the group is open neither is possible", () =>
+    onMachine(PAIR, (machine, client) => {
+      const group = groupOf(machine, "0000:05:00.0");
+      const { group: fd } = client.attach(group);
+      expect(() => machine.unplug("0000:05:00.1")).toThrow(EBUSY);
+      client.unsetContainer(fd);
+      client.task.close(fd);
+      machine.unplug("0000:05:00.1");
+      expect(machine.vfio.groupNodes.has(group)).toBe(true);
+      const again = client.attach(group);
+      expect(() => machine.rescan()).toThrow(EBUSY);
+      client.unsetContainer(again.group);
+      client.task.close(again.group);
+      machine.rescan();
+      expect(groupOf(machine, "0000:05:00.1")).toBe(group);
+      const last = client.attach(group).group;
+      for (const name of ["0000:05:00.0", "0000:05:00.1"])
+        expect(client.device(last, name)).toBeGreaterThan(0);
+    }));
+
+  it("a function of a driver of the host stays, and one that is not there is ENODEV", () =>
+    onMachine(["queues@0000:07:00.0"], (machine) => {
+      expect(() => machine.unplug("0000:07:00.0")).toThrow(EBUSY);
+      expect(() => machine.unplug("0000:09:00.0")).toThrow(expect.objectContaining({ code: "ENODEV" }));
+    }));
+});
+
 describe("a fault injected on purpose", () => {
   /** Whether a page that was used and unmapped can still be reached. */
   const reachableAfterUnmap = (broken: readonly Break[]): boolean => {

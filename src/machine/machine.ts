@@ -14,7 +14,7 @@ import { Rmp } from "../hardware/rmp.ts";
 import { Access, NO_PASID, Transaction } from "../hardware/unit.ts";
 import { IdxdSubsystem, type QueueSource } from "../idxd/subsystem.ts";
 import { AuxiliaryDriver } from "../iommu/auxiliary.ts";
-import { type Device, type Group, IommuCore } from "../iommu/core.ts";
+import { type Device, IommuCore } from "../iommu/core.ts";
 import type { IommuDriver } from "../iommu/driver.ts";
 import { Pasids } from "../iommu/pasids.ts";
 import { IommufdSubsystem } from "../iommufd/file.ts";
@@ -27,7 +27,6 @@ import { Banks } from "../memory/banks.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
 import { parseAddress } from "../pci/address.ts";
-import { showBars } from "../pci/bar-window.ts";
 import { errorReporting, vendorSpecific } from "../pci/capabilities.ts";
 import { AtsTestFunction } from "../pci/devices/ats-test.ts";
 import { BareFunction } from "../pci/devices/bare.ts";
@@ -40,6 +39,7 @@ import { TestFunction } from "../pci/devices/test-function.ts";
 import { HostBridge } from "../pci/dma.ts";
 import type { Endpoint, FunctionContext } from "../pci/pci-function.ts";
 import { placement } from "../pci/placement.ts";
+import { LinuxError } from "../uapi/errno.ts";
 import { Mdevs } from "../vfio/mdev/mdevs.ts";
 import { QueueParent } from "../vfio/mdev/queue-parent.ts";
 import { VfioSubsystem } from "../vfio/subsystem.ts";
@@ -53,6 +53,7 @@ import {
   type RequestingDescription,
   type UnitDescription,
 } from "./schema.ts";
+import { Slots } from "./slots.ts";
 import { sysfsTree } from "./sysfs.ts";
 import type { TreeEntry } from "./tree.ts";
 import { type PoweredUnit, powerOn } from "./units.ts";
@@ -116,8 +117,9 @@ export class Machine {
   readonly #units = new Map<string, UnitAssembly>();
   /** Before functions without an IOMMU. */
   #unprotected: Front | undefined;
-  readonly #functions: Endpoint[] = [];
-  readonly #framesAtRest: number;
+  readonly #slots: Slots;
+  readonly #barBase = placement({ mem32: MMIO_32, mem64: MMIO_64 });
+  #framesAtRest: number;
   readonly #interruptsAtRest: number;
 
   /** Throws an Error with a sentence when a device cannot be made (a file that cannot be opened, no room for a BAR). */
@@ -152,7 +154,13 @@ export class Machine {
       this.#units.set(unit.name, { ...powered, bridge });
       this.core.addDriver(powered.driver);
     }
-    this.#plug(description.devices);
+    this.#slots = new Slots({
+      core: this.core,
+      memory: this.memory,
+      make: (device) => this.#makeFunction(device),
+      driverOf: (device) => this.#inFrontOf(device).driver,
+    });
+    for (const device of description.devices) this.#slots.plug(device);
     const Kind = context.broken?.has("wrong-owner") ? UnguardedPasids : Pasids;
     this.pasids = new Kind({
       bits: pasidBitsOf(this.core.drivers),
@@ -198,7 +206,7 @@ export class Machine {
   }
 
   get functions(): readonly Endpoint[] {
-    return this.#functions;
+    return this.#slots.functions;
   }
   get units(): ReadonlyMap<string, UnitAssembly> {
     return this.#units;
@@ -220,6 +228,8 @@ export class Machine {
       queueNodes: this.idxd.nodes,
       attributes: debugFiles(this.allocations),
       mdevs: this.mdevs,
+      unplug: (name) => this.unplug(name),
+      rescan: () => this.rescan(),
       noIommu: this.description["no-iommu"],
     });
     return this.description.extensions.includes("vsva2020") ? [...own, pasidQuota(this.pasids)] : own;
@@ -264,7 +274,7 @@ export class Machine {
 
   /** Power off: functions give back their files, drivers their tables. Files of clients must have been closed. */
   close(): void {
-    for (const device of this.#functions) device.close();
+    for (const device of this.functions) device.close();
     for (const { driver } of this.#units.values()) driver.close();
     this.msi.close();
     this.memory.close();
@@ -308,31 +318,47 @@ export class Machine {
       .map((device: Device) => new QueueParent(device, this.msi));
   }
 
-  #plug(devices: readonly DeviceDescription[]): void {
-    const barBase = placement({ mem32: MMIO_32, mem64: MMIO_64 });
-    const groups = new Map<string, Group>();
-    for (const device of devices) {
-      const front = this.#inFrontOf(device);
-      const { scheduler, clock, events } = this.#context;
-      const address = parseAddress(device.at)!;
-      const made = makeFunction(device, {
-        address,
-        bridge: front.bridge,
-        barBase,
-        scheduler,
-        clock,
-        events,
-        mappable: device.mmap !== false,
-        sparse: device.mmap === "sparse",
-        rom: device.rom === undefined ? undefined : readFileSync(device.rom),
-      });
-      this.#functions.push(made);
-      showBars(this.memory, made);
-      const shared = device.group === undefined ? undefined : groups.get(device.group);
-      const group = shared ?? this.core.addGroup();
-      if (device.group !== undefined) groups.set(device.group, group);
-      this.core.addDevice(made, front.driver, group);
-    }
+  #makeFunction(device: DeviceDescription): Endpoint {
+    const { scheduler, clock, events } = this.#context;
+    return makeFunction(device, {
+      address: parseAddress(device.at)!,
+      bridge: this.#inFrontOf(device).bridge,
+      barBase: this.#barBase,
+      scheduler,
+      clock,
+      events,
+      mappable: device.mmap !== false,
+      sparse: device.mmap === "sparse",
+      rom: device.rom === undefined ? undefined : readFileSync(device.rom),
+    });
+  }
+
+  /**
+   * Takes a function out of its slot, as its `remove` in sysfs does. Throws ENODEV, and EBUSY while it, or another
+   * function of its group, is open: its user has then been asked to close it (interrupt index REQ).
+   */
+  unplug(name: string): void {
+    const device = this.core.devices.get(name);
+    if (!device || device.function.mediated)
+      throw new LinuxError("ENODEV", "there is no such function", name);
+    if (!this.vfio.groupNodes.has(device.group.id))
+      throw new LinuxError("EBUSY", "it belongs to a driver of the host, which keeps it", name);
+    this.vfio.withdraw(device);
+    this.#counted(() => this.#slots.unplug(device));
+  }
+
+  /** Functions that were taken out are found again, as by writing to `/sys/bus/pci/rescan`. Throws EBUSY. */
+  rescan(): void {
+    this.#counted(() => {
+      for (const { group } of this.#slots.refill()) this.vfio.admit(group);
+    });
+  }
+
+  /** What a function takes of memory is no client's. */
+  #counted(change: () => void): void {
+    const before = this.memory.allocated;
+    change();
+    this.#framesAtRest += this.memory.allocated - before;
   }
 }
 

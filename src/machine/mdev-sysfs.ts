@@ -3,10 +3,9 @@
  * types, of which a device is made by writing a UUID to `create`; below a device `remove`.
  */
 
-import { parseNumber } from "../kernel/fault-attributes.ts";
 import type { Mdev, Mdevs, MdevType } from "../vfio/mdev/mdevs.ts";
 import type { QueueParent } from "../vfio/mdev/queue-parent.ts";
-import { action, file, folder, homeOf, link, type TreeEntry } from "./tree.ts";
+import { action, file, folder, homeOf, link, type TreeEntry, trigger } from "./tree.ts";
 
 /** The driver of functions with work queues, and that of the devices made of them. */
 export const QUEUES_DRIVER = "softiommu_queues";
@@ -52,9 +51,7 @@ const deviceEntries = (mdevs: Mdevs, { uuid, type, parent, device }: Mdev): Tree
   return [
     folder(home),
     file(`${home}/uevent`, `DRIVER=${MDEV_DRIVER}`),
-    action(`${home}/remove`, (text) => {
-      if (parseNumber(text, 0n, 2n ** 64n - 1n) !== 0n) mdevs.remove(uuid);
-    }),
+    trigger(`${home}/remove`, () => mdevs.remove(uuid)),
     link(`${home}/mdev_type`, typeHome(parent, type)),
     link(`${home}/driver`, `/sys/bus/mdev/drivers/${MDEV_DRIVER}`),
     link(`${home}/subsystem`, "/sys/bus/mdev"),

@@ -1,7 +1,7 @@
 /**
  * The files of a machine that programs look at before they open a device: the PCI, IOMMU and module parts of sysfs and
  * the nodes in /dev/vfio, as a list of entries (`tree.ts`).
- * Left out: attributes of PCI functions that act when written (`driver_override`, `bind`, `sriov_numvfs`).
+ * Left out: attributes of PCI functions that act when written, but for `remove` (`driver_override`, `bind`, `sriov_numvfs`).
  */
 import { posix } from "node:path";
 import type { Device, Group, IommuCore } from "../iommu/core.ts";
@@ -9,7 +9,7 @@ import type { DeviceNode } from "../kernel/call.ts";
 import type { PciFunction } from "../pci/function.ts";
 import type { Mdevs } from "../vfio/mdev/mdevs.ts";
 import { mdevEntries, QUEUES_DRIVER } from "./mdev-sysfs.ts";
-import { file, folder, homeOf, link, type TreeEntry } from "./tree.ts";
+import { file, folder, homeOf, link, type TreeEntry, trigger } from "./tree.ts";
 
 /** What the library asks about instead of the file of that name of any task: whether it is there, and its mode. */
 const TASK_ATTRIBUTES = ["/proc/fail-nth", "/proc/make-it-fail"] as const;
@@ -53,6 +53,9 @@ export interface SysfsSource {
   /** Paths of files that are served, not written: they are shown empty. */
   readonly attributes: readonly string[];
   readonly mdevs: Mdevs;
+  /** Takes a function out of its slot; finds again what was taken out. */
+  unplug(name: string): void;
+  rescan(): void;
   /** VFIO takes devices without an IOMMU. */
   readonly noIommu: boolean;
 }
@@ -88,9 +91,11 @@ export const sysfsTree = (source: SysfsSource): TreeEntry[] => {
     ...attributes.map((path) => served(path, 0o600)),
     ...TASK_ATTRIBUTES.map((path) => served(path, 0o644)),
     ...units.flatMap((unit) => unitEntries(unit, functions)),
-    ...functions.flatMap((device) =>
-      deviceEntries(device, groupNodes.has(device.group.id) ? DRIVER : hostDriverOf(device)),
-    ),
+    trigger("/sys/bus/pci/rescan", () => source.rescan()),
+    ...functions.flatMap((device) => [
+      ...deviceEntries(device, groupNodes.has(device.group.id) ? DRIVER : hostDriverOf(device)),
+      trigger(`${homeOf(device.function)}/remove`, () => source.unplug(device.name)),
+    ]),
     ...mdevEntries(mdevs),
     ...[...groupNodes.values()].flatMap((node) =>
       nodeEntries(node, `/sys/devices/virtual/vfio/${posix.basename(node.path)}`, "/sys/class/vfio"),

@@ -6,6 +6,7 @@
 import { chmodSync, mkdirSync, realpathSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, posix } from "node:path";
 import { Capability, type DeviceNode } from "../kernel/call.ts";
+import { parseNumber } from "../kernel/fault-attributes.ts";
 import { AttributeFile } from "../kernel/fault-injection.ts";
 import { formatAddress } from "../pci/address.ts";
 import type { PciFunction } from "../pci/function.ts";
@@ -39,6 +40,11 @@ export const action = (path: string, store: (text: string) => void): TreeEntry =
   mode: 0o200,
   store,
 });
+/** A file that does it when a number other than 0 is written. Throws EINVAL for what is no number. */
+export const trigger = (path: string, act: () => void): TreeEntry =>
+  action(path, (text) => {
+    if (parseNumber(text, 0n, 2n ** 64n - 1n) !== 0n) act();
+  });
 /** A relative link, as sysfs has them. */
 export const link = (path: string, target: string): TreeEntry => ({
   path,

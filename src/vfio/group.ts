@@ -39,7 +39,7 @@ export class VfioGroup {
   readonly name: string;
   readonly #context: VfioContext;
   /** The devices of the group by name. */
-  readonly #devices: ReadonlyMap<string, PciDevice>;
+  readonly #devices = new Map<string, PciDevice>();
   #opened = false;
   /** Device files that came from it. */
   #users = 0;
@@ -51,10 +51,9 @@ export class VfioGroup {
   /** Devices of it that are bound as character devices. */
   #cdevs = 0;
 
-  constructor(context: VfioContext, group: Group, devices: ReadonlyMap<string, PciDevice>) {
+  constructor(context: VfioContext, group: Group) {
     this.#context = context;
     this.group = group;
-    this.#devices = devices;
     this.name = `group ${group.id}`;
   }
 
@@ -64,6 +63,12 @@ export class VfioGroup {
   }
   get devices(): ReadonlyMap<string, PciDevice> {
     return this.#devices;
+  }
+  add(device: PciDevice): void {
+    this.#devices.set(device.name, device);
+  }
+  remove(name: string): void {
+    this.#devices.delete(name);
   }
 
   /** No IOMMU is in front of its devices. */

@@ -1,7 +1,7 @@
 /** VFIO as a whole: the device nodes programs open, and what is alive behind them. */
 import { type EventSink, silent } from "../base/events.ts";
 import { Ids } from "../base/ids.ts";
-import type { Group, IommuCore } from "../iommu/core.ts";
+import type { Device, Group, IommuCore } from "../iommu/core.ts";
 import { Pasids } from "../iommu/pasids.ts";
 import type { DeviceNode, KernelFile } from "../kernel/call.ts";
 import type { MsiController } from "../kernel/msi.ts";
@@ -78,10 +78,25 @@ export class VfioSubsystem {
     return this.#deviceNodes;
   }
 
-  /** A group with its devices is VFIO's from now on. Those without an IOMMU have no nodes of their own. */
+  /** A group with its devices is VFIO's from now on, and so is what came to it since. Those without an IOMMU have no nodes of their own. */
   admit(group: Group): void {
-    const own = new Map(group.devices.map((device) => [device.name, new PciDevice(this.#context, device)]));
-    const admitted = new VfioGroup(this.#context, group, own);
+    const admitted = this.#groups.get(group.id) ?? this.#admitGroup(group);
+    for (const device of group.devices) {
+      if (admitted.devices.has(device.name)) continue;
+      const own = new PciDevice(this.#context, device);
+      admitted.add(own);
+      this.#devices.set(own.name, own);
+      if (admitted.unprotected) continue;
+      const cdev = new Cdev(this.#context, admitted, own);
+      this.#deviceNodes.set(
+        own.name,
+        deviceNode(this.#indices.take(), () => cdev.open()),
+      );
+    }
+  }
+
+  #admitGroup(group: Group): VfioGroup {
+    const admitted = new VfioGroup(this.#context, group);
     this.#groups.set(group.id, admitted);
     this.#groupNodes.set(
       group.id,
@@ -89,31 +104,23 @@ export class VfioSubsystem {
         admitted.open(task),
       ),
     );
-    for (const [name, device] of own) {
-      this.#devices.set(name, device);
-      if (admitted.unprotected) continue;
-      const cdev = new Cdev(this.#context, admitted, device);
-      this.#deviceNodes.set(
-        name,
-        deviceNode(this.#indices.take(), () => cdev.open()),
-      );
-    }
+    return admitted;
   }
 
   /**
-   * The group with its devices is VFIO's no more. Throws EBUSY while it is in use; whoever uses its devices has then been
-   * asked to give them back (interrupt index REQ).
+   * The device is VFIO's no more, and with its last one the group. Throws EBUSY while the group is in use; whoever uses
+   * its devices has then been asked to give them back (interrupt index REQ).
    */
-  expel(group: Group): void {
+  withdraw({ name, group }: Device): void {
     const known = this.#groups.get(group.id);
     if (!known) return;
     known.requireIdle();
-    for (const { name } of group.devices) {
-      const node = this.#deviceNodes.get(name);
-      if (node) this.#indices.give(node.minor);
-      this.#deviceNodes.delete(name);
-      this.#devices.delete(name);
-    }
+    const node = this.#deviceNodes.get(name);
+    if (node) this.#indices.give(node.minor);
+    this.#deviceNodes.delete(name);
+    this.#devices.delete(name);
+    known.remove(name);
+    if (known.devices.size > 0) return;
     this.#groupNodes.delete(group.id);
     this.#groups.delete(group.id);
   }

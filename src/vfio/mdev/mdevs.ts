@@ -117,7 +117,7 @@ export class Mdevs {
     const made = this.#made.get(uuid);
     if (!made) throw new LinuxError("ENODEV", "there is no such mediated device", uuid);
     const { device } = made.mdev;
-    this.#parts.vfio.expel(device.group);
+    this.#parts.vfio.withdraw(device);
     this.#made.delete(uuid);
     this.#parts.core.removeDevice(device);
     made.undo();
