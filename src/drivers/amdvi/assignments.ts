@@ -163,7 +163,6 @@ export class Assignments {
         `PASIDs of the device have domains; ${domain.name} has no place for them`,
         device.name,
       );
-    if (isGuest(domain)) requireGcr3(device, domain);
     requirePageRequests(device, domain);
   }
 
@@ -238,15 +237,6 @@ const restart = (ats: AtsSwitch | undefined): void => {
   if (!ats?.on) return;
   ats.on = false;
   ats.on = true;
-};
-
-const requireGcr3 = ({ gcr3, name }: AmdDevice, domain: Domain): void => {
-  if (!gcr3)
-    throw new LinuxError(
-      "EINVAL",
-      `${domain.name} goes by a GCR3 table, which the unit has not for it`,
-      name,
-    );
 };
 
 const requirePageRequests = ({ pri, name }: AmdDevice, domain: Domain): void => {

@@ -305,6 +305,65 @@ describe("faults", () => {
   });
 });
 
+describe("what the driver refuses", () => {
+  it("is a device that it has not found, or that is not behind its unit, and domains of others", () => {
+    const { driver, devices } = open();
+    const elsewhere = new AmdBench({ firmware: { covers: () => false } });
+    expect(codeOf(() => elsewhere.driver.probe(devices[0]))).toBe("ENODEV");
+    expect(codeOf(() => elsewhere.driver.attach(devices[0], driver.blocked))).toBe("ENODEV");
+    elsewhere.close();
+    const parent = domain({ nestParent: true });
+    const data = dataOf(new Uint8Array(), 0);
+    expect(codeOf(() => driver.allocateViommu(devices[0], domain(), data))).toBe("EINVAL");
+    const viommu = driver.allocateViommu(devices[0], parent, data);
+    expect(codeOf(() => parent.free())).toBe("EBUSY");
+    viommu.free();
+  });
+
+  it("is a domain that reports page faults, where the device asks for no pages", () => {
+    const { driver, devices } = open({ pri: false });
+    const [device] = devices;
+    const faulting = domain({ pasid: true, faults: true });
+    for (const pasid of [undefined, 5])
+      expect(codeOf(() => driver.attach(device, faulting, pasid))).toBe("ENODEV");
+    expect(bench.access(device, 0x5000, false)).toBe("fault");
+  });
+
+  it("is a unit, a device or a domain that there is no memory for, wherever it ends", () => {
+    // Device table, command buffer, both logs.
+    for (const frames of [0, 512, 514, 518])
+      expect(codeOf(() => new AmdBench({ frames, firmware: { lastDevice: 0xffff } }))).toBe("ENOMEM");
+    bench = new AmdBench();
+    opened = true;
+    const standing = bench.memory.allocated;
+    for (let frames = 0; frames < 3; frames++) {
+      bench.limitFrames(frames);
+      expect(codeOf(() => bench.driver.probe(bench.devices[0]))).toBe("ENOMEM");
+      expect(bench.memory.allocated).toBe(standing);
+    }
+    bench.limitFrames(0);
+    expect(codeOf(() => bench.driver.allocatePaging(bench.devices[0]))).toBe("ENOMEM");
+    bench.limitFrames(Number.POSITIVE_INFINITY);
+    expect(bench.driver.domains).toBe(0);
+  });
+
+  it("is to go on where the unit cannot read its commands", () => {
+    const { driver, devices, unit, memory } = open();
+    const made = domain();
+    made.map(0x5000, 0x40_0000, PAGE, RW);
+    driver.attach(devices[0], made);
+    const buffer = Number(unit.mmioRead(Register.CMDBUF_BASE, 8) & 0xf_ffff_ffff_f000n);
+    const load64 = memory.load64.bind(memory);
+    memory.load64 = (pa) => (pa < buffer || pa >= buffer + PAGE) && load64(pa);
+    expect(codeOf(() => made.unmap(0x5000, PAGE))).toBe("EIO");
+    memory.load64 = load64;
+    unit.mmioWrite(Register.CONTROL, 8, unit.mmioRead(Register.CONTROL, 8) & ~(1n << 12n));
+    unit.mmioWrite(Register.CONTROL, 8, unit.mmioRead(Register.CONTROL, 8) | (1n << 12n));
+    made.unmap(0x5000, PAGE);
+    expect(bench.access(devices[0], 0x5000, false)).toBe("fault");
+  });
+});
+
 describe("PASIDs", () => {
   it("have tables of their own beside those of the function, or beside none, or beside identity", () => {
     const { driver, devices } = open();

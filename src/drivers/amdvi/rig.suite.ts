@@ -20,6 +20,8 @@ import { AmdDriver, type AmdDriverOptions, type AmdFirmware } from "./driver.ts"
 export interface AmdBenchOptions
   extends FunctionOptions,
     Pick<AmdDriverOptions, "logFramesLg2" | "domainIds" | "nesting"> {
+  /** Frames of memory that there are for the driver to begin with. */
+  readonly frames?: number;
   /** Secure nested paging is on. */
   readonly rmp?: Rmp;
   readonly capabilities?: AmdViCapabilities;
@@ -42,7 +44,7 @@ export class AmdBench implements DriverBench {
   /** Responses that functions got. */
   readonly responses: { rid: number; pasid: number; group: number; response: number }[] = [];
   readonly #transaction = new Transaction();
-  #left = Number.POSITIVE_INFINITY;
+  #left: number;
 
   constructor(options: AmdBenchOptions = {}) {
     const {
@@ -55,6 +57,7 @@ export class AmdBench implements DriverBench {
       nesting = false,
     } = options;
     const { memory, msi, scheduler } = this;
+    this.#left = options.frames ?? Number.POSITIVE_INFINITY;
     this.unit = new AmdViUnit({
       name: "ivhd0",
       memory,
