@@ -14,7 +14,7 @@ import {
   InvalidatePages,
   Opcode,
 } from "../hardware/amdvi/queue-spec.ts";
-import { ExtendedFeature } from "../hardware/amdvi/spec.ts";
+import { ExtendedFeature, Register } from "../hardware/amdvi/spec.ts";
 import * as uapi from "../uapi/iommufd.ts";
 import { IOMMU_HW_INFO_TYPE_AMD, IommuHwInfoAmd } from "../uapi/vendor/amd.ts";
 
@@ -63,6 +63,19 @@ describe("the host as Linux 7.2 is", () => {
     ]);
     expect(efr2).toBe(8n);
     expect(told.out_capabilities & BigInt(uapi.IOMMU_HW_CAP_DIRTY_TRACKING)).not.toBe(0n);
+  });
+
+  it("shows its unit in /sys/class/iommu with what its feature registers say", () => {
+    guest = new AmdGuest(FAITHFUL);
+    const tree = guest.machine.tree();
+    const { unit } = guest.machine.units.get("ivhd0")!;
+    const features = unit.mmioRead(Register.EXT_FEATURE, 8).toString(16);
+    const contentOf = (name: string): string => {
+      const found = tree.find(({ path }) => path === `/sys/devices/virtual/iommu/ivhd0/amd-iommu/${name}`);
+      return found?.kind === "file" ? Buffer.from(found.content).toString().trim() : "";
+    };
+    expect([contentOf("cap"), contentOf("features")]).toEqual(["90b000f", features]);
+    expect(tree).toContainEqual(expect.objectContaining({ path: "/sys/class/iommu/ivhd0", kind: "link" }));
   });
 
   it("has page tables below guests' and for dirty pages together, and for PASIDs alone", () => {

@@ -193,11 +193,6 @@ export class AmdDriver implements IommuDriver {
     this.#invalidations.everything();
   }
 
-  /** Bits of PASIDs of requests; 0: none. */
-  get pasidBits(): number {
-    const { guestIo, pasidBits, gcr3Levels } = this.unit;
-    return guestIo ? Math.min(pasidBits, GCR3_BITS * gcr3Levels) : 0;
-  }
   /** Domains that were allocated and not freed. */
   get domains(): number {
     return this.#domains.size;
@@ -339,6 +334,12 @@ export class AmdDriver implements IommuDriver {
     this.#table.free();
   }
 
+  /** Bits of a function's PASIDs that the unit takes; 0: none. They are the function's own, in its GCR3 table. */
+  get #pasidBits(): number {
+    const { guestIo, pasidBits, gcr3Levels } = this.unit;
+    return guestIo ? Math.min(pasidBits, GCR3_BITS * gcr3Levels) : 0;
+  }
+
   #powerUp(): void {
     const { pageRequests, autoResponse, guestTranslation, gcr3Guest } = this.unit;
     this.#registers.control({
@@ -359,7 +360,7 @@ export class AmdDriver implements IommuDriver {
 
   #admit(requester: Requester): AmdDevice {
     this.#table.require(requester.rid);
-    const device = new AmdDevice(requester, this.unit, this.pasidBits, this.blocked, (name, bits) =>
+    const device = new AmdDevice(requester, this.unit, this.#pasidBits, this.blocked, (name, bits) =>
       this.unit.guestIo ? this.#makeGcr3(name, bits) : undefined,
     );
     this.#assignments.admit(device);
@@ -386,7 +387,7 @@ export class AmdDriver implements IommuDriver {
           "tables for PASIDs that guests' tables lie above or that track dirty pages",
         ],
         [this.#guestTablesOnly && (nestParent || dirtyTracking), "host tables"],
-        [pasid && this.pasidBits === 0, "tables for PASIDs (EFR.GTSup, EFR.GIoSup)"],
+        [pasid && this.#pasidBits === 0, "tables for PASIDs (EFR.GTSup, EFR.GIoSup)"],
         [nestParent && !guestTranslation, "nested translation (EFR.GTSup)"],
         [dirtyTracking && !dirty, "dirty bits in host tables (EFR.HDSup)"],
         [faults && !pageRequests, "page requests (EFR.PPRSup)"],
