@@ -3,7 +3,7 @@
  * page table above them, refreshes are handed on, and what the test function writes is checked byte by byte. Then every
  * errno of the two structures, memory that goes while it is in use, and that nothing was pinned or locked for any of it.
  */
-#include "vfio-nvme.h"
+#include "test-function.h"
 #include "iommufd.h"
 #include "vfio-cdev.h"
 #include <endian.h>
@@ -28,13 +28,9 @@ enum { REGIONS = 0, SEGMENTS = 4, PAGES = 8, DATA = 16, GUEST_PAGES = 64 };
 #define INVALID 0x420UL
 #define ANCHOR(table) ((table) * PAGE | 0x800 | 1 << 2) /* translated, begins with a region-third table */
 
-/* The test function's BAR 0. */
-enum { COMMAND = 0x04, SOURCE = 0x08, DESTINATION = 0x10, LENGTH = 0x18, TAG = 0x1c, STATUS = 0x20 };
-enum { BUFFER = 0x10000, WRITE = 2, DONE = 2, FAULT = 3 };
-
-static int iommufd, device;
+static int iommufd;
+static struct test_function function;
 static uint32_t device_id, ioas;
-static uint64_t bar;
 static uint8_t *guest;
 
 static void store(unsigned table, unsigned index, uint64_t entry)
@@ -93,33 +89,13 @@ static int refresh(uint32_t hwpt, unsigned first, unsigned count)
 
 static void attach(uint32_t hwpt)
 {
-    struct cdev_attach argument = {sizeof(argument), 0, hwpt};
-    must(ioctl(device, CDEV_ATTACH_IOMMUFD_PT, &argument) == 0);
-}
-
-static void set(uint64_t offset, const void *bytes, size_t length)
-{
-    must(pwrite(device, bytes, length, bar + offset) == (ssize_t)length);
-}
-static void set32(uint64_t offset, uint32_t value)
-{
-    set(offset, &value, sizeof(value));
+    must(cdev_attach(function.fd, hwpt) == 0);
 }
 
 /* What a write of the function to page n comes to. */
 static uint32_t dma(unsigned n, const char *text)
 {
-    uint64_t address = IOVA + n * PAGE, nothing = 0;
-    uint32_t status = 1;
-    set(BUFFER, text, strlen(text));
-    set(SOURCE, &nothing, sizeof(nothing));
-    set(DESTINATION, &address, sizeof(address));
-    set32(LENGTH, strlen(text));
-    set32(TAG, 0);
-    set32(COMMAND, WRITE);
-    for (int patience = 0; status == 1 && patience < 100000; patience++)
-        must(pread(device, &status, sizeof(status), bar + STATUS) == sizeof(status));
-    return status;
+    return tf_write(function, IOVA + n * PAGE, text);
 }
 
 static int has(unsigned page, const char *text)
@@ -130,17 +106,9 @@ static int has(unsigned page, const char *text)
 static void open_all(void)
 {
     must((iommufd = open("/dev/iommu", O_RDWR)) >= 0);
-    device = open_cdev(BDF);
-    struct cdev_bind bind = {.argsz = sizeof(bind), .iommufd = iommufd};
-    must(ioctl(device, CDEV_BIND_IOMMUFD, &bind) == 0);
-    device_id = bind.out_devid;
-    struct vfio_region_info config = {.argsz = sizeof(config), .index = VFIO_PCI_CONFIG_REGION_INDEX};
-    struct vfio_region_info region = {.argsz = sizeof(region), .index = 0};
-    must(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &config) == 0);
-    must(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region) == 0);
-    bar = region.offset;
-    uint16_t on = 6; /* memory space, bus master */
-    must(pwrite(device, &on, sizeof(on), config.offset + 4) == sizeof(on));
+    int device = open_cdev(BDF);
+    must((device_id = cdev_bind(device, iommufd)) != 0);
+    function = test_function(device);
     guest = mmap(NULL, GUEST_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     must(guest != MAP_FAILED && (ioas = ioas_alloc(iommufd)) != 0);
     /* Two mappings, so that one can go. */
@@ -230,7 +198,7 @@ int main(void)
     check_translation(hwpt);
     check_refusals(parent, hwpt);
     check_loss(hwpt);
-    must(ioctl(device, CDEV_DETACH_IOMMUFD_PT, &(struct cdev_detach){sizeof(struct cdev_detach), 0}) == 0);
+    must(cdev_detach(function.fd) == 0);
     must(destroy(iommufd, hwpt) == 0 && destroy(iommufd, parent) == 0);
     printf("the guest's tables were followed\n");
     return 0;
