@@ -147,15 +147,21 @@ export class ModelMemory implements UserMemory, Adopter {
   }
 
   read(va: bigint, into: Uint8Array): void {
-    this.#eachPage(va, into.length, false, (pa, done, count) =>
-      this.#host.readBytes(pa, into.subarray(done, done + count)),
-    );
+    const start = startOf(va, into.length);
+    for (let done = 0; done < into.length; ) {
+      const piece = pieceOf(into, done, start);
+      if (!this.#host.readBytes(this.#reach(start + done, false), piece)) throw lost(start + done);
+      done += piece.length;
+    }
   }
 
   write(va: bigint, data: Uint8Array): void {
-    this.#eachPage(va, data.length, true, (pa, done, count) =>
-      this.#host.writeBytes(pa, data.subarray(done, done + count)),
-    );
+    const start = startOf(va, data.length);
+    for (let done = 0; done < data.length; ) {
+      const piece = pieceOf(data, done, start);
+      if (!this.#host.writeBytes(this.#reach(start + done, true), piece)) throw lost(start + done);
+      done += piece.length;
+    }
   }
 
   /** Writes regardless of protection: what the program itself did while it could. */
@@ -231,24 +237,12 @@ export class ModelMemory implements UserMemory, Adopter {
     else if (--run.left === 0) this.#host.free(run.pa, run.frames);
   }
 
-  #eachPage(
-    va: bigint,
-    length: number,
-    write: boolean,
-    access: (pa: number, done: number, count: number) => boolean,
-  ): void {
-    if (length === 0) return;
-    if (va + BigInt(length) > BigInt(USER_END)) throw fault(va, "beyond the user's addresses");
-    const start = Number(va);
-    for (let done = 0; done < length; ) {
-      const at = start + done;
-      const count = Math.min(length - done, FRAME_BYTES - (at % FRAME_BYTES));
-      const mapped = this.#pages.get(Math.floor(at / FRAME_BYTES));
-      if (!mapped) throw fault(at, "not mapped");
-      if (write && !mapped.writable) throw fault(at, "read-only");
-      if (!access(mapped.frame.pa + (at % FRAME_BYTES), done, count)) throw fault(at, "lost its frame");
-      done += count;
-    }
+  /** Physical address of a byte the task may read, or write. Throws EFAULT. */
+  #reach(at: number, write: boolean): number {
+    const mapped = this.#pages.get(Math.floor(at / FRAME_BYTES));
+    if (!mapped) throw fault(at, "not mapped");
+    if (write && !mapped.writable) throw fault(at, "read-only");
+    return mapped.frame.pa + (at % FRAME_BYTES);
   }
 
   #checkWhole(va: number, length: number): void {
@@ -258,6 +252,21 @@ export class ModelMemory implements UserMemory, Adopter {
 }
 
 const hex = (value: number | bigint): string => `0x${value.toString(16)}`;
+
+/** The first address of an access. Throws EFAULT when it ends beyond the user's addresses. */
+const startOf = (va: bigint, length: number): number => {
+  const start = Number(va);
+  if (length > 0 && start + length > USER_END) throw fault(va, "beyond the user's addresses");
+  return start;
+};
+
+/** What of an access that begins at `start` lies in the page that byte `done` of it is in. */
+const pieceOf = (bytes: Uint8Array, done: number, start: number): Uint8Array => {
+  const count = Math.min(bytes.length - done, FRAME_BYTES - ((start + done) % FRAME_BYTES));
+  return count === bytes.length ? bytes : bytes.subarray(done, done + count);
+};
+
+const lost = (va: number): LinuxError => fault(va, "lost its frame");
 
 const fault = (va: number | bigint, why: string): LinuxError =>
   new LinuxError("EFAULT", `user address ${hex(va)} is ${why}`);

@@ -18,7 +18,7 @@ interface Sized {
 const CHUNK = 65_536;
 
 const firstWord = (bytes: Uint8Array): number =>
-  new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength).getUint32(0, true);
+  (bytes[0]! | (bytes[1]! << 8) | (bytes[2]! << 16) | (bytes[3]! << 24)) >>> 0;
 
 const sizeWord = new Uint8Array(new ArrayBuffer(4));
 const sizeView = new DataView(sizeWord.buffer);

@@ -175,6 +175,32 @@ const getter = (pieces: readonly Piece[], unit: number): BitField["get"] => {
   };
 };
 
+const setter = (
+  pieces: readonly Piece[],
+  unit: number,
+  limit: number,
+  misfit: (value: number) => RangeError,
+): BitField["set"] => {
+  const fits = (units: number): boolean => Number.isInteger(units) && units >= 0 && units < limit;
+  const [only] = pieces;
+  if (pieces.length === 1 && only) {
+    const { word, shift, mask } = only;
+    return (words, value, at = 0) => {
+      const units = value / unit;
+      if (!fits(units)) throw misfit(value);
+      words[at + word] = ((words[at + word]! & ~mask) | (units << shift)) >>> 0;
+    };
+  }
+  return (words, value, at = 0) => {
+    const units = value / unit;
+    if (!fits(units)) throw misfit(value);
+    for (const { word, shift, mask, scale, span } of pieces) {
+      const part = Math.floor(units / scale) % span;
+      words[at + word] = ((words[at + word]! & ~mask) | ((part << shift) & mask)) >>> 0;
+    }
+  };
+};
+
 const makeField = (
   layoutName: string,
   name: string,
@@ -202,14 +228,6 @@ const makeField = (
     new RangeError(
       `${value} does not fit ${where}: ${width} bits${unit > 1 ? ` of a multiple of ${unit}` : ""}`,
     );
-  const set: BitField["set"] = (words, value, at = 0) => {
-    const units = value / unit;
-    if (!(Number.isInteger(units) && units >= 0 && units < 2 ** width)) throw misfit(value);
-    for (const { word, shift, mask, scale, span } of pieces) {
-      const part = Math.floor(units / scale) % span;
-      words[at + word] = ((words[at + word]! & ~mask) | ((part << shift) & mask)) >>> 0;
-    }
-  };
   return {
     name,
     first,
@@ -223,7 +241,7 @@ const makeField = (
     mask: lowest.mask,
     lg2,
     get: width > 53 ? tooWide : getter(pieces, unit),
-    set: width > 53 ? tooWide : set,
+    set: width > 53 ? tooWide : setter(pieces, unit, 2 ** width, misfit),
     of: (value) => ((value >> BigInt(first)) & ones(width)) << BigInt(lg2),
     put: (value) => {
       const units = value >> BigInt(lg2);
