@@ -92,10 +92,16 @@ export interface ArgszArgument {
 
 /**
  * VFIO's rule: reads the first `minSize` bytes (`fieldEnd` of the last member needed) and requires argsz to cover
- * them. EFAULT: not readable. EINVAL: argsz is less than `minSize`.
+ * them. EFAULT: not readable. EINVAL: argsz is less than `minSize`. `bytes`, of the structure's size, is used when it is
+ * given.
  */
-export const copyArgsz = (read: ReadArgument, of: Sized, minSize: number = of.size): ArgszArgument => {
-  const bytes = new Uint8Array(of.size);
+export const copyArgsz = (
+  read: ReadArgument,
+  of: Sized,
+  minSize: number = of.size,
+  bytes: Uint8Array<ArrayBuffer> = new Uint8Array(of.size),
+): ArgszArgument => {
+  bytes.fill(0, minSize);
   read(0, minSize === of.size ? bytes : bytes.subarray(0, minSize));
   const argsz = firstWord(bytes);
   if (argsz < minSize)
