@@ -4,7 +4,7 @@
  * Errors are `LinuxError`s of the host.
  */
 import { NO_PASID } from "../hardware/unit.ts";
-import type { Told } from "./pending.ts";
+import type { Told } from "./following.ts";
 import type { GuestTable } from "./shadow/table.ts";
 
 /** A table of a guest, or one above another. */

@@ -19,8 +19,8 @@ import type { Downstream } from "../../hardware/downstream.ts";
 import { NO_PASID, type SendMessage } from "../../hardware/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { GuestSide, Translation } from "../by-domain.ts";
-import type { CommandBackEnd } from "../commands.ts";
-import { Pending } from "../pending.ts";
+import { ALL_DEVICES, type CommandBackEnd, type DeviceRange, followedBy } from "../commands.ts";
+import { Following } from "../following.ts";
 import { GuestTables, PASSING_ENTRY } from "./tables.ts";
 
 export interface FrontEndOptions {
@@ -36,7 +36,6 @@ export interface FrontEndOptions {
   readonly guestTablesOnly?: boolean;
 }
 
-const ALL_DEVICES = Number.POSITIVE_INFINITY;
 /** Registers that say which table there is, in whichever half. */
 const TABLE_REGISTERS: ReadonlySet<number> = new Set([Register.DEVTAB_BASE, Register.CONTROL]);
 
@@ -49,22 +48,20 @@ export class AmdViFrontEnd implements Downstream, GuestSide {
   readonly guestTablesOnly: boolean;
   readonly #unit: AmdViUnit;
   readonly #tables: GuestTables;
-  readonly #events: EventSink;
-  #backEnd: CommandBackEnd | undefined;
-  readonly #pending = new Pending<bigint>();
+  readonly #following: Following<bigint, DeviceRange>;
 
   constructor(options: FrontEndOptions) {
     this.name = options.name;
     this.remembersAbsent = options.remembersAbsent ?? false;
     this.guestTablesOnly = options.guestTablesOnly ?? false;
-    this.#events = options.events;
+    this.#following = new Following(options.name, options.events);
     this.#unit = new AmdViUnit({ ...options, cache: "none", downstream: this });
     this.#tables = new GuestTables(options.memory, this.#unit.capabilities);
   }
 
   /** Who makes the host follow; once, before the guest runs. */
   connect(backEnd: CommandBackEnd): void {
-    this.#backEnd = backEnd;
+    this.#following.connect(followedBy(backEnd));
   }
 
   // What the guest reaches
@@ -85,7 +82,7 @@ export class AmdViFrontEnd implements Downstream, GuestSide {
     }
     const before = keyOf(this.table);
     this.#unit.mmioWrite(offset, width, value);
-    if (before !== keyOf(this.table)) this.#rereadAll();
+    if (before !== keyOf(this.table)) this.#following.restart(ALL_DEVICES);
   }
 
   // What the guest wants
@@ -139,15 +136,6 @@ export class AmdViFrontEnd implements Downstream, GuestSide {
     this.#unit.onPageResponse = respond;
   }
 
-  #rereadAll(): void {
-    try {
-      this.#backEnd?.reread(0, ALL_DEVICES);
-    } catch (error) {
-      // No register tells that the host could not follow.
-      this.#report("new tables", error);
-    }
-  }
-
   // What its command buffer asks
 
   take(words: Uint32Array, at: number): number {
@@ -156,13 +144,13 @@ export class AmdViFrontEnd implements Downstream, GuestSide {
         return this.drain();
       case Opcode.INVALIDATE_DEVTAB_ENTRY: {
         const rid = DeviceCommand.fields.DEVICE.get(words);
-        return this.#reread(rid, rid + 1, at);
+        return this.#following.reread({ first: rid, end: rid + 1 }, at);
       }
       case Opcode.INVALIDATE_IOMMU_ALL:
-        return this.#reread(0, ALL_DEVICES, at);
+        return this.#following.reread(ALL_DEVICES, at);
       case Opcode.INVALIDATE_IOMMU_PAGES:
       case Opcode.INVALIDATE_IOTLB_PAGES:
-        this.#pending.collect(Command.fromWords(words), at);
+        this.#following.collect(Command.fromWords(words), at);
         return -1;
       default:
         return -1;
@@ -170,27 +158,7 @@ export class AmdViFrontEnd implements Downstream, GuestSide {
   }
 
   drain(): number {
-    return this.#pending.drain(
-      (commands) => this.#backEnd?.command(commands) ?? { done: commands.length },
-      (error) => this.#report("a command", error),
-    );
-  }
-
-  #reread(first: number, end: number, at: number): number {
-    const stopped = this.drain();
-    if (stopped >= 0) return stopped;
-    try {
-      this.#backEnd?.reread(first, end);
-      return -1;
-    } catch (error) {
-      this.#report("a changed entry", error);
-      return at;
-    }
-  }
-
-  #report(what: string, error: unknown): void {
-    const reason = error instanceof Error ? error.message : String(error);
-    if (this.#events.on) this.#events.emit("device", { device: this.name, what, reason });
+    return this.#following.drain();
   }
 }
 

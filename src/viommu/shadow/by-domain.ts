@@ -14,7 +14,7 @@ import {
   type Translation,
 } from "../by-domain.ts";
 import { forEvery } from "../every.ts";
-import type { Told } from "../pending.ts";
+import type { Told } from "../following.ts";
 import { Copies, type CopiesOptions, type Wanted } from "./copies.ts";
 import { type AddressRange, EVERYWHERE } from "./table.ts";
 

@@ -28,8 +28,8 @@ import { type SmmuCapabilities, SmmuV3Unit } from "../../hardware/smmuv3/unit.ts
 import { Access, NO_PASID, type SendMessage } from "../../hardware/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { GUEST_STE_BITS } from "../../uapi/vendor/smmuv3.ts";
-import type { CommandBackEnd } from "../commands.ts";
-import { Pending } from "../pending.ts";
+import { ALL_DEVICES, type CommandBackEnd, type DeviceRange, followedBy } from "../commands.ts";
+import { Following } from "../following.ts";
 import { NO_ENTRY } from "./no-entry.ts";
 
 export interface FrontEndOptions {
@@ -63,9 +63,7 @@ export class SmmuFrontEnd implements Downstream {
   onPageResponse: PageResponder = () => {};
   readonly #unit: SmmuV3Unit;
   readonly #memory: HostMemory;
-  readonly #events: EventSink;
-  #backEnd: CommandBackEnd | undefined;
-  readonly #pending = new Pending<bigint>();
+  readonly #following: Following<bigint, DeviceRange>;
   /** Requests that wait for the guest, by token. */
   readonly #stalled = new Map<number, PageRequest>();
   readonly #words = new Uint32Array(2 * ENTRY_WORDS);
@@ -76,7 +74,7 @@ export class SmmuFrontEnd implements Downstream {
     this.remembersAbsent = options.remembersAbsent ?? false;
     this.messagesPass = options.messagesPass ?? false;
     this.#memory = options.memory;
-    this.#events = options.events;
+    this.#following = new Following(options.name, options.events);
     const capabilities = { ...options.capabilities, stage1: true, stage2: false, hyp: false, pri: false };
     this.#unit = new SmmuV3Unit({ ...options, capabilities, cache: "none", downstream: this });
     this.#unit.onResume = (token, ok) => this.#resumed(token, ok);
@@ -84,7 +82,7 @@ export class SmmuFrontEnd implements Downstream {
 
   /** Who makes the host follow; once, before the guest runs. */
   connect(backEnd: CommandBackEnd): void {
-    this.#backEnd = backEnd;
+    this.#following.connect(followedBy(backEnd));
   }
 
   // What the guest reaches
@@ -96,7 +94,7 @@ export class SmmuFrontEnd implements Downstream {
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
     const before = this.#whole;
     this.#unit.mmioWrite(offset, width, value);
-    if (before !== this.#whole) this.#rereadAll();
+    if (before !== this.#whole) this.#following.restart(ALL_DEVICES);
   }
 
   #read(register: number): number {
@@ -140,15 +138,6 @@ export class SmmuFrontEnd implements Downstream {
     return fetchSte(this.#memory, table, sid, this.#words, this.#fault);
   }
 
-  #rereadAll(): void {
-    try {
-      this.#backEnd?.reread(0, Number.POSITIVE_INFINITY);
-    } catch (error) {
-      // No register tells that the host could not follow.
-      this.#report("new tables", error);
-    }
-  }
-
   // What its queue asks
 
   take(words: Uint32Array, at: number): number {
@@ -166,31 +155,21 @@ export class SmmuFrontEnd implements Downstream {
       case Opcode.STALL_TERM:
         return -1;
       default:
-        this.#pending.collect(StreamCommand.fromWords(words), at);
+        this.#following.collect(StreamCommand.fromWords(words), at);
         return -1;
     }
   }
 
   drain(): number {
-    return this.#pending.drain(
-      (commands) => this.#backEnd?.command(commands) ?? { done: commands.length },
-      (error) => this.#report("a command", error),
-    );
+    return this.#following.drain();
   }
 
   /** The 2^lg2 streams around one. */
   #reread(sid: number, lg2: number, at: number): number {
-    const stopped = this.drain();
-    if (stopped >= 0) return stopped;
-    const count = lg2 >= ALL_STREAMS_LG2 ? Number.POSITIVE_INFINITY : 2 ** lg2;
-    const first = count === Number.POSITIVE_INFINITY ? 0 : sid - (sid % count);
-    try {
-      this.#backEnd?.reread(first, first + count);
-      return -1;
-    } catch (error) {
-      this.#report("a changed entry", error);
-      return at;
-    }
+    if (lg2 >= ALL_STREAMS_LG2) return this.#following.reread(ALL_DEVICES, at);
+    const count = 2 ** lg2;
+    const first = sid - (sid % count);
+    return this.#following.reread({ first, end: first + count }, at);
   }
 
   // What comes from the host
@@ -241,11 +220,6 @@ export class SmmuFrontEnd implements Downstream {
     this.#stalled.delete(token);
     const { rid, pasid, group } = request;
     this.onPageResponse(rid, pasid, group, ok ? PageResponse.success : PageResponse.invalid);
-  }
-
-  #report(what: string, error: unknown): void {
-    const reason = error instanceof Error ? error.message : String(error);
-    if (this.#events.on) this.#events.emit("device", { device: this.name, what, reason });
   }
 }
 

@@ -19,7 +19,7 @@ import {
 } from "../by-domain.ts";
 import type { ContainerCalls } from "../container-calls.ts";
 import { forEvery } from "../every.ts";
-import type { Told } from "../pending.ts";
+import type { Told } from "../following.ts";
 import type { FirstStageTable } from "./tables.ts";
 
 export interface BoundOptions {

@@ -16,7 +16,7 @@ import { type Banks, createMemory } from "../../memory/banks.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { Declarations, Layout } from "../../uapi/layout.ts";
 import type { BackEnd, Forget, Reread } from "../by-domain.ts";
-import type { Told } from "../pending.ts";
+import type { Told } from "../following.ts";
 import { VtdFrontEnd } from "./front-end.ts";
 
 const DONE_AT = 0x8000;

@@ -29,7 +29,7 @@ import {
 import { type VtdCapabilities, VtdUnit } from "../../hardware/vtd/unit.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { BackEnd, Forget, Reread, Translation } from "../by-domain.ts";
-import { Pending } from "../pending.ts";
+import { Following } from "../following.ts";
 import { type FirstStageTable, GuestTables, type Root } from "./tables.ts";
 import { type PasidService, VirtualCommands } from "./virtual-command.ts";
 
@@ -51,17 +51,15 @@ export class VtdFrontEnd implements Downstream {
   readonly model = "vtd";
   readonly name: string;
   readonly #unit: VtdUnit;
-  readonly #events: EventSink;
   readonly #tables: GuestTables;
   readonly #commands: VirtualCommands | undefined;
-  #backEnd: BackEnd | undefined;
   /** What the guest latched with SRTP. */
   #root: Root = { table: 0, mode: 0 };
-  readonly #pending = new Pending<Forget>();
+  readonly #following: Following<Forget, Reread>;
 
   constructor(options: FrontEndOptions) {
     this.name = options.name;
-    this.#events = options.events;
+    this.#following = new Following(options.name, options.events);
     this.#unit = new VtdUnit({
       ...options,
       capabilities: {
@@ -75,12 +73,12 @@ export class VtdFrontEnd implements Downstream {
     this.#tables = new GuestTables(options.memory, this.#unit.capabilities);
     this.#commands =
       options.pasids &&
-      new VirtualCommands(options.pasids, (error) => this.#report("a virtual command", error));
+      new VirtualCommands(options.pasids, (error) => this.#following.report("a virtual command", error));
   }
 
   /** Who makes the host follow; once, before the guest runs. */
   connect(backEnd: BackEnd): void {
-    this.#backEnd = backEnd;
+    this.#following.connect({ tell: (list) => backEnd.forget(list), reread: (what) => backEnd.reread(what) });
   }
 
   get tables(): GuestTables {
@@ -101,7 +99,7 @@ export class VtdFrontEnd implements Downstream {
     const latches = (Number(value) & Gcmd.SRTP) !== 0;
     if (latches) this.#latch();
     const enabled = (this.#status() & Gcmd.TE) !== 0;
-    if (enabled !== ((before & Gcmd.TE) !== 0) || (latches && enabled)) this.#rereadAll();
+    if (enabled !== ((before & Gcmd.TE) !== 0) || (latches && enabled)) this.#following.restart({});
   }
 
   #status(): number {
@@ -143,36 +141,27 @@ export class VtdFrontEnd implements Downstream {
     this.#unit.onPageResponse = respond;
   }
 
-  /** Translation was turned on or off, or has another root: no register tells that the host could not follow. */
-  #rereadAll(): void {
-    try {
-      this.#backEnd?.reread({});
-    } catch (error) {
-      this.#report("new tables", error);
-    }
-  }
-
   // What its queue asks
 
   take(words: Uint32Array, at: number): number {
     const { TYPE, TYPE_HIGH } = Descriptor.fields;
     switch (TYPE.get(words) | (TYPE_HIGH.get(words) << 4)) {
       case DescriptorType.iotlb:
-        this.#pending.collect(iotlbRequest(words), at);
+        this.#following.collect(iotlbRequest(words), at);
         return -1;
       case DescriptorType.pasidIotlb:
-        this.#pending.collect(pasidIotlbRequest(words), at);
+        this.#following.collect(pasidIotlbRequest(words), at);
         return -1;
       case DescriptorType.contextCache: {
         const { G, SID, FM } = ContextCacheInvalidate.fields;
         // What a domain-selective one is about is known only after reading: everything is read.
         const one = G.get(words) === Granularity.device && FM.get(words) === 0;
-        return this.#reread(one ? { rid: SID.get(words) } : {}, at);
+        return this.#following.reread(one ? { rid: SID.get(words) } : {}, at);
       }
       case DescriptorType.pasidCache: {
         const { G, PASID } = PasidCacheInvalidate.fields;
         const one = G.get(words) === PasidCacheGranularity.pasid;
-        return this.#reread(one ? { pasid: PASID.get(words) } : {}, at);
+        return this.#following.reread(one ? { pasid: PASID.get(words) } : {}, at);
       }
       case DescriptorType.wait:
         return this.drain();
@@ -182,27 +171,7 @@ export class VtdFrontEnd implements Downstream {
   }
 
   drain(): number {
-    return this.#pending.drain(
-      (list) => this.#backEnd?.forget(list) ?? { done: list.length },
-      (error) => this.#report("an invalidation", error),
-    );
-  }
-
-  #reread(what: Reread, at: number): number {
-    const stopped = this.drain();
-    if (stopped >= 0) return stopped;
-    try {
-      this.#backEnd?.reread(what);
-      return -1;
-    } catch (error) {
-      this.#report("changed entries", error);
-      return at;
-    }
-  }
-
-  #report(what: string, error: unknown): void {
-    const reason = error instanceof Error ? error.message : String(error);
-    if (this.#events.on) this.#events.emit("device", { device: this.name, what, reason });
+    return this.#following.drain();
   }
 }
 

@@ -18,8 +18,8 @@ import {
   type Reread,
   type Translation,
 } from "../by-domain.ts";
+import type { Told } from "../following.ts";
 import { EVERYTHING, type ForgottenRange, type HostCalls } from "../host-calls.ts";
-import type { Told } from "../pending.ts";
 import type { FirstStageTable } from "./tables.ts";
 
 export interface NestedOptions {
