@@ -69,7 +69,7 @@ describe("a machine file", () => {
     [
       "an unknown model",
       machine.replace("nvme", "nvm"),
-      /^m\.yaml:6: devices\.0\.model: "nvm" .*one of nvme, test, queues, dsa, edu, ats-test, bare/m,
+      /^m\.yaml:6: devices\.0\.model: "nvm" .*one of nvme, test, queues, dsa, ioat, edu, ats-test, bare/m,
     ],
     ["a missing part", "name: mine\nunits:\n  - model: vtd\n", /^m\.yaml:1: devices: it is missing/m],
     ["text that is not YAML", "name: [", /^m\.yaml:\d+: /],

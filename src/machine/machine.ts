@@ -32,6 +32,7 @@ import { AtsTestFunction } from "../pci/devices/ats-test.ts";
 import { BareFunction } from "../pci/devices/bare.ts";
 import { Dsa } from "../pci/devices/dsa/dsa.ts";
 import { Edu } from "../pci/devices/edu.ts";
+import { Ioat } from "../pci/devices/ioat.ts";
 import { Nvme } from "../pci/devices/nvme/nvme.ts";
 import { QueueFunction } from "../pci/devices/queue-function.ts";
 import type { RequestAbilities } from "../pci/devices/requests.ts";
@@ -414,6 +415,8 @@ const makeFunction = (device: DeviceDescription, context: FunctionContext): Endp
       return new QueueFunction(context, device.queues, abilitiesOf(device));
     case "dsa":
       return new Dsa(context, abilitiesOf(device));
+    case "ioat":
+      return new Ioat(context);
     case "edu":
       return new Edu(context);
     case "ats-test":

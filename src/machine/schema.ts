@@ -202,6 +202,8 @@ const dsa = v.strictObject({
   ...services,
 });
 
+const ioat = v.strictObject({ model: v.literal("ioat"), ...common });
+
 const edu = v.strictObject({ model: v.literal("edu"), ...common });
 
 const atsTest = v.strictObject({ model: v.literal("ats-test"), ...common });
@@ -222,10 +224,10 @@ const bare = v.strictObject({
   ),
 });
 
-export const DEVICE_MODELS = ["nvme", "test", "queues", "dsa", "edu", "ats-test", "bare"] as const;
+export const DEVICE_MODELS = ["nvme", "test", "queues", "dsa", "ioat", "edu", "ats-test", "bare"] as const;
 export const deviceSchema = v.variant(
   "model",
-  [nvme, test, queues, dsa, edu, atsTest, bare],
+  [nvme, test, queues, dsa, ioat, edu, atsTest, bare],
   `one of ${DEVICE_MODELS.join(", ")}`,
 );
 

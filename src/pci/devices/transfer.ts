@@ -80,3 +80,31 @@ export class Transfer {
       : this.#dma.read(low, high, rest, tag.pasid, tag.readExtra);
   }
 }
+
+/** Requests that are made one after the other: a generator that yields each of them and is told whether it worked. */
+export type TransferProgram = Generator<TransferRequest, void, boolean>;
+
+/** Runs such a program, one at a time. */
+export class TransferSequence {
+  readonly #transfer: Transfer;
+
+  constructor(dma: DmaPort, scheduler: Scheduler) {
+    this.#transfer = new Transfer(dma, scheduler);
+  }
+
+  /** Whatever was under way is given up. */
+  begin(program: TransferProgram): void {
+    this.cancel();
+    this.#advance(program, true);
+  }
+
+  /** The present program is not gone on with. */
+  cancel(): void {
+    this.#transfer.cancel();
+  }
+
+  #advance(program: TransferProgram, ok: boolean): void {
+    const { done, value } = program.next(ok);
+    if (!done) this.#transfer.begin(value, { end: (worked) => this.#advance(program, worked) });
+  }
+}
