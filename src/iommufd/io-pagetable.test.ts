@@ -446,16 +446,16 @@ describe("a domain with several apertures", () => {
     { start: 0x2_0000, end: 0x3_0000 },
     { start: 0x1000, end: 0x3000 },
   ]);
-  const map = (iova: number | undefined) => {
-    const source = new UserSource(rig.task.memory, BigInt(USER), PAGE_BYTES);
+  const map = (iova: number | undefined, bytes = 4096, start = 0) => {
+    const source = new UserSource(rig.task.memory, BigInt(USER), 16 * PAGE_BYTES);
     const pages = new Pages(source, true, rig.context.payer(rig.task));
     return pagetable.map(
-      [{ pages, start: 0n, length: 4096n }],
+      [{ pages, start: BigInt(start), length: BigInt(bytes) }],
       BOTH,
       iova === undefined ? iova : BigInt(iova),
     );
   };
-  const unmap = (iova: number) => pagetable.unmap(BigInt(iova), BigInt(iova + 4095));
+  const unmap = (iova: number, bytes = 4096) => pagetable.unmap(BigInt(iova), BigInt(iova + bytes - 1));
   afterAll(() => rig.close());
 
   it("leaves what lies between them to nobody, for as long as it is attached", () => {
@@ -486,6 +486,74 @@ describe("a domain with several apertures", () => {
     pagetable.detachDomain(two);
     expect(pagetable.space.usable).toEqual([{ start: 0x2000n, last: 0x2_7fffn }]);
     pagetable.detachDomain(other);
+  });
+
+  describe("with pages of sizes of their own", () => {
+    const graded = () =>
+      new GrainDomain(0x5000n, [
+        { start: 0x1000, end: 0x4000, pageSizes: 0x1000n },
+        { start: 0x2_0000, end: 0x4_0000, pageSizes: 0x4000n },
+      ]);
+
+    it("asks in each for what its pages need, and tells what suits both", () => {
+      const domain = graded();
+      pagetable.attachDomain(domain);
+      expect(pagetable.alignment).toBe(0x4000n);
+      map(0x2000);
+      for (const [iova, bytes, start] of [
+        [0x2_0000, 0x1000, 0],
+        [0x2_1000, 0x4000, 0],
+        [0x2_0000, 0x4000, 0x1000],
+      ] as const)
+        expect(rig.attempt(() => map(iova, bytes, start))).toBe("EINVAL");
+      map(0x2_4000, 0x8000);
+      expect(domain.grains.size).toBe(0x9000 / GRAIN);
+      pagetable.cut({ start: 0x2_6000n, last: 0x2_7fffn });
+      pagetable.cut({ start: 0x2_8000n, last: 0x2_8fffn });
+      expect([...pagetable.areas].map(({ iova }) => iova)).toEqual([0x2000n, 0x2_4000n, 0x2_8000n]);
+      for (const [iova, bytes] of [
+        [0x2000, 0x1000],
+        [0x2_4000, 0x8000],
+      ] as const)
+        unmap(iova, bytes);
+      pagetable.detachDomain(domain);
+      expect(pagetable.alignment).toBe(1n);
+    });
+
+    it("places bytes where their length and memory fit the pages", () => {
+      const domain = graded();
+      pagetable.attachDomain(domain);
+      expect([map(undefined), map(undefined), map(undefined)]).toEqual([0x1000n, 0x2000n, 0x3000n]);
+      expect(rig.attempt(() => map(undefined))).toBe("ENOSPC");
+      expect(rig.attempt(() => map(undefined, 0x4000, 0x1000))).toBe("ENOSPC");
+      expect(map(undefined, 0x4000)).toBe(0x2_0000n);
+      for (const iova of [0x1000, 0x2000, 0x3000]) unmap(iova);
+      unmap(0x2_0000, 0x4000);
+      pagetable.detachDomain(domain);
+    });
+
+    it("takes no areas that do not fit, and maps whole pages without large ones", () => {
+      map(0x2_0000);
+      expect(rig.attempt(() => pagetable.attachDomain(graded()))).toBe("EADDRINUSE");
+      unmap(0x2_0000);
+      const domain = graded();
+      const lengths: number[] = [];
+      const { map: mapped } = domain;
+      domain.map = (iova, pa, length) => {
+        lengths.push(length);
+        mapped.call(domain, iova, pa, length);
+      };
+      pagetable.setLargePages(false);
+      pagetable.attachDomain(domain);
+      map(0x2000);
+      map(0x2_0000, 0x8000);
+      expect(lengths[0]).toBe(0x1000);
+      expect(Math.max(...lengths)).toBe(0x4000);
+      unmap(0x2000);
+      unmap(0x2_0000, 0x8000);
+      pagetable.detachDomain(domain);
+      pagetable.setLargePages(true);
+    });
   });
 });
 

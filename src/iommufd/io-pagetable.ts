@@ -136,8 +136,10 @@ export class IoPagetable implements PageMapper {
 
   #place(piece: Piece, length: bigint): bigint {
     if (!this.#graded) return this.#placer.place(piece, length, this.#alignment);
-    const suits = (start: bigint) => isAligned({ ...piece, length }, 0n, this.#alignmentAt(start));
-    return this.#placer.place(piece, length, this.#alignment, suits);
+    return this.#placer.place(piece, length, (start) => {
+      const alignment = this.#alignmentAt(start);
+      return isAligned({ ...piece, length }, 0n, alignment) ? alignment : undefined;
+    });
   }
 
   /** The pieces behind [iova, iova + length). Throws ENOENT when something of it is not mapped, ENOMEM. */

@@ -42,27 +42,42 @@ export class Placer {
   }
 
   /**
-   * Where `length` bytes fit whose first are `piece`; where only some ranges suit them, `suits` is asked with the first
-   * address of each. Throws EOVERFLOW, ENOSPC.
+   * Where `length` bytes fit whose first are `piece`. Where ranges differ, `alignment` says what each asks for by its first
+   * address, and undefined where the bytes cannot be. Throws EOVERFLOW, ENOSPC.
    */
-  place(piece: Piece, length: bigint, alignment: bigint, suits?: (start: bigint) => boolean): bigint {
+  place(piece: Piece, length: bigint, alignment: bigint | ((start: bigint) => bigint | undefined)): bigint {
     if (length >= MAX_ADDRESS >> 1n)
       throw new LinuxError("EOVERFLOW", `length ${hex(length)} is beyond what can be placed`, this.#name());
+    if (typeof alignment === "function") return this.#placeApart(piece, length, alignment);
     const how = placementOf(piece, length, alignment);
     const key = `${length} ${how.alignment} ${how.pageOffset}`;
     const { placeable } = this.#space;
     if (placeable !== this.#placeable) this.#fullBelow.clear();
     this.#placeable = placeable;
     for (const range of placeable) {
-      if (suits && !suits(range.start)) continue;
       const least = maxOf(range.start, this.#fullBelow.get(key) ?? PAGE);
       const iova = this.#placeIn({ start: least, last: range.last }, how);
       if (iova === undefined) continue;
-      // What skipped a range says nothing about that range.
-      if (!suits) this.#noteFull(key, iova);
+      this.#noteFull(key, iova);
       return iova;
     }
-    throw new LinuxError("ENOSPC", `no ${hex(length)} free IOVAs in a row are left`, this.#name());
+    throw this.#full(length);
+  }
+
+  /** Range by range, each with an alignment of its own: what is known to be full is not remembered. */
+  #placeApart(piece: Piece, length: bigint, alignmentIn: (start: bigint) => bigint | undefined): bigint {
+    for (const { start, last } of this.#space.placeable) {
+      const alignment = alignmentIn(start);
+      if (alignment === undefined) continue;
+      const how = placementOf(piece, length, alignment);
+      const iova = this.#placeIn({ start: maxOf(start, PAGE), last }, how);
+      if (iova !== undefined) return iova;
+    }
+    throw this.#full(length);
+  }
+
+  #full(length: bigint): LinuxError {
+    return new LinuxError("ENOSPC", `no ${hex(length)} free IOVAs in a row are left`, this.#name());
   }
 
   /** An area went, and perhaps some behind it: holes came into being, or became wider. */
