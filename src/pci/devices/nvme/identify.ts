@@ -100,7 +100,9 @@ export const identifyController = ({ serial, mdts, controllerId }: Identity): Ui
   view.setUint32(Controller.NN, 1, true);
   view.setUint16(Controller.ONCS, WRITE_ZEROES | SAVE_AND_SELECT, true);
   bytes[Controller.VWC] = VWC_PRESENT;
-  bytes.set(Buffer.from(`nqn.2014-08.org.nvmexpress:softiommu:${serial.trim()}`), Controller.SUBNQN);
+  // A subsystem of its own, whatever other controllers have for their serial number.
+  const subsystem = `softiommu:${serial.trim()}:${controllerId.toString(16)}`;
+  bytes.set(Buffer.from(`nqn.2014-08.org.nvmexpress:${subsystem}`), Controller.SUBNQN);
   view.setUint16(Controller.PSD0, CENTIWATTS, true);
   return bytes;
 };

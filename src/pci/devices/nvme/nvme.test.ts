@@ -5,6 +5,7 @@ import { functionSuite } from "../../function.suite.ts";
 import { MSI_BASE, Rig, read32, turnOn, write32 } from "../../rig.suite.ts";
 import { Command as CommandBits, Header } from "../../spec.ts";
 import { type HostQueue, NvmeHost } from "./host.suite.ts";
+import { identifyController } from "./identify.ts";
 import { MemoryMedia } from "./media.ts";
 import { createNvme, type Nvme } from "./nvme.ts";
 import { Admin, Cns, Csts, Feature, LogPage, Nvm, Register, StatusCode, SUBSYSTEM_RESET } from "./spec.ts";
@@ -185,6 +186,16 @@ describe("§5.15 Identify", () => {
     expect([bytes[512], bytes[513]]).toEqual([0x66, 0x44]); // SQES, CQES
     expect(bytes[516]).toBe(1); // NN
     expect(text(bytes, 768, 29)).toBe("nqn.2014-08.org.nvmexpress:so");
+  });
+
+  it("§7.9 two controllers with one serial number are subsystems of their own", () => {
+    const identity = { serial: "softiommu", mdts: 5, blocks: 1, blockSize: 512 };
+    const names = [0x100, 0x200].map((controllerId) =>
+      Buffer.from(identifyController({ ...identity, controllerId }).subarray(768, 1024)).toString(),
+    );
+    expect(names[0]).not.toBe(names[1]);
+    for (const name of names)
+      expect(name).toMatch(/^nqn\.2014-08\.org\.nvmexpress:softiommu:softiommu:\d+\0+$/);
   });
 
   it("describes the namespace", () => {
