@@ -120,21 +120,17 @@ static uint64_t *root_of(uint32_t pasid)
     return (uint64_t *)(guest + table) + (pasid & 511);
 }
 
-static void changed(void)
-{
-    follow(DTE_GUEST | GCR3_LOW(gcr3), DOMAIN | GCR3_MIDDLE(gcr3) | DTE_ATS);
-}
-
-/* What the host's unit needs to know of a process is in the GCR3 table; the entry is to be read again. */
+/* What the host's unit needs to know of a process is in the GCR3 table, and of the guest's kernel in the entry. */
 static void give(struct space *space)
 {
     if (!gcr3)
         gcr3 = allocate_page();
     *root_of(space->pasid) = space->root | GCR3_VALID;
-    changed();
     space->hwpt = 1;
-    if (!space->pasid)
-        command(INVALIDATE_IOTLB, EVERYTHING | SIZED);
+    if (space->pasid)
+        return;
+    follow(DTE_GUEST | GCR3_LOW(gcr3), DOMAIN | GCR3_MIDDLE(gcr3) | DTE_ATS);
+    command(INVALIDATE_IOTLB, EVERYTHING | SIZED);
 }
 
 static void take_away(struct space *space)
@@ -142,7 +138,6 @@ static void take_away(struct space *space)
     *root_of(space->pasid) = 0;
     command(INVALIDATE_PAGES | space->pasid, EVERYTHING | SIZED | TABLES_TOO | GUEST_PAGES);
     command(INVALIDATE_IOTLB | IOTLB_PASID(space->pasid), EVERYTHING | SIZED | GUEST_PAGES);
-    changed();
     space->hwpt = 0;
 }
 

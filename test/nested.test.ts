@@ -124,7 +124,7 @@ const run = async (preset: string, name: string) => {
 describe.each([
   ["vtd", "vfio-nested", 40],
   ["smmuv3", "vfio-nested-arm", 54],
-  ["amd", "vfio-nested-amd", 59],
+  ["amd", "vfio-nested-amd", 41],
 ])("nested translation on the machine %s", (preset, program, requests) => {
   it("by a C program is what the demo's VMM does: requests, bytes, faults, what the unit was told", async () => {
     const made = await run(preset, program);

@@ -61,7 +61,7 @@ export const WORDS: { readonly [Model in NestingModel]: Words } = {
     attaches:
       "Its driver writes a device table entry and tells the unit (INVALIDATE_DEVTAB_ENTRY). The VMM reads the entry:",
     shares:
-      "PASIDs are in the guest's GCR3 table, which the host's unit reads itself; the first makes the entry another:",
+      "PASIDs are in the guest's GCR3 table, which the host's unit reads itself: the VMM has nothing to do for them.",
     asks: [
       "It asks for both pages at once: the host's PPR log, the VMM's fault queue, the guest's PPR log, the guest's page",
       "fault handler; and the answer goes the same way back, as COMPLETE_PPR_REQUEST of the guest, and of the host.",

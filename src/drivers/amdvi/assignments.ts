@@ -20,6 +20,8 @@ export interface AssignmentsContext {
   readonly name: string;
   readonly table: DeviceTable;
   readonly invalidations: Invalidations;
+  /** The unit is told of what is added, too. */
+  readonly flushesAdded: boolean;
   /** Domain id of what passes untranslated. */
   readonly identityId: number;
   /** Takes what the unit has reported: a function may not have answered. */
@@ -91,9 +93,8 @@ export class Assignments {
     device.pasids.set(pasid, domain);
     device.gcr3!.set(pasid, domain.root);
     if (first && !isGuest(device.domain)) this.#writeEntry(device);
-    if (!before) return;
-    this.#forgetPasid(device, pasid);
-    before.users -= 1;
+    if (before || this.#context.flushesAdded) this.#forgetPasid(device, pasid);
+    if (before) before.users -= 1;
   }
 
   detachPasid(device: AmdDevice, pasid: number): void {

@@ -177,6 +177,7 @@ export class AmdDriver implements IommuDriver {
       name,
       table: this.#table,
       invalidations: this.#invalidations,
+      flushesAdded: firmware.remembersAbsent ?? false,
       identityId: this.#domainIds.take(),
       serve: () => this.#serve(),
       guestsAbove: (domain) => this.#guestsAbove(domain),

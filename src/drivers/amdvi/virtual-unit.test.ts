@@ -59,7 +59,15 @@ describe("the AMD-Vi driver on a virtual unit", () => {
       const before = told();
       domain.map(IOVA, 0x5000, PAGE, RW);
       expect(told() !== before).toBe(remembersAbsent);
+      driver.attach(device, driver.blocked);
+      // The first PASID changes the device's entry.
+      const process = driver.allocatePaging(device, { pasid: true });
+      driver.attach(device, process, 1);
+      const last = told();
+      driver.attach(device, process, 2);
+      expect(told() !== last).toBe(remembersAbsent);
       driver.release(device);
+      process.free();
       domain.free();
     },
   );

@@ -9,7 +9,7 @@ const IOVA = 0x1_2345_6000;
 const VA = 0x5555_0000_0000;
 const RW = Protection.read | Protection.write;
 
-const HOSTS = ["vtd-legacy", "vtd", "smmuv3"] as const;
+const HOSTS = ["vtd-legacy", "vtd", "smmuv3", "amd"] as const;
 const GUESTS: readonly ShownUnit[] = ["vtd-legacy", "vtd", "smmuv3", "amdvi"];
 const EVERY = HOSTS.flatMap((host) => GUESTS.map((guest) => [guest, host] as const));
 /** Both sides have PASIDs. */
