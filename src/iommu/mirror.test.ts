@@ -96,6 +96,19 @@ describe("a mirror of a process's memory", () => {
     );
   });
 
+  it("looks for the pages of a range with many holes so often and no more, and for a single one always", () => {
+    const count = 1024;
+    for (let page = 0; page < count; page += 2) task.memory.map(VA + page * PAGE, PAGE);
+    mirror.turn();
+    expect(mirror.reach(VA, count * PAGE, false)).toBe(false);
+    const shown = mirror.pages;
+    expect(shown).toBeGreaterThan(0);
+    expect(shown).toBeLessThan(count / 2);
+    expect(mirror.reach(VA + (count - 2) * PAGE, PAGE, true)).toBe(true);
+    expect(mirror.pages).toBe(shown + 1);
+    task.memory.unmap(VA, count * PAGE);
+  });
+
   it("shows 64 MiB at most, and nothing once it is closed", () => {
     expect(mirror.reach(VA, 65 * 2 ** 20, false)).toBe(false);
     task.memory.map(VA, PAGE);

@@ -13,8 +13,10 @@ import { type PagingDomain, Protection } from "./driver.ts";
 const PAGE = 4096;
 /** Pages that are shown at a time: 64 MiB. */
 const MOST_PAGES = 16384;
-/** Attempts to pin something, each time that a range is reached for: what has more holes comes page by page. */
-const MOST_TRIES = 256;
+/** Attempts to pin something in a time: what has more holes comes page by page, when it is asked for. */
+const MOST_TRIES = 512;
+/** A single page takes no more: to be written to, and else to be read. */
+const TRIES_OF_A_PAGE = 2;
 
 /** Pages that were pinned together. */
 interface Run {
@@ -31,7 +33,7 @@ export class Mirror {
   /** By page number. */
   readonly #pages = new Map<number, Run>();
   #time = 0;
-  #tries = 0;
+  #tries = MOST_TRIES;
   #open = true;
 
   constructor(domain: PagingDomain, memory: UserMemory) {
@@ -47,6 +49,7 @@ export class Mirror {
   /** A new time begins; answers its number. */
   turn(): number {
     this.#time += 1;
+    this.#tries = MOST_TRIES;
     return this.#time;
   }
 
@@ -55,7 +58,7 @@ export class Mirror {
     const first = Math.floor(va / PAGE);
     const end = Math.ceil((va + length) / PAGE);
     let complete = true;
-    this.#tries = MOST_TRIES;
+    if (end - first === 1) this.#tries = Math.max(this.#tries, TRIES_OF_A_PAGE);
     for (let page = first; page < end; ) {
       const run = this.#pages.get(page);
       if (run && (run.writable || !write)) {
