@@ -501,3 +501,21 @@ const asking = () => {
   expect(attach(nested)).toBe(nested);
   return { table, gcr3, faults };
 };
+
+it("a page table belongs to one unit, and so do a guest's functions and page tables; an address space has one for each", () => {
+  const units = FAITHFUL.replace("devices:\n", "  - model: amdvi\n    name: ivhd1\ndevices:\n");
+  const text = `${units}  - model: test\n    at: 0000:09:00.0\n    unit: ivhd1\nextensions: [amd-nesting]\n`;
+  start(text);
+  const other = guest.client.cdev([...guest.machine.core.devices.keys()].indexOf("0000:09:00.0"));
+  const id = guest.client.bind(other, guest.fd);
+  const attachOther = (pt: number): unknown => outcome(() => guest.client.attachTo(other, pt));
+  const there = guest.client.hwpt(guest.fd, id, guest.ioas, NEST);
+  expect([attach(there), attachOther(parent)]).toEqual(["EINVAL", "EINVAL"]);
+  const members = { type: 1, dev_id: guest.id, hwpt_id: there };
+  expect(outcome(() => guest.call(uapi.IOMMU_VIOMMU_ALLOC, uapi.IommuViommuAlloc, members))).toBe("EINVAL");
+  const device = { viommu_id: viommu, dev_id: id, virt_id: 1n };
+  expect(outcome(() => guest.call(uapi.IOMMU_VDEVICE_ALLOC, uapi.IommuVdeviceAlloc, device))).toBe("EINVAL");
+  const nested = guest.nested(viommu, {});
+  expect([attachOther(nested), attach(nested)]).toEqual(["EINVAL", nested]);
+  expect([attach(guest.ioas), typeof attachOther(guest.ioas)]).toEqual([expect.any(Number), "number"]);
+});
