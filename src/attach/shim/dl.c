@@ -4,12 +4,20 @@
  * itself, as foreign function interfaces do, would be its own function: it is given ours. Left out: dlmopen, whose
  * namespaces have a C library of their own.
  *
- * The loader looks at the return address to know who asks. So the calls of its functions are the last thing done here:
- * the compiler makes jumps of them.
+ * The loader looks at the return address to know who asks. So the calls of its functions are the last thing done here,
+ * and the compiler makes jumps of them, however the rest is compiled.
  */
 #include <dlfcn.h>
 
 #include "core.h"
+
+#ifdef __clang__
+#define JUMPS
+#define jump_to __attribute__((musttail)) return
+#else
+#define JUMPS __attribute__((optimize("O2")))
+#define jump_to return
+#endif
 
 static struct {
     void *(*dlsym)(void *, const char *);
@@ -54,18 +62,18 @@ static void *in_our_place(void *found, const char *name)
     return ours ? ours : found;
 }
 
-EXPORT void *dlsym(void *handle, const char *name)
+EXPORT JUMPS void *dlsym(void *handle, const char *name)
 {
     if (!real.dlsym)
         find_dlsym();
     if (handle == RTLD_NEXT || handle == RTLD_DEFAULT || !shim_is_attached)
-        return real.dlsym(handle, name);
+        jump_to real.dlsym(handle, name);
     return in_our_place(real.dlsym(handle, name), name);
 }
 
-EXPORT void *dlopen(const char *file, int mode)
+EXPORT JUMPS void *dlopen(const char *file, int mode)
 {
     if (!real.dlopen)
         real.dlopen = shim_next("dlopen");
-    return real.dlopen(file, attached() ? mode & ~RTLD_DEEPBIND : mode);
+    jump_to real.dlopen(file, attached() ? mode & ~RTLD_DEEPBIND : mode);
 }
