@@ -1,13 +1,16 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { codeOf } from "../../../test/support/code-of.ts";
+import { silent } from "../../base/events.ts";
 import { FaultCode } from "../../hardware/zpci/faults.ts";
 import { EVENTS, EventControl, Register } from "../../hardware/zpci/spec.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { type PagingDomain, Protection, type UnrecoverableFault } from "../../iommu/driver.ts";
-import { ZpciBench, type ZpciBenchOptions } from "./rig.suite.ts";
+import { ZpciDomain } from "./domain.ts";
+import { END, ZpciBench, type ZpciBenchOptions } from "./rig.suite.ts";
 
 describeDriver("zPCI", () => new ZpciBench());
 describeDriver("zPCI, remembering nothing", () => new ZpciBench({ cache: "none" }));
+describeDriver("zPCI, forgetting at random", () => new ZpciBench({ cache: "paranoid" }));
 describeDriver(
   "zPCI, addresses from 256 MiB on, refreshing what becomes valid",
   () => new ZpciBench({ firmware: { start: 2 ** 28, end: 2 ** 40 }, refreshes: true }),
@@ -52,6 +55,28 @@ describe("the zPCI driver", () => {
     expect(codeOf(() => driver.attach(devices[0], driver.identity, 1))).toBe("EOPNOTSUPP");
     const data = { type: 0x7339_0001, length: 16, read: () => new Uint8Array(16), write: () => {} };
     expect(codeOf(() => driver.allocateNested(devices[0], domain(), data, {}))).toBe("EOPNOTSUPP");
+  });
+
+  it("knows its functions, and says what it cannot have", () => {
+    const { driver, devices } = open({ firmware: { covers: ({ rid }) => rid === 0x100 || rid === 0x218 } });
+    expect(codeOf(() => driver.probe({ rid: 0x300, name: "0000:03:00.0" }))).toBe("ENODEV");
+    bench!.limitFrames(2);
+    expect(codeOf(() => domain())).toBe("ENOMEM");
+    bench!.limitFrames(Number.POSITIVE_INFINITY);
+    const freed = driver.allocatePaging(devices[0]);
+    freed.free();
+    expect(codeOf(() => driver.attach(devices[0], freed))).toBe("EINVAL");
+  });
+
+  it("does not take a domain with addresses that its functions may not use", () => {
+    const { driver, devices } = open({ firmware: { start: 0x10_0000, end: 0x20_0000 } });
+    const wide = new ZpciDomain({
+      ...{ unitName: "zpci1", id: 1, memory: bench!.memory, start: 0, end: END, nestParent: false },
+      events: silent,
+      forget: () => {},
+    });
+    expect(codeOf(() => driver.attach(devices[0], wide))).toBe("EINVAL");
+    wide.free();
   });
 
   it("keeps functions to the addresses of the machine, in every domain", () => {

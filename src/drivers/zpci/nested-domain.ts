@@ -74,7 +74,10 @@ export class ZpciNestedDomain implements NestedDomain, Derived {
     return Iota.make({ ORIGIN: this.product.root, T: true, DT: DT.of(this.#guestIota) });
   }
 
-  /** What the guest refreshes; one whose entries could not all be taken is the first that is not done. */
+  /**
+   * What the guest refreshes; one whose entries could not all be taken is the first that is not done. What is looked at for
+   * all of them together has its bound (ENOSPC): the rest can be asked for again.
+   */
   invalidate(requests: UserArray): InvalidationOutcome {
     if (requests.type !== SOFTIOMMU_HWPT_INVALIDATE_DATA_S390_REFRESH)
       return {
@@ -85,6 +88,7 @@ export class ZpciNestedDomain implements NestedDomain, Derived {
           this.name,
         ),
       };
+    this.product.begin();
     for (let index = 0; index < requests.count; index += 1)
       try {
         this.#refresh(requests, index);

@@ -249,6 +249,7 @@ describe("what a refresh costs", () => {
       expect(codeOf(() => product.synchronize(2 ** 31, 2 ** 42))).toBe("ENOSPC");
       product.settle(() => {});
       expect(product.tables).toBe(3);
+      product.begin();
       expect(product.synchronize(2 ** 31, 2 ** 31 + PAGE)).toBeUndefined();
       product.settle(() => {});
       expect(product.tables).toBe(5);
@@ -257,6 +258,18 @@ describe("what a refresh costs", () => {
     }
     expect(codeOf(() => nest(regions))).toBe("ENOSPC");
     expect(bench.memory.allocated).toBe(standing);
+  });
+
+  it("is bounded for all ranges of a request together: the rest can be asked for again", () => {
+    const domain = running();
+    const everything: (readonly [number, number])[] = Array.from({ length: 1024 }, () => [0, 2 ** 42]);
+    // One entry for each region, and those of the segment table and the page table that there are.
+    const each = 2048 + 2048 + 256;
+    const { done, error } = refresh(domain, ...everything);
+    expect([done, (error as LinuxError).code]).toEqual([Math.floor(2 ** 20 / each), "ENOSPC"]);
+    expect(access(IOVA)).toBe("fault");
+    expect(refresh(domain, [0, 2 ** 42])).toEqual({ done: 1 });
+    expect(access(IOVA)).toBe(guest.at(DATA));
   });
 
   it("without memory for tables nothing of the range is valid, and nothing is lost", () => {

@@ -2,6 +2,7 @@
  * What tests of the zPCI driver stand on: a unit with its driver over one memory, two functions, and a guest that writes its
  * own tables. Accesses are made through the unit, so that a driver which forgets a refresh is found out.
  */
+import { Random } from "../../base/clock.ts";
 import { silent } from "../../base/events.ts";
 import { Access, Transaction, TranslateStatus } from "../../hardware/unit.ts";
 import { Iota } from "../../hardware/zpci/spec.ts";
@@ -55,6 +56,7 @@ export class ZpciBench implements DriverBench {
       interrupt: (address, data) =>
         memory.writeBytes(Number(address), new Uint8Array(Uint32Array.of(data).buffer)),
       msiAddress: MSI_BASE,
+      random: new Random(1),
       ...unit,
     });
     const allocate = memory.allocate.bind(memory);

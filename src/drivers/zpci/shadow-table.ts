@@ -111,7 +111,8 @@ export class ShadowTable {
   /** Where entries went or changed since `settle`: [start, end). */
   #goneStart = Number.POSITIVE_INFINITY;
   #goneEnd = 0;
-  #left = 0;
+  /** Entries that may still be read for the request. */
+  #left: number;
   #refusal: string | undefined;
   /** The guest page that was looked up last, and where it is. */
   #known = -1;
@@ -129,6 +130,7 @@ export class ShadowTable {
     this.#memory = parent.memory;
     this.#mostTables = mostTables;
     this.#mostFetches = mostFetches;
+    this.#left = mostFetches;
     this.#readers = format.levels.map((_, level) => new EntryReader(format, level));
     this.#none = lowWord(format.empty);
     this.#protected = lowWord(format.leafBits(Protection.read));
@@ -140,13 +142,17 @@ export class ShadowTable {
     return this.#root.pa;
   }
 
+  /** Another request begins: its bound is that of all its ranges together. */
+  begin(): void {
+    this.#left = this.#mostFetches;
+  }
+
   /**
    * Makes the product of [start, end) what the guest's tables say now; what they name outside the parent is not valid there,
    * and the first of it is returned in a sentence.
    * Throws ENOSPC beyond a bound, ENOMEM; then nothing of the range is valid. `settle` must follow.
    */
   synchronize(start: number, end: number): string | undefined {
-    this.#left = this.#mostFetches;
     this.#refusal = undefined;
     this.#known = -1;
     try {
