@@ -10,10 +10,11 @@ const VA = 0x5555_0000_0000;
 const RW = Protection.read | Protection.write;
 
 const HOSTS = ["vtd-legacy", "vtd", "smmuv3", "amd"] as const;
-const GUESTS: readonly ShownUnit[] = ["vtd-legacy", "vtd", "smmuv3", "amdvi"];
+const GUESTS: readonly ShownUnit[] = ["vtd-legacy", "vtd", "smmuv3", "amdvi", "zpci"];
 const EVERY = HOSTS.flatMap((host) => GUESTS.map((guest) => [guest, host] as const));
 /** Both sides have PASIDs. */
-const TAGGED = EVERY.filter(([guest, host]) => guest !== "vtd-legacy" && host !== "vtd-legacy");
+const UNTAGGED: ReadonlySet<string> = new Set(["vtd-legacy", "zpci"]);
+const TAGGED = EVERY.filter((both) => !both.some((unit) => UNTAGGED.has(unit)));
 
 let rig: GuestRig;
 const begin = (host: string, shows: ShownUnit) => {
