@@ -8,6 +8,7 @@ import { compileWalker } from "../src/pagetable/compile.ts";
 import { type PageTableFormat, Permission } from "../src/pagetable/format.ts";
 import { Mapper } from "../src/pagetable/mapper.ts";
 import { s390Dat } from "../src/pagetable/s390.ts";
+import { tce } from "../src/pagetable/tce.ts";
 import { vmsaStage1, vmsaStage2 } from "../src/pagetable/vmsa.ts";
 import { vtdFirstLevel } from "../src/pagetable/vtd-first-level.ts";
 import { vtdSecondLevel } from "../src/pagetable/vtd-second-level.ts";
@@ -52,7 +53,9 @@ export const walkComparisons = (many = 100_000): Prepared => {
 /** Formats that have four levels for a page of 4 KiB and 48 bits of address, or more. */
 export const fourLevels = (): PageTableFormat[] => {
   const vmsa = { granuleLg2: 12, inputBits: 48, outputBits: 48 } as const;
-  return [vtdFirstLevel(4), second, x86Paging(4), vmsaStage1(vmsa), vmsaStage2(vmsa), amdV1(4), s390Dat(4)];
+  const window = tce({ pageLg2: 12, levels: 4, tableLg2: 12 });
+  const own = [vtdFirstLevel(4), second, x86Paging(4), amdV1(4), s390Dat(4), window];
+  return [...own, vmsaStage1(vmsa), vmsaStage2(vmsa)];
 };
 
 /** Each format's walks in cache, against those of the VT-d second stage. */
