@@ -8,7 +8,7 @@ import { Random } from "../base/clock.ts";
 import { Banks } from "../memory/banks.ts";
 import { explainWalk } from "./explain.ts";
 import { explainNested, type NestedOutcome } from "./explain-nested.ts";
-import { atOnceBits } from "./format.suite.ts";
+import { atOnceBits, same } from "./format.suite.ts";
 import {
   type FormatLevel,
   inputBits,
@@ -30,6 +30,10 @@ const everyBit = Object.values(Permission).reduce((all, one) => all | one, 0);
 /** Frames that a first-stage table takes which the second stage can map by itself. */
 const tableFrames = ({ second }: NestedFormats, level: FormatLevel): number =>
   Math.max(tableBytes(level), 2 ** second.levels[0]!.leaves[0]!.lg2) / 4096;
+
+/** Results of a fault of the second stage, and of a walk that ends at a leaf. */
+const ABOVE = ["fetch", "guestLevel", "guestAddress"] as const;
+const LEAF = ["pa", "lg2", "span", "guestAddress"] as const;
 
 /** Tables of both stages: the second's by its mapper, with bits turned over; the first's of random entries. */
 class NestedScene {
@@ -156,6 +160,7 @@ export const describeNested = (name: string, make: () => NestedFormats): void =>
     const plain = compileNested(formats);
     const cached = compileCachedNested(formats);
     const cache = new GuestCache(1);
+    const atOnce = atOnceBits(formats.first);
     const notedBits = formats.second.levels
       .flatMap(({ tables, leaves }) => [...tables, ...leaves])
       .reduce((bits, kind) => bits | (kind.accessed ?? 0n) | (("dirty" in kind && kind.dirty) || 0n), 0n);
@@ -194,28 +199,23 @@ export const describeNested = (name: string, make: () => NestedFormats): void =>
       const fault = withCache
         ? cached(memory, root, lower.root, ...words(address), need, out, cache, cache.tag(0))
         : plain(memory, root, lower.root, ...words(address), need, out);
-      const { stage, level, fetch, guestLevel, guestAddress, pa, lg2, span, allowed } = told;
-      expect({ fault, stage: out.stage, level: out.level }, told.reason).toEqual({
-        fault: told.fault,
-        stage,
-        level,
-      });
+      const { stage, level } = told;
+      type Compared = "stage" | "level" | "entryAddress" | (typeof ABOVE | typeof LEAF)[number];
+      const equal = (what: Compared): void => same(out[what], told[what], told, what);
+      same(fault, told.fault, told, "fault");
+      equal("stage");
+      equal("level");
       if (level >= 0) {
-        expect(out.entryAddress, told.reason).toBe(told.entryAddress);
+        equal("entryAddress");
         // The walk may have set the bits of a second-stage entry before it met it again.
-        const noted = stage === 2 ? notedBits : atOnceBits(formats.first);
-        expect(((BigInt(out.hi) << 32n) | BigInt(out.lo)) & ~noted).toBe(told.entry & ~noted);
+        const noted = stage === 2 ? notedBits : atOnce;
+        same(((BigInt(out.hi) << 32n) | BigInt(out.lo)) & ~noted, told.entry & ~noted, told, "entry");
       }
-      if (stage === 2)
-        expect([out.fetch, out.guestLevel, out.guestAddress]).toEqual([fetch, guestLevel, guestAddress]);
-      if (fault === WalkFault.none)
-        expect([out.pa, out.lg2, out.span, out.allowed & everyBit, out.guestAddress], told.reason).toEqual([
-          pa,
-          lg2,
-          span,
-          allowed,
-          guestAddress,
-        ]);
+      if (stage === 2) for (const what of ABOVE) equal(what);
+      if (fault === WalkFault.none) {
+        for (const what of LEAF) equal(what);
+        same(out.allowed & everyBit, told.allowed, told, "allowed");
+      }
       return told;
     };
 
