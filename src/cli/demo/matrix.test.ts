@@ -7,7 +7,10 @@ import { Teller } from "./story.ts";
 
 const manual = readFileSync(new URL("../../../docs/fallback.md", import.meta.url), "utf8");
 
-describe("every guest on every host", () => {
+/** Each of the first two tells a story in every cell. */
+const PATIENCE = { timeout: 300_000 };
+
+describe("every guest on every host", PATIENCE, () => {
   it("runs with every claim true or is refused for what the host lacks, and docs/fallback.md says so", () => {
     const cells = matrix();
     expect(cells.filter(({ wrong }) => wrong.length > 0)).toEqual([]);
