@@ -1,5 +1,6 @@
 import { type DriverBench, describeDriver } from "../../iommu/driver.suite.ts";
 import { Banks } from "../../memory/banks.ts";
+import { rationed } from "../rig-memory.suite.ts";
 import { MockDevice } from "./device.ts";
 import { MockDomain } from "./domain.ts";
 import { MockDriver } from "./driver.ts";
@@ -8,13 +9,7 @@ const DEVICES = [new MockDevice(0), new MockDevice(1)] as const;
 
 const bench = (): DriverBench => {
   const memory = new Banks({ ram: [{ start: 0, length: 2 ** 28 }] });
-  let left = Number.POSITIVE_INFINITY;
-  const allocate = memory.allocate.bind(memory);
-  memory.allocate = (count) => {
-    if (left < count) return -1;
-    left -= count;
-    return allocate(count);
-  };
+  const limitFrames = rationed(memory);
   const driver = new MockDriver(memory);
   return {
     driver,
@@ -26,9 +21,7 @@ const bench = (): DriverBench => {
       const pa = domain instanceof MockDomain ? domain.access(iova, write) : -1;
       return pa < 0 ? "fault" : pa;
     },
-    limitFrames: (count) => {
-      left = count;
-    },
+    limitFrames,
     close() {
       driver.close();
       memory.close();

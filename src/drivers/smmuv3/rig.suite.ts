@@ -11,6 +11,7 @@ import { Banks } from "../../memory/banks.ts";
 import { TestFunction } from "../../pci/devices/test-function.ts";
 import { HostBridge } from "../../pci/dma.ts";
 import { placement } from "../../pci/placement.ts";
+import { messagesInto, rationed } from "../rig-memory.suite.ts";
 import { SmmuDriver, type SmmuFirmware } from "./driver.ts";
 
 export interface SmmuBench extends DriverBench {
@@ -62,22 +63,12 @@ export const smmuBench = (options: BenchOptions = {}): SmmuBench => {
     name: "smmu0",
     memory,
     events: silent,
-    interrupt: (address, data) => {
-      const bytes = new Uint8Array(4);
-      new DataView(bytes.buffer).setUint32(0, data, true);
-      memory.writeBytes(Number(address), bytes);
-    },
+    interrupt: messagesInto(memory),
     capabilities: { msi: true, ...capabilities },
     cache,
     random: new Random(1),
   });
-  let left = Number.POSITIVE_INFINITY;
-  const allocate = memory.allocate.bind(memory);
-  memory.allocate = (count) => {
-    if (left < count) return -1;
-    left -= count;
-    return allocate(count);
-  };
+  const limitFrames = rationed(memory);
   const scheduler = new WorkQueue();
   const driver = new SmmuDriver({
     name: "smmu0",
@@ -112,9 +103,7 @@ export const smmuBench = (options: BenchOptions = {}): SmmuBench => {
       scheduler.run();
       return status === TranslateStatus.ok ? pa : "fault";
     },
-    limitFrames: (count) => {
-      left = count;
-    },
+    limitFrames,
     close() {
       driver.close();
       msi.close();

@@ -5,6 +5,7 @@ import { Access, NO_PASID, Transaction, TranslateStatus } from "../../hardware/u
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { Protection, type Requester } from "../../iommu/driver.ts";
 import { Banks } from "../../memory/banks.ts";
+import { rationed } from "../rig-memory.suite.ts";
 import { SoftwareDriver } from "./driver.ts";
 
 const DEVICES: readonly [Requester, Requester] = [
@@ -30,13 +31,7 @@ const make = (events = silent) => {
 
 describeDriver("devices made by software", () => {
   const { memory, driver, units } = make();
-  let left = Number.POSITIVE_INFINITY;
-  const allocate = memory.allocate.bind(memory);
-  memory.allocate = (count) => {
-    if (left < count) return -1;
-    left -= count;
-    return allocate(count);
-  };
+  const limitFrames = rationed(memory);
   return {
     driver,
     memory,
@@ -46,9 +41,7 @@ describeDriver("devices made by software", () => {
       const unit = units[DEVICES.indexOf(device as Requester)]!;
       return unit.translate(transaction) === TranslateStatus.ok ? transaction.pa : "fault";
     },
-    limitFrames: (count) => {
-      left = count;
-    },
+    limitFrames,
     close: () => memory.close(),
   };
 });

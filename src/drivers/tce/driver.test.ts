@@ -17,6 +17,7 @@ import { MSI_BASE, MSI_BYTES, MsiController } from "../../kernel/msi.ts";
 import { Banks } from "../../memory/banks.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { SOFTIOMMU_HWPT_DATA_TCE, SoftiommuHwptTce } from "../../uapi/vendor/extensions.ts";
+import { messagesInto, rationed } from "../rig-memory.suite.ts";
 import { dataOf } from "../user-data.suite.ts";
 import { TceDriver } from "./driver.ts";
 import { HIGH_START } from "./windows.ts";
@@ -46,22 +47,12 @@ const bench = (
     name: "phb0",
     memory,
     events: silent,
-    interrupt: (address, data) => {
-      const bytes = new Uint8Array(4);
-      new DataView(bytes.buffer).setUint32(0, data, true);
-      memory.writeBytes(Number(address), bytes);
-    },
+    interrupt: messagesInto(memory),
     messages: { start: MSI_BASE, length: MSI_BYTES },
     pageLg2s,
     cache,
   });
-  let left = Number.POSITIVE_INFINITY;
-  const allocate = memory.allocate.bind(memory);
-  memory.allocate = (count) => {
-    if (left < count) return -1;
-    left -= count;
-    return allocate(count);
-  };
+  const limitFrames = rationed(memory);
   const firmware = { pageLg2s, covers: ({ name }: Requester) => name.startsWith("0000:") };
   const driver = new TceDriver({ name: "phb0", unit, memory, msi, events: silent, firmware, apertures });
   const transaction = new Transaction();
@@ -82,9 +73,7 @@ const bench = (
       transaction.hi = Math.floor(iova / 2 ** 32);
       return unit.translate(transaction) === TranslateStatus.ok ? transaction.pa : "fault";
     },
-    limitFrames: (count) => {
-      left = count;
-    },
+    limitFrames,
     close() {
       driver.close();
       msi.close();

@@ -10,6 +10,7 @@ import { IommuCore } from "../../iommu/core.ts";
 import { describeDriver } from "../../iommu/driver.suite.ts";
 import { type PagingDomain, Protection, type Requester } from "../../iommu/driver.ts";
 import { type PageRequestGroup, pageRequestsOf } from "../../iommu/page-requests.ts";
+import { rationed } from "../rig-memory.suite.ts";
 import { firstStage, Rig } from "./rig.suite.ts";
 
 const RW = Protection.read | Protection.write;
@@ -36,13 +37,7 @@ const pasidOf = (part: Requester): number => DEFAULTS[part === PARTS[0] ? 0 : 1]
 describeDriver("parts of a function on VT-d", () => {
   const rig = new Rig();
   const driver = auxiliaryOf(rig);
-  let left = Number.POSITIVE_INFINITY;
-  const allocate = rig.memory.allocate.bind(rig.memory);
-  rig.memory.allocate = (count) => {
-    if (left < count) return -1;
-    left -= count;
-    return allocate(count);
-  };
+  const limitFrames = rationed(rig.memory);
   return {
     driver: {
       ...{ name: driver.name, identity: driver.identity, blocked: driver.blocked },
@@ -59,9 +54,7 @@ describeDriver("parts of a function on VT-d", () => {
     memory: rig.memory,
     devices: PARTS,
     access: (part, iova, write) => rig.access(rig.device, iova, write, pasidOf(part as Requester)),
-    limitFrames: (count) => {
-      left = count;
-    },
+    limitFrames,
     close: () => {
       rig.release();
       rig.close();

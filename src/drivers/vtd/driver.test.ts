@@ -9,6 +9,7 @@ import { Protection } from "../../iommu/driver.ts";
 import { MsiController } from "../../kernel/msi.ts";
 import { Banks } from "../../memory/banks.ts";
 import type { PciFunction } from "../../pci/function.ts";
+import { messagesInto, rationed } from "../rig-memory.suite.ts";
 import { VtdDriver, type VtdFirmware } from "./driver.ts";
 
 /** The driver asks a function for its name and requester id only. */
@@ -34,21 +35,11 @@ const bench = (
     name: "dmar0",
     memory,
     events: silent,
-    interrupt: (address, data) => {
-      const bytes = new Uint8Array(4);
-      new DataView(bytes.buffer).setUint32(0, data, true);
-      memory.writeBytes(Number(address), bytes);
-    },
+    interrupt: messagesInto(memory),
     capabilities: { ...capabilities, ...change },
     cache,
   });
-  let left = Number.POSITIVE_INFINITY;
-  const allocate = memory.allocate.bind(memory);
-  memory.allocate = (count) => {
-    if (left < count) return -1;
-    left -= count;
-    return allocate(count);
-  };
+  const limitFrames = rationed(memory);
   const driver = new VtdDriver({
     name: "dmar0",
     unit,
@@ -71,9 +62,7 @@ const bench = (
       transaction.access = write ? Access.write : Access.read;
       return unit.translate(transaction) === TranslateStatus.ok ? transaction.pa : "fault";
     },
-    limitFrames: (count) => {
-      left = count;
-    },
+    limitFrames,
     close() {
       driver.close();
       msi.close();
