@@ -111,7 +111,7 @@ class Explainer {
   *way(tables: Ending | undefined): Steps<Ending> {
     const { owned } = this.#unit;
     if (owned) owned.refused = RmpVerdict.ok;
-    if (!this.#unit.enabled) return this.#pass("CONTROL.IommuEn = 0: nothing is translated");
+    if (!this.#unit.enabled) return yield* this.#passes("CONTROL.IommuEn = 0: nothing is translated");
     const read = yield* this.#readDevice();
     const slot = this.#unit.devices.slot(this.#transaction.rid);
     const held = tables && slot?.held ? slot.device : undefined;
@@ -119,16 +119,14 @@ class Explainer {
       yield stale("device table cache", describe(held));
     const device = held ?? read;
     if (device instanceof Refusal) return endOf(device);
-    if (!device.valid) {
-      const note = "DTE.V = 0: the device's requests pass";
-      return this.#unit.owned ? yield* this.#identity(note) : this.#pass(note);
-    }
+    if (!device.valid) return yield* this.#passes("DTE.V = 0: the device's requests pass");
     return yield* this.#translate(device, tables && { slot, tables });
   }
 
-  #pass(note: string): Ending {
-    const { lo } = this.#transaction;
-    return translated(this.#pa(), WORD - (lo >>> 0), note);
+  /** Everything passes; with secure nested paging but to what a guest owns. */
+  *#passes(note: string): Steps<Ending> {
+    if (this.#unit.owned) return yield* this.#identity(note);
+    return translated(this.#pa(), WORD - (this.#transaction.lo >>> 0), note);
   }
   #pa(): number {
     const { lo, hi } = this.#transaction;

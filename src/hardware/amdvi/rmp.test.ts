@@ -2,7 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { Rmp, type RmpState } from "../rmp.ts";
 import { answer } from "../unit.suite.ts";
-import { Access, TranslateStatus } from "../unit.ts";
+import { Access, NO_PASID, TranslateStatus } from "../unit.ts";
 import { EventCode } from "./queue-spec.ts";
 import { AmdViRig, access, type RigOptions, readWrite, requestOf, wait } from "./rig.suite.ts";
 import { Register, Status } from "./spec.ts";
@@ -94,6 +94,22 @@ describe("an access of a device", () => {
     expect(codes(rig)).toEqual([RMP_FAULT, RMP_FAULT, RMP_FAULT]);
   });
 
+  it("is checked while translation is off, and explained so", () => {
+    const { rig, rmp } = rigWith();
+    rmp.update(HOST, guests(0));
+    for (const [pa, ok] of [
+      [HOST, false],
+      [HOST + PAGE, true],
+      [HOST + LARGE, true],
+    ] as const) {
+      const found = access(rig, RID, pa);
+      expect(found.ok).toBe(ok);
+      const told = [...rig.unit.explain(requestOf(RID, pa, Access.read))].at(-1)!;
+      expect(told.outcome).toMatchObject(found);
+    }
+    expect(reasonsOf(rig)).toEqual([expect.stringContaining("host page 0x40000000 is private")]);
+  });
+
   it("is not granted to a device that asks for the translation", () => {
     const { rig, rmp } = rigWith();
     rig.map(RID, IOVA, HOST, 12, readWrite);
@@ -118,27 +134,60 @@ describe("an access of a device", () => {
 });
 
 describe("what the unit itself reads", () => {
-  it("is checked: the device table, tables of the host and of guests", () => {
-    for (const stages of ["host", "guest", "nested"] as const) {
-      const { rig, rmp } = rigWith({ stages });
+  it("is checked: the device table, and every table of the host and of guests on the way", () => {
+    for (const [stages, tables] of [
+      ["host", 4],
+      ["guest", 5],
+      // The tables of the host are large pages where all memory is where it is: the two upper levels.
+      ["nested", 7],
+    ] as const) {
+      const { rig, rmp } = rigWith({ stages, cache: "none" });
       rig.map(RID, IOVA, HOST, 12, readWrite);
       rig.enable();
       const { host, guest } = rig.domain(RID);
-      for (const table of stages === "host" ? [host] : [guest]) {
-        rmp.update(table, guests(0));
-        expect(access(rig, RID, IOVA).ok).toBe(false);
-        expect(codes(rig)).toEqual([RMP_FAULT]);
-        expect(reasonsOf(rig).at(-1)).toContain(`0x${table.toString(16)} is private to the guest`);
-        rmp.update(table, shared);
-        expect(access(rig, RID, IOVA).ok).toBe(true);
+      const kept: number[] = [];
+      const last = rig.memory.allocate(1);
+      for (let page = rig.deviceTable; page < last; page += PAGE) {
+        if (page === rig.eventLog) continue;
+        rmp.update(page, guests(0));
+        if (!access(rig, RID, IOVA).ok) {
+          kept.push(page);
+          expect(codes(rig)).toEqual([RMP_FAULT]);
+          expect(reasonsOf(rig).at(-1)).toContain(`0x${page.toString(16)} is private to the guest`);
+        }
+        rmp.update(page, shared);
       }
+      expect(kept).toHaveLength(1 + tables);
+      const roots = { host: [host], guest: [rig.gcr3Of(RID), guest], nested: [host, rig.gcr3Of(RID), guest] };
+      expect(kept).toEqual(expect.arrayContaining([rig.deviceTable, ...roots[stages]]));
+      expect(access(rig, RID, IOVA).ok).toBe(true);
     }
-    const { rig, rmp } = rigWith();
-    rig.domain(RID);
-    rig.enable();
-    rmp.update(rig.deviceTable, guests(0));
-    expect(access(rig, RID, IOVA).ok).toBe(false);
-    expect(codes(rig)).toEqual([RMP_FAULT]);
+  });
+
+  it("and writes: accessed and dirty bits of a guest's tables, a completion, the PPR log", () => {
+    const { rig, rmp } = rigWith({ stages: "nested" });
+    rig.map(RID, IOVA, HOST, 12, readWrite);
+    const { host, guest } = rig.domain(RID);
+    const dte = { MODE: rig.mode, HOST_TRP: host, ...rig.gcr3Fields(rig.gcr3Of(RID)), GIOV: true };
+    rig.dte(RID, { ...dte, DOMAIN: 1, I: true, PPR: true });
+    rig.enable({ PPR_EN: true, PPR_LOG_EN: true });
+    expect(access(rig, RID, IOVA).ok).toBe(true);
+    const leaf = rig.entryAddress(guest, 4, IOVA, 1, () => 0n);
+    const completion = rig.memory.allocate(1);
+    for (const page of [leaf - (leaf % PAGE), completion, rig.pprLog]) rmp.update(page, guests(0));
+    const before = rig.load64(leaf);
+    expect(access(rig, RID, IOVA, Access.write).ok).toBe(false);
+    expect(rig.load64(leaf)).toBe(before);
+    rig.submit(wait({ S: true, ADDRESS: completion, DATA: 7n }));
+    expect(rig.load64(completion)).toBe(0n);
+    expect(codes(rig)).toEqual([RMP_FAULT, BigInt(EventCode.COMMAND_HARDWARE_ERROR)]);
+    const { lo, hi } = requestOf(RID, IOVA, Access.read);
+    const asked = { rid: RID, pasid: NO_PASID, lo, hi, access: Access.read, group: 1, last: true };
+    rig.unit.requestPage(asked);
+    expect([rig.read(Register.PPRLOG_TAIL), rig.load64(rig.pprLog)]).toEqual([0, 0n]);
+    rmp.update(rig.pprLog, shared);
+    rig.unit.requestPage(asked);
+    expect(rig.takePageRequests()).toHaveLength(1);
   });
 
   it("stops a command buffer that is a guest's, and loses an event log's entries", () => {

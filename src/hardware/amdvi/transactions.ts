@@ -127,7 +127,7 @@ export class Transactions {
   // Translation
 
   translate(transaction: Transaction): TranslateStatus {
-    if (!this.enabled) return pass(transaction);
+    if (!this.enabled) return this.#untouched(transaction);
     const slot = this.devices.slot(transaction.rid);
     const { lo, access } = transaction;
     if (
@@ -170,6 +170,13 @@ export class Transactions {
     const pasid = pasidOf(device, transaction.pasid);
     if (pasid === NO_PASID) return this.#host(transaction, slot, device, want);
     return this.#guest(transaction, slot, device, pasid, want);
+  }
+
+  /** CONTROL.IommuEn = 0: everything passes, but to what a guest owns. */
+  #untouched(transaction: Transaction): TranslateStatus {
+    if (!this.owned) return pass(transaction);
+    this.#begin();
+    return this.#identity(transaction, this.devices.open(transaction.rid), 0);
   }
 
   #begin(): void {
