@@ -207,6 +207,15 @@ describe("windows of a TCE domain", () => {
     expect(ask({ ...low, levels: 0 })).toMatch(/^EINVAL.*1 to 5/);
     expect(ask({ ...low, levels: 6 })).toMatch(/^EINVAL.*1 to 5/);
     expect(ask({ ...low, start: 0x1800 })).toMatch(/^EINVAL.*whole pages of 0x1000/);
+    // Numbers between doubles, too.
+    const high = { start: BigInt(HIGH_START), length: 2n ** 30n, page_shift: 12, levels: 3 };
+    for (const odd of [{ start: high.start + 1n }, { length: 2n ** 58n + 1n, levels: 5 }]) {
+      const bytes = SoftiommuHwptTce.bytes({ window: [{}, { ...high, ...odd }] });
+      const asked = dataOf(bytes, SOFTIOMMU_HWPT_DATA_TCE);
+      expect(reasonOf(() => driver.allocatePaging(DEVICES[0], { data: asked }))).toMatch(
+        /^EINVAL.*window 1, .*1[ ,].*is not made of whole pages of 0x1000/,
+      );
+    }
     expect(ask({ ...low, pageLg2: 16, length: 0x1_1000 })).toMatch(/^EINVAL.*whole pages of 0x10000/);
     expect(ask({ start: 2 ** 31, length: 2 ** 32 })).toMatch(/^EINVAL.*beyond 0x100000000/);
     expect(ask({ start: HIGH_START, length: GIB })).toMatch(/^EINVAL.*window 0 at/);

@@ -15,6 +15,9 @@ export const LOW_END = 2 ** 32;
 /** Tables larger than this are not made: such a window needs more levels. */
 const TABLE_LG2_MAX = 24;
 
+/** Of windows, the smallest. */
+const PAGE = 4096n;
+
 const hex = (value: number): string => `0x${value.toString(16)}`;
 
 /** What every domain has that nobody asked for anything else: 2 GiB from 0 on, and 1 TiB high up. */
@@ -68,6 +71,14 @@ export const readWindows = (data: UserData, unit: string): DmaWindow[] => {
       unit,
     );
   const { window } = SoftiommuHwptTce.read(data.read(SoftiommuHwptTce.size));
+  // A double is not every 64-bit number, but every address of a page.
+  for (const [slot, { start, length }] of window.entries())
+    if (length > 0n && (start % PAGE !== 0n || length % PAGE !== 0n))
+      throw new LinuxError(
+        "EINVAL",
+        `window ${slot}, 0x${start.toString(16)} + 0x${length.toString(16)}, is not made of whole pages of ${hex(Number(PAGE))}`,
+        unit,
+      );
   const windows = window.map(({ start, length, page_shift, levels }) => ({
     start: Number(start),
     length: Number(length),
