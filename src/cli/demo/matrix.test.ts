@@ -1,8 +1,10 @@
 /** The matrix of guests and hosts, as the manual prints it. */
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { PRESETS } from "../../machine/presets.ts";
 import { plain } from "../../trace/explain.ts";
-import { type Cell, matrix, matrixLines, tellMatrix } from "./matrix.ts";
+import { LinuxError } from "../../uapi/errno.ts";
+import { type Cell, cellOf, type MatrixGuest, matrix, matrixLines, tellMatrix } from "./matrix.ts";
 import { Teller } from "./story.ts";
 
 const manual = readFileSync(new URL("../../../docs/fallback.md", import.meta.url), "utf8");
@@ -27,6 +29,25 @@ describe("every guest on every host", PATIENCE, () => {
     expect(new Set(wrong)).toEqual(
       new Set(["vtd-legacy", "vtd", "smmuv3", "amdvi", "zpci", "tce", "tce,", "virtio"]),
     );
+  });
+
+  it("only what the host lacks is a refusal: an aperture, a size of pages, a unit", () => {
+    const lifeOf = (tell: MatrixGuest["tell"]) => cellOf({ name: "x", tell }, "vtd", PRESETS.get("vtd")!);
+    const refused = (reason: string, claims = 0) =>
+      lifeOf((_stage, teller) => {
+        for (let claim = 0; claim < claims; claim++) teller.claim("so far", true);
+        throw new LinuxError("EOPNOTSUPP", reason);
+      });
+    for (const reason of [
+      "the host has no aperture for guest memory, which is at 0x0-0xfff: it maps 0x1000-0xffff",
+      "the host maps pages of 65536 bytes, and the guest's tables have pages of 4096",
+    ]) {
+      expect(refused(reason)).toMatchObject({ claims: 0, wrong: [], refusal: reason });
+      expect(refused(reason, 2)).toMatchObject({ claims: 2, wrong: [reason], refusal: undefined });
+    }
+    const mishap = "host memory has no free frame for a table";
+    expect(refused(mishap)).toMatchObject({ wrong: [mishap], refusal: undefined });
+    expect(lifeOf(() => {}).wrong).toEqual(["nothing was checked"]);
   });
 
   it("a cell says how many claims were checked, that it fails, or which of the reasons it is refused for", () => {

@@ -17,7 +17,7 @@ const MiB = 2 ** 20;
 const TEXT = "bytes of a guest";
 
 /** A guest of the matrix, and how its life is told on a stage. */
-interface MatrixGuest {
+export interface MatrixGuest {
   readonly name: string;
   readonly tell: (stage: Stage, teller: Teller) => void;
 }
@@ -66,7 +66,11 @@ const MATRIX_GUESTS: readonly MatrixGuest[] = [
   },
 ];
 
-const cellOf = (
+/** What a refusal names: addresses that no aperture holds, a size of pages, or that there is no unit to begin with. */
+const LACKS = /^the host has no aperture for .*0x|^the host maps pages of \d+ bytes|^the host has no IOMMU /;
+
+/** One guest on one host. Refusals that do not name what the host lacks, and lives of which nothing was checked, are wrong. */
+export const cellOf = (
   { name, tell }: MatrixGuest,
   host: string,
   text: string,
@@ -91,14 +95,13 @@ const cellOf = (
     stage?.close();
   }
   const wrong = teller.claims.filter(({ holds }) => !holds).map(({ claim }) => claim);
-  const begun = teller.claims.length > 0 && refusal !== undefined;
-  return {
-    guest: name,
-    host,
-    claims: teller.claims.length,
-    wrong: begun ? [...wrong, refusal!] : wrong,
-    refusal: begun ? undefined : refusal,
-  };
+  const claims = teller.claims.length;
+  if (refusal === undefined && claims === 0) wrong.push("nothing was checked");
+  if (refusal !== undefined && (claims > 0 || !LACKS.test(refusal))) {
+    wrong.push(refusal);
+    refusal = undefined;
+  }
+  return { guest: name, host, claims, wrong, refusal };
 };
 
 /** Every guest on every preset. */
@@ -138,7 +141,7 @@ export const tellMatrix = (teller: Teller, faults: ReadonlySet<Fault>): void => 
       refusal === undefined
         ? `${guest} on ${host}: every claim holds`
         : `${guest} on ${host} is refused, and why is said`,
-      wrong.length === 0 && refusal !== "",
+      wrong.length === 0,
       refusal ?? wrong.join("; "),
     );
 };
