@@ -117,6 +117,26 @@ describe("TCEs that a guest puts", () => {
     expect(hypervisor.held).toBe(0);
   });
 
+  it("stay while the host does not take them back, and the guest is told", () => {
+    const { host, call, events, hypervisor, liobn, create } = begin();
+    const [, second = 0] = create(12, 30);
+    call(Hcall.PUT_TCE, LOW.start, 0x5003n);
+    call(Hcall.PUT_TCE, HIGH.start, 0x5003n, 0n, BigInt(second));
+    const unmap = host.unmap.bind(host);
+    host.unmap = () => {
+      throw new LinuxError("EBUSY", "somebody pins it");
+    };
+    expect(call(Hcall.PUT_TCE, LOW.start, 0x6003n)).toBe(H_HARDWARE);
+    expect(call(Hcall.PUT_TCE, LOW.start, 0n)).toBe(H_HARDWARE);
+    expect(hypervisor.hypercall(Hcall.GET_TCE, liobn, BigInt(LOW.start)).value).toBe(0x5003n);
+    expect(hypervisor.rtas(Rtas.remove, second)).toEqual([RtasStatus.hardware]);
+    expect(events.of("device").at(-1)!["reason"]).toMatch(/take everything back: EBUSY: somebody pins it/);
+    expect(hypervisor.held).toBe(2);
+    host.unmap = unmap;
+    expect(hypervisor.rtas(Rtas.remove, second)).toEqual([RtasStatus.success]);
+    expect([call(Hcall.PUT_TCE, LOW.start, 0x6003n), hypervisor.held]).toEqual([H_SUCCESS, 1]);
+  });
+
   it("are bounded in number", () => {
     const { create, call, host } = begin();
     const [, liobn = 0] = create(12, 30);

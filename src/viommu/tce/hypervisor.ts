@@ -154,14 +154,9 @@ export class TceHypervisor {
     if (windows.all.length > 1) return [RtasStatus.hardware];
     const liobn = liobnOf(configAddress >>> RID_SHIFT, 1);
     const made = { liobn, start: high.start, length: 2 ** windowShift, pageLg2: pageShift };
-    try {
-      windows.add(made);
-    } catch (error) {
-      if (!(error instanceof LinuxError)) throw error;
-      windows.refusal = error;
-      this.#tell(Rtas.create, "the host has not these addresses", windows);
+    const complaint = "the host has not these addresses";
+    if (!this.#hostDoes(Rtas.create, complaint, windows, () => windows.add(made)))
       return [RtasStatus.hardware];
-    }
     return [RtasStatus.success, liobn, Math.floor(made.start / WORD), made.start % WORD];
   }
 
@@ -169,8 +164,22 @@ export class TceHypervisor {
   #remove(liobn: number): readonly number[] {
     const windows = [...this.#functions.values()].find((one) => one.has(liobn));
     if (!windows || windows.all[0]!.liobn === liobn) return [RtasStatus.parameter];
-    windows.remove(liobn);
-    return [RtasStatus.success];
+    const complaint = "the host does not take everything back";
+    const done = this.#hostDoes(Rtas.remove, complaint, windows, () => windows.remove(liobn));
+    return [done ? RtasStatus.success : RtasStatus.hardware];
+  }
+
+  /** Whether the host did it; if not, why is told. */
+  #hostDoes(what: string, complaint: string, windows: FunctionWindows, work: () => void): boolean {
+    try {
+      work();
+      return true;
+    } catch (error) {
+      if (!(error instanceof LinuxError)) throw error;
+      windows.refusal = error;
+      this.#tell(what, complaint, windows);
+      return false;
+    }
   }
 
   #functionOf([configAddress = 0, high, low]: readonly number[]): FunctionWindows | undefined {

@@ -64,7 +64,7 @@ export class FunctionWindows {
     }
   }
 
-  /** The window goes, with what it maps. */
+  /** The window goes, with what it maps. Throws what the host refuses; then it has what is still mapped. */
   remove(liobn: number): void {
     const window = this.#windows.get(liobn)!;
     for (const page of [...window.tces.keys()]) this.#empty(window, page);
@@ -87,7 +87,10 @@ export class FunctionWindows {
     const target = Number(tce & Tce.address & ~BigInt(size - 1));
     const used = (tce & (Tce.read | Tce.write)) !== 0n;
     if (used && target + size > this.#ram.bytes) return H_PARAMETER;
-    if (window.tces.has(page)) this.#empty(window, page);
+    if (window.tces.has(page)) {
+      const emptied = this.#tries(() => this.#empty(window, page));
+      if (emptied !== H_SUCCESS) return emptied;
+    }
     if (!used) return H_SUCCESS;
     if (this.#mapped >= MOST_TCES) return H_RESOURCE;
     return this.#tries(() => {
