@@ -58,7 +58,9 @@ describe("softiommu demo", () => {
   it("knows no other story and no other fault", async () => {
     expect(await softiommu("demo", "nothing")).toMatchObject({
       status: 2,
-      stderr: expect.stringContaining("there is basics, nested, vsva, anchors, snp, virtio, fallback"),
+      stderr: expect.stringContaining(
+        "there is basics, nested, vsva, windows, anchors, snp, virtio, fallback",
+      ),
     });
     expect(await softiommu("demo", "--break=nothing")).toMatchObject({
       status: 2,

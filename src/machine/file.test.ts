@@ -99,6 +99,11 @@ describe("a machine file", () => {
       /^m\.yaml:6: devices\.0: the machine has no unit; a device needs one in front of it$/m,
     ],
     [
+      "an extension of units that are not there",
+      `${machine}extensions: [vsva2020, amd-nesting, s390-nesting, apertures]\n`,
+      /^m\.yaml:9: extensions\.1: amd-nesting needs a unit of model amdvi; there is none$[\s\S]*s390-nesting needs a unit of model zpci[\s\S]*apertures needs a unit of model tce/m,
+    ],
+    [
       "a unit that is not there",
       `${machine}    unit: dmar7\n`,
       /^m\.yaml:9: devices\.0\.unit: no unit is named dmar7; there is dmar0$/m,

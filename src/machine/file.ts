@@ -7,6 +7,7 @@ import { type Document, isMap, isNode, isSeq, LineCounter, type Node, parseDocum
 import {
   type DeviceDescription,
   deviceSchema,
+  type Extension,
   type MachineDescription,
   machineSchema,
   NO_UNIT,
@@ -168,8 +169,36 @@ const crossChecks = (machine: MachineDescription): Complaint[] => {
         text: `no unit is named ${device.unit}; there is ${[...units].join(", ")}`,
       });
   });
-  return [...complaints, ...checkGroups(machine), ...checkMdevs(machine), ...checkSecureNested(machine)];
+  return [
+    ...complaints,
+    ...checkGroups(machine),
+    ...checkMdevs(machine),
+    ...checkExtensions(machine),
+    ...checkSecureNested(machine),
+  ];
 };
+
+/** Extensions that are one unit model's, by the model. */
+const UNIT_OF = new Map<Extension, MachineDescription["units"][number]["model"]>([
+  ["amd-nesting", "amdvi"],
+  ["snp-rmp", "amdvi"],
+  ["s390-nesting", "zpci"],
+  ["apertures", "tce"],
+]);
+
+/** What an extension adds to a unit of a kind would be looked for in vain where no unit is of that kind. */
+const checkExtensions = ({ units, extensions }: MachineDescription): Complaint[] =>
+  extensions.flatMap((extension, index) => {
+    const wanted = UNIT_OF.get(extension);
+    return wanted === undefined || units.some(({ model }) => model === wanted)
+      ? []
+      : [
+          {
+            path: ["extensions", index],
+            text: `${extension} needs a unit of model ${wanted}; there is none`,
+          },
+        ];
+  });
 
 /** An IOMMU keeps all functions of a group from memory, or none does. */
 const checkGroups = ({ devices }: MachineDescription): Complaint[] =>
@@ -188,9 +217,6 @@ const checkSecureNested = ({ units, devices, extensions }: MachineDescription): 
   const others = units.flatMap(({ model }, index) => (model === "amdvi" ? [] : [index]));
   const unprotected = devices.flatMap(({ unit }, index) => (unit === NO_UNIT ? [index] : []));
   return [
-    ...(units.length === 0
-      ? [{ path: ["extensions"], text: "snp-rmp needs a unit of model amdvi; there is none" }]
-      : []),
     ...others.map((index) => ({
       path: ["units", index, "model"],
       text: `${why} every unit is of model amdvi: others do not ask what is a guest's`,

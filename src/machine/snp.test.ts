@@ -32,7 +32,7 @@ describe("a machine file with snp-rmp", () => {
       complaints(`${preset}  - model: bare\n    at: 0000:09:00.0\n    unit: none\nno-iommu: true\n`),
     ).toMatch(/devices\.3\.unit: .*no device can be without a unit/);
     expect(complaints("name: empty\nextensions: [snp-rmp]\nunits: []\ndevices: []\n")).toMatch(
-      /extensions: snp-rmp needs a unit of model amdvi/,
+      /extensions.0: snp-rmp needs a unit of model amdvi/,
     );
   });
 });
