@@ -1,12 +1,12 @@
 /**
  * The register file of a VT-d unit (revision 4.1, §11.4) as storage: which offsets exist, which bits software may
  * write, which it clears by writing 1, and what they are after reset. What a write sets in motion is in `unit.ts`.
- * Registers are kept as 32-bit words; a 64-bit access is its lower half, then its upper half, as the specification lets
- * software do it itself. An access that is not aligned, or of another width, is not made: reads give 0.
+ * A 64-bit access is its lower half, then its upper half, as the specification lets software do it itself.
  *
  * Left out: protected memory and advanced fault logging: their registers read 0 and ignore writes, as those of page
  * requests do without ECAP.PRS.
  */
+import { type RegisterWord, RegisterWords, registerNames } from "../register-words.ts";
 import type { Capabilities } from "./capabilities.ts";
 import { PqaRegister, PqPointerRegister, Prs } from "./scalable-spec.ts";
 import {
@@ -29,27 +29,18 @@ const PQ_POINTER = PqPointerRegister.fields.Q.mask;
 /** Bits 31:12 of the lower word of a 64-bit address of a page. */
 const PAGE = 0xffff_f000;
 
-interface Word {
-  readonly offset: number;
-  /** Bits software may write. */
-  readonly writable?: number;
-  /** Bits software clears by writing 1. */
-  readonly clear?: number;
-  readonly reset?: number;
-}
-
 /** An event's control, data, address and upper address registers follow each other. */
-const eventWords = (control: number): Word[] => [
+const eventWords = (control: number): RegisterWord[] => [
   { offset: control, writable: EventControl.IM, reset: EventControl.IM },
   { offset: control + 4, writable: ALL },
   { offset: control + 8, writable: 0xffff_fffc },
   { offset: control + 12, writable: ALL },
 ];
 
-const wordsOf = (capabilities: Capabilities): Word[] => {
+const wordsOf = (capabilities: Capabilities): RegisterWord[] => {
   const { cap, ecap, has, faultRecordOffset, iotlbOffset, faultRecords } = capabilities;
   const { S, EIME } = IrtaRegister.fields;
-  const words: Word[] = [
+  const words: RegisterWord[] = [
     { offset: Register.VER, reset: capabilities.version },
     { offset: Register.CAP, reset: Number(cap & 0xffff_ffffn) },
     { offset: Register.CAP + 4, reset: Number(cap >> 32n) },
@@ -102,62 +93,19 @@ const iotlbWritable =
     IotlbRegister.fields.IIRG.mask) >>>
   0;
 
-export class RegisterFile {
+const bytesOf = ({ faultRecordOffset, faultRecords, iotlbOffset }: Capabilities): number => {
+  const end = Math.max(faultRecordOffset + faultRecords * FaultRecording.bytes, iotlbOffset + 16);
+  return Math.ceil(end / REGISTER_PAGE_BYTES) * REGISTER_PAGE_BYTES;
+};
+
+export class RegisterFile extends RegisterWords {
   /** Bytes of the register file, a whole number of pages. */
   readonly bytes: number;
-  /** Every register, by offset / 4, as it reads. */
-  readonly words: Uint32Array;
-  readonly #writable: Uint32Array;
-  readonly #clear: Uint32Array;
-  readonly #declared: readonly Word[];
 
   constructor(capabilities: Capabilities) {
-    const { faultRecordOffset, faultRecords, iotlbOffset } = capabilities;
-    const end = Math.max(faultRecordOffset + faultRecords * FaultRecording.bytes, iotlbOffset + 16);
-    this.bytes = Math.ceil(end / REGISTER_PAGE_BYTES) * REGISTER_PAGE_BYTES;
-    this.words = new Uint32Array(this.bytes / 4);
-    this.#writable = new Uint32Array(this.bytes / 4);
-    this.#clear = new Uint32Array(this.bytes / 4);
-    this.#declared = wordsOf(capabilities);
-    for (const { offset, writable = 0, clear = 0 } of this.#declared) {
-      this.#writable[offset / 4] = writable;
-      this.#clear[offset / 4] = clear;
-    }
-    this.reset();
-  }
-
-  reset(): void {
-    this.words.fill(0);
-    for (const { offset, reset = 0 } of this.#declared) this.words[offset / 4] = reset;
-  }
-
-  /** Whether an access is one the register file takes. */
-  takes(offset: number, width: number): boolean {
-    return (
-      (width === 4 || width === 8) && offset >= 0 && offset % width === 0 && offset + width <= this.bytes
-    );
-  }
-
-  read(offset: number, width: number): bigint {
-    if (!this.takes(offset, width)) return 0n;
-    const low = BigInt(this.words[offset / 4]!);
-    return width === 4 ? low : low | (BigInt(this.words[offset / 4 + 1]!) << 32n);
-  }
-
-  /** Stores what software may change of a word. */
-  store(offset: number, value: number): void {
-    const at = offset / 4;
-    const writable = this.#writable[at]!;
-    const kept = this.words[at]! & ~writable & ~(value & this.#clear[at]!);
-    this.words[at] = kept | (value & writable);
-  }
-
-  get(offset: number): number {
-    return this.words[offset / 4]!;
-  }
-
-  set(offset: number, value: number): void {
-    this.words[offset / 4] = value;
+    const bytes = bytesOf(capabilities);
+    super(bytes, wordsOf(capabilities));
+    this.bytes = bytes;
   }
 
   /** A 64-bit register's value as a number: for addresses, exact to 2^53. */
@@ -174,6 +122,6 @@ export const registerName = (
   if (offset >= iotlbOffset && offset < iotlbOffset + 16) return offset < iotlbOffset + 8 ? "IVA" : "IOTLB";
   const record = Math.floor((offset - faultRecordOffset) / FaultRecording.bytes);
   if (record >= 0 && record < faultRecords) return `FRCD${record}`;
-  return names.get(offset) ?? names.get(offset & ~7) ?? "reserved";
+  return nameOf(offset);
 };
-const names = new Map<number, string>(Object.entries(Register).map(([name, offset]) => [offset, name]));
+const nameOf = registerNames(Register);
