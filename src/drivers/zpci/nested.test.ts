@@ -332,6 +332,34 @@ describe("unmapping any part of the parent", () => {
     ]);
   });
 
+  it("looks at what came of the pages that go, and at nothing else, however much there is", () => {
+    const [TABLES, EACH] = [64, 128];
+    const pages = Array.from({ length: EACH }, (_, page) => DATA + page * PAGE);
+    inParts(...pages);
+    // Every page table has every page.
+    for (let table = 0; table < TABLES; table++)
+      pages.forEach((page, index) => {
+        guest.map(root, IOVA + table * 2 ** 20 + index * PAGE, page);
+      });
+    const { product } = nest();
+    expect(product.tables).toBe(2 + TABLES);
+    const sought = (start: number, length: number): number => {
+      const before = product.sought;
+      guest.parent.unmap(start, length);
+      return product.sought - before;
+    };
+    // One frame, looked up as a page, as where entries of tables are, and as where page tables are.
+    expect(sought(2 ** 30, PAGE)).toBe(3);
+    expect(sought(pages[0]!, PAGE)).toBe(3 + TABLES);
+    expect(sought(pages[0]!, PAGE)).toBe(3);
+    expect(sought(pages[5]!, 3 * PAGE)).toBeLessThanOrEqual(3 * (3 + TABLES));
+    // A range without end: no more than there are frames that anything came of.
+    expect(sought(2 ** 30, 2 ** 41)).toBeLessThanOrEqual(EACH + 2 * TABLES);
+    for (const page of pages) sought(page, PAGE);
+    expect(product.tables).toBe(1);
+    expect(product.sought).toBeLessThan(2 * EACH * (3 + TABLES));
+  });
+
   it("counts tables as derived: what a table there led to goes, though its pages are elsewhere", () => {
     guest.map(root, IOVA, DATA);
     guest.map(root, 0x5000, DATA);

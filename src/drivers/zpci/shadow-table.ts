@@ -3,11 +3,13 @@
  * guest's. Entries are read where the parent's own table has the guest's pages, and what they name is looked up there as
  * well; nothing else of the guest is known, nothing is pinned. Tables of the product are made as the guest's are met,
  * a bounded number of them; beside each entry of a page table, in the half of the frame that the table leaves free, is
- * the guest address that it came of.
+ * the guest address that it came of. What came of a frame of the parent's is found by an index, so that taking it back costs
+ * what it is, however much else there is.
  *
  * Everything in a guest's tables is the guest's: they may be malformed, cyclic, shared a million times, or change meanwhile.
  * What is looked at for one request has its bound (`MOST_FETCHES`).
  */
+import { Ids } from "../../base/ids.ts";
 import type { Stage } from "../../hardware/zpci/parameters.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { compileWalker } from "../../pagetable/compile.ts";
@@ -24,6 +26,7 @@ import { WordTest } from "../../pagetable/rung.ts";
 import { WalkResult } from "../../pagetable/walker.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { hostFormat, type ZpciDomain } from "./domain.ts";
+import { SourceIndex } from "./source-index.ts";
 
 /** Entries of guests' tables that are read for one request. */
 export const MOST_FETCHES = 2 ** 20;
@@ -34,6 +37,8 @@ const WORD = 2 ** 32;
 const PAGE = 4096;
 /** From a page-table entry to the guest address it came of. */
 const SOURCE = 2048;
+/** Entries of a page table: numbers of pages in the index are the table's, times this, and the entry. */
+const ENTRIES = 256;
 
 /** How an entry of a level is read, in words. */
 class EntryReader {
@@ -75,20 +80,23 @@ interface Table {
   readonly start: number;
   /** Physical address. */
   readonly pa: number;
+  /** Its number in the index. */
+  readonly slot: number;
   /** Guest address of the table it came of. */
-  source: number;
+  readonly source: number;
   /** The guest's entries above it forbid writing. */
-  protect: boolean;
+  readonly protect: boolean;
   /** Entries in use. */
   used: number;
-  /** Guest addresses of its pages lie in [low, high). */
-  low: number;
-  high: number;
+  /** The table whose entry `place` leads to it, while one does. */
+  above: Table | undefined;
+  place: number;
   /** Tables below, by entry. */
   readonly below: Map<number, Table>;
 }
 
 const hex = (value: number): string => `0x${value.toString(16)}`;
+const frameOf = (guest: number): number => Math.floor(guest / PAGE);
 const walkParent = compileWalker(hostFormat);
 
 export class ShadowTable {
@@ -96,6 +104,8 @@ export class ShadowTable {
   /** Entries of the guest's tables that were read, in all; tables of the product. */
   fetched = 0;
   tables = 0;
+  /** Frames of the parent's that were looked up, and what was found to have come of them, for all that it took back. */
+  sought = 0;
   readonly #memory: HostMemory;
   readonly #parent: ZpciDomain;
   readonly #root: Table;
@@ -106,6 +116,12 @@ export class ShadowTable {
   readonly #none: number;
   readonly #protected: number;
   readonly #page = new WalkResult();
+  readonly #slots: Ids;
+  readonly #bySlot: Table[] = [];
+  /** Entries of page tables, by the guest page; tables by where the entry is that leads to them; page tables by where they are. */
+  readonly #pages = new SourceIndex();
+  readonly #entries = new SourceIndex();
+  readonly #bodies = new SourceIndex();
   /** Tables that are not linked any more, until every unit has forgotten them. */
   readonly #retired: Table[] = [];
   /** Where entries went or changed since `settle`: [start, end). */
@@ -129,6 +145,7 @@ export class ShadowTable {
     this.#parent = parent;
     this.#memory = parent.memory;
     this.#mostTables = mostTables;
+    this.#slots = new Ids(0, mostTables);
     this.#mostFetches = mostFetches;
     this.#left = mostFetches;
     this.#readers = format.levels.map((_, level) => new EntryReader(format, level));
@@ -166,7 +183,23 @@ export class ShadowTable {
 
   /** What came of the parent's [start, end) goes: pages there, and what was derived from tables there. `settle` must follow. */
   revoke(start: number, end: number): void {
-    this.#revoke(this.#root, start, end);
+    const [first, last] = [frameOf(start), Math.ceil(end / PAGE)];
+    const cut = (slot: number): void => {
+      const { above, place } = this.#bySlot[slot]!;
+      this.sought += 1;
+      this.#cut(above!, place);
+      this.#prune(above!);
+    };
+    const empty = (page: number): void => {
+      const table = this.#bySlot[Math.floor(page / ENTRIES)]!;
+      this.sought += 1;
+      this.#empty(table, page % ENTRIES);
+      this.#prune(table);
+    };
+    const entries = this.#entries.sweep(first, last, cut);
+    const bodies = this.#bodies.sweep(first, last, cut);
+    const pages = this.#pages.sweep(first, last, empty);
+    this.sought += entries + bodies + pages;
   }
 
   /** Where functions must forget what they know, if anywhere; then `release` gives tables back. */
@@ -298,32 +331,56 @@ export class ShadowTable {
     memory.load64be(at);
     const [lo, hi] = [memory.lo | 0, memory.hi | 0];
     const [newLo, newHi] = [pa | bits, Math.floor(pa / WORD)];
-    memory.store64(at + SOURCE, guest | 0, Math.floor(guest / WORD));
-    table.low = Math.min(table.low, guest);
-    table.high = Math.max(table.high, guest + PAGE);
+    const absent = this.#readers[0]!.absent.holds(lo, hi);
+    const source = absent ? -1 : this.#source(at);
+    if (source !== guest) {
+      const page = table.slot * ENTRIES + index;
+      if (!absent) this.#pages.remove(page, frameOf(source));
+      memory.store64(at + SOURCE, guest | 0, Math.floor(guest / WORD));
+      this.#pages.add(page, frameOf(guest));
+    }
     if (lo === (newLo | 0) && hi === newHi) return;
-    if (this.#readers[0]!.absent.holds(lo, hi)) table.used += 1;
+    if (absent) table.used += 1;
     else this.#gone(table.start + index * PAGE, PAGE);
     memory.store64be(at, newLo, newHi);
   }
 
   #empty(table: Table, index: number): void {
-    const memory = this.#memory;
-    const at = table.pa + 8 * index;
-    memory.load64be(at);
-    if (this.#readers[0]!.absent.holds(memory.lo, memory.hi)) return;
-    memory.store64be(at, this.#none, 0);
+    if (!this.#disown(table, index)) return;
+    this.#memory.store64be(table.pa + 8 * index, this.#none, 0);
     table.used -= 1;
     this.#gone(table.start + index * PAGE, PAGE);
   }
 
+  /** The index has the page no longer; false: there is none. */
+  #disown(table: Table, index: number): boolean {
+    const memory = this.#memory;
+    const at = table.pa + 8 * index;
+    memory.load64be(at);
+    if (this.#readers[0]!.absent.holds(memory.lo, memory.hi)) return false;
+    this.#pages.remove(table.slot * ENTRIES + index, frameOf(this.#source(at)));
+    return true;
+  }
+
+  /** The guest address that an entry in use came of. */
+  #source(at: number): number {
+    const memory = this.#memory;
+    memory.load64(at + SOURCE);
+    return (memory.hi >>> 0) * WORD + (memory.lo >>> 0);
+  }
+
   #link(table: Table, index: number, below: Table): void {
     const { tables } = this.format.levels[table.level]!;
-    const { pa } = below;
+    const { pa, slot, source } = below;
     const bits = Number(tables[0]!.bits);
     this.#memory.store64be(table.pa + 8 * index, pa | bits, Math.floor(pa / WORD));
     table.below.set(index, below);
     table.used += 1;
+    below.above = table;
+    below.place = index;
+    this.#entries.add(slot, frameOf(table.source + 8 * index));
+    // Page tables lie within one page: with it all of theirs goes.
+    if (below.level === 0) this.#bodies.add(slot, frameOf(source));
   }
 
   /** The table below an entry goes with all under it. */
@@ -339,8 +396,22 @@ export class ShadowTable {
   }
 
   #retire(table: Table): void {
+    const { above, place, slot, source } = table;
+    if (above) this.#entries.remove(slot, frameOf(above.source + 8 * place));
+    if (above && table.level === 0) this.#bodies.remove(slot, frameOf(source));
+    table.above = undefined;
+    if (table.level === 0) for (let index = 0; index < ENTRIES; index++) this.#disown(table, index);
     for (const below of table.below.values()) this.#retire(below);
     this.#retired.push(table);
+  }
+
+  /** Tables that nothing is left in go, from this one up. */
+  #prune(table: Table): void {
+    for (let one = table; one.used === 0 && one.above; ) {
+      const { above, place } = one;
+      this.#cut(above, place);
+      one = above;
+    }
   }
 
   #gone(start: number, length: number): void {
@@ -366,36 +437,6 @@ export class ShadowTable {
     }
   }
 
-  #revoke(table: Table, start: number, end: number): void {
-    const { level, source } = table;
-    if (level === 0) {
-      this.#revokePages(table, start, end);
-      return;
-    }
-    const beneath = this.format.levels[level - 1]!;
-    for (const [index, below] of table.below) {
-      const entry = source + 8 * index;
-      const bytes = 8 * 2 ** beneath.bits;
-      // Page tables lie within one page: with it all of theirs goes.
-      const inside = level === 1 && below.source < end && below.source + bytes > start;
-      if ((entry >= start && entry < end) || inside) this.#cut(table, index);
-      else {
-        this.#revoke(below, start, end);
-        if (below.used === 0) this.#cut(table, index);
-      }
-    }
-  }
-
-  #revokePages(table: Table, start: number, end: number): void {
-    if (table.low >= end || table.high <= start) return;
-    const memory = this.#memory;
-    for (let index = 0; index < 2 ** this.format.levels[0]!.bits; index++) {
-      memory.load64(table.pa + SOURCE + 8 * index);
-      const guest = (memory.hi >>> 0) * WORD + (memory.lo >>> 0);
-      if (guest >= start && guest < end) this.#empty(table, index);
-    }
-  }
-
   // --- Frames
 
   /** An empty table, not linked. Throws ENOSPC, ENOMEM. */
@@ -418,11 +459,15 @@ export class ShadowTable {
       );
     for (let index = 0; index < 2 ** shape.bits; index++) memory.store64be(pa + 8 * index, this.#none, 0);
     this.tables += 1;
-    const low = Number.POSITIVE_INFINITY;
-    return { level, start, pa, source, protect, used: 0, low, high: 0, below: new Map() };
+    const slot = this.#slots.take();
+    const above = undefined;
+    const table = { level, start, pa, slot, source, protect, used: 0, above, place: 0, below: new Map() };
+    this.#bySlot[slot] = table;
+    return table;
   }
 
-  #free({ pa, level }: Table): void {
+  #free({ pa, level, slot }: Table): void {
+    this.#slots.give(slot);
     this.#memory.free(pa, tableBytes(this.format.levels[level]!) / PAGE);
     this.tables -= 1;
   }
