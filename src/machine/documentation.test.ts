@@ -64,6 +64,12 @@ describe("docs/machine-files.md", () => {
     expect(rowsUnder("### `mdevs`")).toEqual(rowsOf(inner(machine.entries!["mdevs"]!).item!));
   });
 
+  it("has the settings of further namespaces", () => {
+    const nvme = devices.find((device) => modelOf(device) === "nvme")!;
+    const more = inner(nvme.entries!["more-namespaces"]!);
+    expect(rowsUnder("#### `more-namespaces`")).toEqual(rowsOf(more.pipe![0]!.item!));
+  });
+
   it("has the settings of reserved memory and of BARs", () => {
     const reserved = inner(units[0]!.entries!["reserved-memory"]!).item!;
     expect(rowsUnder("#### `reserved-memory`")).toEqual(rowsOf(reserved));

@@ -62,6 +62,11 @@ describe("a machine file", () => {
       /^m\.yaml:8: devices\.0\.size: .*such as "1G"/m,
     ],
     [
+      "a further namespace with a setting it cannot have",
+      `${machine}    more-namespaces:\n      - {size: 1M}\n      - {serial: X}\n`,
+      /^m\.yaml:11: devices\.0\.more-namespaces\.1\.serial: no such setting$/m,
+    ],
+    [
       "an address out of range",
       machine.replace("01:00.0", "01:20.0"),
       /^m\.yaml:7: devices\.0\.at: .*00 to 1f/m,

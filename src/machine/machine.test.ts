@@ -54,6 +54,15 @@ describe("a machine", () => {
       expect(groupOf(machine, "0000:01:00.0")).not.toBe(groupOf(machine, "0000:02:00.0"));
     }));
 
+  it("hands every namespace of a disk to its controller", () => {
+    const model = "  - model: nvme\n";
+    const odd = `${model}    more-namespaces: [{size: 5000, block-size: 4096}]\n`;
+    const description = parseMachine(PRESETS.get("vtd")!.replace(model, odd), "vtd");
+    const build = () =>
+      new Machine(description, { events: silent, clock: new ManualClock(), scheduler: new WorkQueue() });
+    expect(build).toThrow("nvme: size 5000 is not a multiple of the block size, 4096 bytes");
+  });
+
   it("shows a node for every group, and files that agree with them", () =>
     onMachine([], (machine) => {
       const group = groupOf(machine, "0000:02:00.0");

@@ -34,6 +34,7 @@ import { Dsa } from "../pci/devices/dsa/dsa.ts";
 import { Edu } from "../pci/devices/edu.ts";
 import { Ioat } from "../pci/devices/ioat.ts";
 import { Nvme } from "../pci/devices/nvme/nvme.ts";
+import type { NamespaceOptions } from "../pci/devices/nvme/options.ts";
 import { QueueFunction } from "../pci/devices/queue-function.ts";
 import type { RequestAbilities } from "../pci/devices/requests.ts";
 import { TestFunction } from "../pci/devices/test-function.ts";
@@ -50,6 +51,7 @@ import { pasidQuota } from "./parameters.ts";
 import {
   type DeviceDescription,
   type MachineDescription,
+  type NamespaceDescription,
   NO_UNIT,
   type RequestingDescription,
   type UnitDescription,
@@ -397,15 +399,20 @@ const abilitiesOf = (device: RequestingDescription): RequestAbilities => ({
   pageRequests: device["page-requests"],
 });
 
+const namespaceOf = ({ file, size, "block-size": blockSize }: NamespaceDescription): NamespaceOptions => ({
+  blockSize,
+  ...(file !== undefined && { file }),
+  ...(size !== undefined && { size }),
+});
+
 const makeFunction = (device: DeviceDescription, context: FunctionContext): Endpoint => {
   switch (device.model) {
     case "nvme": {
-      const { file, size, serial, queues } = device;
+      const { serial, queues } = device;
       return new Nvme(context, {
-        blockSize: device["block-size"],
+        ...namespaceOf(device),
+        moreNamespaces: device["more-namespaces"].map(namespaceOf),
         queues,
-        ...(file !== undefined && { file }),
-        ...(size !== undefined && { size }),
         ...(serial !== undefined && { serial }),
       });
     }

@@ -159,13 +159,22 @@ const common = {
   rom: v.optional(v.pipe(v.string(), v.minLength(1, "a path"))),
 };
 
-const nvme = v.strictObject({
-  model: v.literal("nvme"),
-  ...common,
+const namespace = {
   /** Default: the size of the file, or 1 GiB. */
   size: v.optional(size),
   file: v.optional(v.pipe(v.string(), v.minLength(1, "a path"))),
   "block-size": v.optional(oneOf([512, 4096]), 512),
+};
+
+const nvme = v.strictObject({
+  model: v.literal("nvme"),
+  ...common,
+  ...namespace,
+  /** Numbers 2, 3, … */
+  "more-namespaces": v.optional(
+    v.pipe(v.array(v.strictObject(namespace)), v.maxLength(31, "at most 31 more namespaces")),
+    [],
+  ),
   queues: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(64)), 16),
   serial: v.optional(v.pipe(v.string(), v.maxLength(20, "at most 20 characters"))),
 });
@@ -290,6 +299,8 @@ export const machineSchema = v.strictObject({
 export type MachineDescription = v.InferOutput<typeof machineSchema>;
 export type UnitDescription = MachineDescription["units"][number];
 export type DeviceDescription = MachineDescription["devices"][number];
+/** What holds the blocks of one of an NVMe controller's namespaces. */
+export type NamespaceDescription = v.InferOutput<v.StrictObjectSchema<typeof namespace, undefined>>;
 /** A device whose requests can be of several kinds. */
 export type RequestingDescription = Extract<DeviceDescription, { readonly "pasid-bits": number }>;
 export type DeviceModel = DeviceDescription["model"];

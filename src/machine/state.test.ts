@@ -64,7 +64,13 @@ describe("a saved state", () => {
     withMapping((machine) => {
       const state = saveState(machine);
       const devices = state.machine.devices.map((device) =>
-        device.model === "nvme" ? { ...device, file: "/nonexistent/disk.img" } : device,
+        device.model === "nvme"
+          ? {
+              ...device,
+              file: "/nonexistent/disk.img",
+              "more-namespaces": [{ file: "/nonexistent/other.img", "block-size": 512 as const }],
+            }
+          : device,
       );
       restoredFrom(JSON.stringify({ ...state, machine: { ...state.machine, devices } }), (restored) =>
         expect(steps(restored, 0x40_0000n).at(-1)?.outcome?.ok).toBe(true),

@@ -107,11 +107,14 @@ const parseState = (text: string): MachineState => {
   );
 };
 
-/** A disk's file is neither needed nor to be touched. */
+/** A disk's files are neither needed nor to be touched. */
 const withoutFile = (device: DeviceDescription): DeviceDescription => {
   if (device.model !== "nvme") return device;
   const { file: _, ...rest } = device;
-  return rest;
+  return {
+    ...rest,
+    "more-namespaces": device["more-namespaces"].map(({ file: _file, ...others }) => others),
+  };
 };
 
 const restoreEntry = (snp: Machine["snp"], address: string, entry: string): void => {

@@ -8,17 +8,15 @@
 import type { Engine } from "./engine.ts";
 import { EXTENDED_HOST_IDENTIFIER, type Features, HOST_IDENTIFIER_BYTES } from "./features.ts";
 import {
-  ALL_NAMESPACES,
   ASYNC_EVENT_LIMIT,
   type Identity,
   identifyActive,
   identifyController,
   identifyDescriptors,
   identifyNamespace,
-  NAMESPACE,
 } from "./identify.ts";
 import { COMPOSITE_TEMPERATURE, type Logs, TEMPERATURE_WARNING } from "./logs.ts";
-import type { Media } from "./media.ts";
+import { ALL_NAMESPACES, type Namespace } from "./namespace.ts";
 import { type Command, CommandState, CompletionQueue, SubmissionQueue, Transfer } from "./queue.ts";
 import {
   Admin as AdminOpcode,
@@ -38,7 +36,8 @@ export interface AdminContext {
   readonly features: Features;
   readonly logs: Logs;
   readonly identity: Identity;
-  readonly media: Media;
+  /** Number 1 first. */
+  readonly namespaces: readonly Namespace[];
   readonly maxTransfer: number;
   /** I/O queue pairs, entries of one, interrupt vectors. */
   readonly queues: number;
@@ -152,20 +151,21 @@ export class Admin {
   }
 
   #identify(command: Command): number {
-    const { identity, media } = this.#context;
+    const { identity, namespaces } = this.#context;
     const { nsid } = command;
+    const namespace = namespaces[nsid - 1];
     switch (command.cdw(10) & 0xff) {
       case Cns.NAMESPACE:
-        if (nsid !== NAMESPACE) return StatusCode.INVALID_NAMESPACE;
-        return this.#answer(command, identifyNamespace(identity, media.used()), IDENTIFY_BYTES);
+        if (!namespace) return StatusCode.INVALID_NAMESPACE;
+        return this.#answer(command, identifyNamespace(identity, namespace), IDENTIFY_BYTES);
       case Cns.CONTROLLER:
         return this.#answer(command, identifyController(identity), IDENTIFY_BYTES);
       case Cns.ACTIVE_NAMESPACES:
         if (nsid >= ALL_NAMESPACES - 1) return StatusCode.INVALID_NAMESPACE;
-        return this.#answer(command, identifyActive(nsid), IDENTIFY_BYTES);
+        return this.#answer(command, identifyActive(identity, nsid), IDENTIFY_BYTES);
       case Cns.DESCRIPTORS:
-        if (nsid !== NAMESPACE) return StatusCode.INVALID_NAMESPACE;
-        return this.#answer(command, identifyDescriptors(identity), IDENTIFY_BYTES);
+        if (!namespace) return StatusCode.INVALID_NAMESPACE;
+        return this.#answer(command, identifyDescriptors(identity, nsid), IDENTIFY_BYTES);
       default:
         return StatusCode.INVALID_FIELD;
     }
@@ -241,7 +241,7 @@ export class Admin {
     const select = selectOf(cdw10);
     if (id === Feature.HOST_IDENTIFIER && select === 0)
       return this.#answer(command, features.hostIdentifier.slice(), this.#hostIdentifierLength(command));
-    const status = features.get(id, select, command.cdw(11));
+    const status = features.get(id, select, command.cdw(11), command.nsid);
     if (status === StatusCode.SUCCESS) command.result = features.result;
     return status;
   }

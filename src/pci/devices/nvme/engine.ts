@@ -9,7 +9,6 @@
  */
 import { TranslateStatus } from "../../../hardware/unit.ts";
 import type { DmaPort } from "../../function.ts";
-import type { Media } from "./media.ts";
 import { Walk } from "./prp.ts";
 import { Command, CommandState, type CompletionQueue, type SubmissionQueue, Transfer } from "./queue.ts";
 import { CQE_BYTES, StatusCode, statusBits } from "./spec.ts";
@@ -32,7 +31,6 @@ const PHASE_BYTE = 14;
 
 export interface EngineContext {
   readonly dma: DmaPort;
-  readonly media: Media;
   readonly defer: (work: () => void) => void;
   /** The same, after the host's processor had time to go on. */
   readonly deferPastPrograms: (work: () => void) => void;
@@ -291,7 +289,7 @@ export class Engine {
       if (status === TranslateStatus.stalled) return Progress.stalled;
     }
     if (command.received) command.status = command.received();
-    if (command.through && !this.#context.media.flush()) command.status = StatusCode.WRITE_FAULT;
+    if (command.through && !command.media!.flush()) command.status = StatusCode.WRITE_FAULT;
     return Progress.done;
   }
 
@@ -330,21 +328,21 @@ export class Engine {
 
   /** Fills `view` with what goes to the host. Behind the end of a payload there are zeroes. */
   #load(command: Command, view: Uint8Array): boolean {
-    if (command.transfer === Transfer.mediaRead) return this.#context.media.read(command.offset, view);
+    if (command.transfer === Transfer.mediaRead) return command.media!.read(command.offset, view);
     view.fill(0);
     view.set(command.payload?.subarray(command.offset, command.offset + view.length) ?? []);
     return true;
   }
 
   #store(command: Command, view: Uint8Array): boolean {
-    if (command.transfer === Transfer.mediaWrite) return this.#context.media.write(command.offset, view);
+    if (command.transfer === Transfer.mediaWrite) return command.media!.write(command.offset, view);
     command.payload?.set(view, command.offset);
     return true;
   }
 
   #zero(command: Command): void {
     const bytes = Math.min(command.left, CHUNK);
-    if (!this.#context.media.zero(command.offset, bytes)) command.status = StatusCode.WRITE_FAULT;
+    if (!command.media!.zero(command.offset, bytes)) command.status = StatusCode.WRITE_FAULT;
     command.offset += bytes;
     command.left -= bytes;
     this.#bytesLeft -= bytes;

@@ -1,7 +1,9 @@
 /**
  * Set Features and Get Features (§5.13, §5.21): values of one dword, and the host identifier, which is data. Nothing is
- * saveable. Values return to their defaults at a controller reset.
+ * saveable. Values return to their defaults at a controller reset. A feature that namespaces have each is set for all of
+ * them by the NSIDs 0 and 0xffffffff.
  */
+import { ALL_NAMESPACES } from "./namespace.ts";
 import { Feature, StatusCode } from "./spec.ts";
 
 /** Select of Get Features (CDW10 bits 10:8). */
@@ -46,6 +48,7 @@ export const EXTENDED_HOST_IDENTIFIER = 1;
 export interface FeatureLimits {
   readonly queues: number;
   readonly vectors: number;
+  readonly namespaces: number;
 }
 
 export class Features {
@@ -54,6 +57,8 @@ export class Features {
   readonly hostIdentifier = new Uint8Array(HOST_IDENTIFIER_BYTES);
   readonly #limits: FeatureLimits;
   readonly #values = new Map<number, number>();
+  /** Of features that namespaces have each: by feature, by number of the namespace less one. */
+  readonly #ofNamespaces = new Map<number, Uint32Array>();
   readonly #coalescing: Uint32Array;
   #over = OVER_DEFAULT;
   #under = 0;
@@ -65,7 +70,10 @@ export class Features {
   }
 
   reset(): void {
-    for (const [id, { value }] of declared) this.#values.set(id, value);
+    for (const [id, { value, perNamespace }] of declared) {
+      if (perNamespace) this.#ofNamespaces.set(id, new Uint32Array(this.#limits.namespaces).fill(value));
+      else this.#values.set(id, value);
+    }
     this.#coalescing.fill(0);
     this.#over = OVER_DEFAULT;
     this.#under = 0;
@@ -86,13 +94,17 @@ export class Features {
   set(id: number, value: number, nsid: number, hasQueues: boolean): number {
     this.result = 0;
     const simple = declared.get(id);
-    if (nsid !== 0 && nsid !== 0xffff_ffff) {
-      if (nsid !== 1) return StatusCode.INVALID_NAMESPACE;
+    const all = nsid === 0 || nsid === ALL_NAMESPACES;
+    if (!all) {
+      if (nsid > this.#limits.namespaces) return StatusCode.INVALID_NAMESPACE;
       if (!simple?.perNamespace) return StatusCode.FEATURE_NOT_PER_NAMESPACE;
     }
     if (simple) {
       if (value & ~simple.mask) return StatusCode.INVALID_FIELD;
-      this.#values.set(id, value);
+      const each = this.#ofNamespaces.get(id);
+      if (!each) this.#values.set(id, value);
+      else if (all) each.fill(value);
+      else each[nsid - 1] = value;
       return StatusCode.SUCCESS;
     }
     switch (id) {
@@ -107,7 +119,8 @@ export class Features {
     }
   }
 
-  get(id: number, select: number, argument: number): number {
+  /** Without a namespace (NSID 0), namespace 1 answers for a feature that each has. Returns the status. */
+  get(id: number, select: number, argument: number, nsid: number): number {
     if (select > Select.CAPABILITIES) return StatusCode.INVALID_FIELD;
     const simple = declared.get(id);
     if (select === Select.CAPABILITIES) {
@@ -117,7 +130,10 @@ export class Features {
     }
     const current = select === Select.CURRENT;
     if (simple) {
-      this.result = current ? this.value(id) : simple.value;
+      const each = this.#ofNamespaces.get(id);
+      const at = Math.max(nsid, 1) - 1;
+      if (each && at >= each.length) return StatusCode.INVALID_NAMESPACE;
+      this.result = current ? (each?.[at] ?? this.value(id)) : simple.value;
       return StatusCode.SUCCESS;
     }
     switch (id) {

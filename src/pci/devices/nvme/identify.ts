@@ -1,13 +1,12 @@
 /**
  * The data structures of Identify (§5.15.2): controller, namespace, active namespaces, namespace identification
- * descriptors. One namespace, number 1, without metadata.
+ * descriptors. Namespaces have no metadata.
  */
 import { store64 } from "./bytes.ts";
 import { COMPOSITE_TEMPERATURE_LIMITS, ERROR_LOG_ENTRIES } from "./logs.ts";
+import type { Namespace } from "./namespace.ts";
 import { CQE_LG2, IDENTIFY_BYTES, PCI_IDS, SQE_LG2, VERSION_1_4 } from "./spec.ts";
 
-export const NAMESPACE = 1;
-export const ALL_NAMESPACES = 0xffff_ffff;
 /** ACL and AERL, less one as in the structure. */
 export const ABORT_LIMIT = 3;
 export const ASYNC_EVENT_LIMIT = 3;
@@ -17,8 +16,8 @@ export interface Identity {
   readonly mdts: number;
   /** Controller id within the subsystem. */
   readonly controllerId: number;
-  readonly blockSize: number;
-  readonly blocks: number;
+  /** How many there are; they are numbered from 1. */
+  readonly namespaces: number;
 }
 
 const MODEL = "softiommu NVMe controller";
@@ -64,7 +63,7 @@ const VWC_PRESENT = 0b111;
 const CENTIWATTS = 2500;
 
 /** §5.15.2.1, figure 245. */
-const Namespace = { NSZE: 0, NCAP: 8, NUSE: 16, DLFEAT: 33, NGUID: 104, EUI64: 120, LBAF0: 128 } as const;
+const Field = { NSZE: 0, NCAP: 8, NUSE: 16, DLFEAT: 33, NGUID: 104, EUI64: 120, LBAF0: 128 } as const;
 const READS_ZERO = 1;
 const LBADS_SHIFT = 16;
 
@@ -74,7 +73,7 @@ const text = (bytes: Uint8Array, at: number, length: number, value: string): voi
   for (let i = 0; i < length; i++) bytes[at + i] = i < value.length ? value.charCodeAt(i) : 0x20;
 };
 
-export const identifyController = ({ serial, mdts, controllerId }: Identity): Uint8Array => {
+export const identifyController = ({ serial, mdts, controllerId, namespaces }: Identity): Uint8Array => {
   const bytes = new Uint8Array(IDENTIFY_BYTES);
   const view = new DataView(bytes.buffer);
   view.setUint16(Controller.VID, PCI_IDS.vendor, true);
@@ -97,7 +96,7 @@ export const identifyController = ({ serial, mdts, controllerId }: Identity): Ui
   view.setUint16(Controller.CCTEMP, COMPOSITE_TEMPERATURE_LIMITS.critical, true);
   bytes[Controller.SQES] = (SQE_LG2 << 4) | SQE_LG2;
   bytes[Controller.CQES] = (CQE_LG2 << 4) | CQE_LG2;
-  view.setUint32(Controller.NN, 1, true);
+  view.setUint32(Controller.NN, namespaces, true);
   view.setUint16(Controller.ONCS, WRITE_ZEROES | SAVE_AND_SELECT, true);
   bytes[Controller.VWC] = VWC_PRESENT;
   // A subsystem of its own, whatever other controllers have for their serial number.
@@ -107,28 +106,30 @@ export const identifyController = ({ serial, mdts, controllerId }: Identity): Ui
   return bytes;
 };
 
-/** `used` in bytes. */
-export const identifyNamespace = (identity: Identity, used: number): Uint8Array => {
-  const { blocks, blockSize } = identity;
+export const identifyNamespace = (
+  identity: Identity,
+  { id, blocks, blockSize, media }: Namespace,
+): Uint8Array => {
   const bytes = new Uint8Array(IDENTIFY_BYTES);
-  store64(bytes, Namespace.NSZE, blocks);
-  store64(bytes, Namespace.NCAP, blocks);
-  store64(bytes, Namespace.NUSE, Math.min(blocks, Math.ceil(used / blockSize)));
-  bytes[Namespace.DLFEAT] = READS_ZERO;
-  bytes.set(nguid(identity), Namespace.NGUID);
-  bytes.set(eui64(identity), Namespace.EUI64);
-  new DataView(bytes.buffer).setUint32(Namespace.LBAF0, Math.log2(blockSize) << LBADS_SHIFT, true);
+  store64(bytes, Field.NSZE, blocks);
+  store64(bytes, Field.NCAP, blocks);
+  store64(bytes, Field.NUSE, Math.min(blocks, Math.ceil(media.used() / blockSize)));
+  bytes[Field.DLFEAT] = READS_ZERO;
+  bytes.set(nguid(identity, id), Field.NGUID);
+  bytes.set(eui64(identity, id), Field.EUI64);
+  new DataView(bytes.buffer).setUint32(Field.LBAF0, Math.log2(blockSize) << LBADS_SHIFT, true);
   return bytes;
 };
 
 /** Active namespaces with a number above `above`. */
-export const identifyActive = (above: number): Uint8Array => {
+export const identifyActive = ({ namespaces }: Identity, above: number): Uint8Array => {
   const bytes = new Uint8Array(IDENTIFY_BYTES);
-  if (above < NAMESPACE) bytes[0] = NAMESPACE;
+  const view = new DataView(bytes.buffer);
+  for (let id = above + 1; id <= namespaces; id++) view.setUint32(4 * (id - above - 1), id, true);
   return bytes;
 };
 
-export const identifyDescriptors = (identity: Identity): Uint8Array => {
+export const identifyDescriptors = (identity: Identity, id: number): Uint8Array => {
   const bytes = new Uint8Array(IDENTIFY_BYTES);
   let at = 0;
   const append = (type: number, value: Uint8Array): void => {
@@ -137,8 +138,8 @@ export const identifyDescriptors = (identity: Identity): Uint8Array => {
     bytes.set(value, at + Descriptor.HEADER);
     at += Descriptor.HEADER + value.length;
   };
-  append(Descriptor.EUI64, eui64(identity));
-  append(Descriptor.NGUID, nguid(identity));
+  append(Descriptor.EUI64, eui64(identity, id));
+  append(Descriptor.NGUID, nguid(identity, id));
   return bytes;
 };
 
@@ -149,17 +150,19 @@ export const extension = ({ serial, controllerId }: Pick<Identity, "serial" | "c
   return hash >>> 0;
 };
 
-const eui64 = (identity: Identity): Uint8Array => {
+/** The OUI, the namespace's number less one, the controller's part. */
+const eui64 = (identity: Identity, id: number): Uint8Array => {
   const bytes = new Uint8Array(8);
   bytes.set([...OUI].reverse());
+  bytes[3] = id - 1;
   new DataView(bytes.buffer).setUint32(4, extension(identity));
   return bytes;
 };
 
 /** The vendor's extension, then the OUI and the EUI-64's own extension. */
-const nguid = (identity: Identity): Uint8Array => {
+const nguid = (identity: Identity, id: number): Uint8Array => {
   const bytes = new Uint8Array(16);
   new DataView(bytes.buffer).setUint32(4, extension(identity));
-  bytes.set(eui64(identity), 8);
+  bytes.set(eui64(identity, id), 8);
   return bytes;
 };

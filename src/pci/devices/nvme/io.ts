@@ -1,13 +1,14 @@
 /** The NVM command set (§6): Flush, Write, Read, Write Zeroes. Decodes and checks; the engine moves the data. */
-import { ALL_NAMESPACES, type Identity, NAMESPACE } from "./identify.ts";
 import type { Logs } from "./logs.ts";
+import { ALL_NAMESPACES, flushAll, type Namespace } from "./namespace.ts";
 import { type Command, Transfer } from "./queue.ts";
 import { NlbWord, Nvm, SqeWord, StatusCode } from "./spec.ts";
 
 const WORD = 0x1_0000_0000;
 
 export interface IoContext {
-  readonly identity: Identity;
+  /** Number 1 first. */
+  readonly namespaces: readonly Namespace[];
   readonly logs: Logs;
   /** Bytes of the largest transfer. */
   readonly maxTransfer: number;
@@ -23,13 +24,22 @@ export const firstBlock = (command: Command): number => command.cdw(11) * WORD +
 export const decodeIo = (command: Command, context: IoContext): number => {
   const { opcode, nsid } = command;
   if (!known.has(opcode)) return StatusCode.INVALID_OPCODE;
+  if (opcode === Nvm.FLUSH && nsid === ALL_NAMESPACES) {
+    command.received = () => (flushAll(context.namespaces) ? StatusCode.SUCCESS : StatusCode.WRITE_FAULT);
+    return StatusCode.SUCCESS;
+  }
+  const namespace = context.namespaces[nsid - 1];
+  if (!namespace) return StatusCode.INVALID_NAMESPACE;
+  command.media = namespace.media;
   if (opcode === Nvm.FLUSH) {
-    if (nsid !== NAMESPACE && nsid !== ALL_NAMESPACES) return StatusCode.INVALID_NAMESPACE;
     command.through = true;
     return StatusCode.SUCCESS;
   }
-  if (nsid !== NAMESPACE) return StatusCode.INVALID_NAMESPACE;
-  const { blocks, blockSize } = context.identity;
+  return decodeTransfer(command, namespace, context);
+};
+
+const decodeTransfer = (command: Command, { blocks, blockSize }: Namespace, context: IoContext): number => {
+  const { opcode } = command;
   const { NLB, FUA } = NlbWord.fields;
   const first = firstBlock(command);
   const count = (command.cdw(12) & NLB.mask) + 1;

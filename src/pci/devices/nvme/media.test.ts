@@ -2,9 +2,13 @@ import { mkdtempSync, rmSync, statSync, truncateSync, writeFileSync } from "node
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { FileMedia, type Media, MemoryMedia, openMedia } from "./media.ts";
-import { checkOptions } from "./options.ts";
+import { openNamespaces } from "./namespace.ts";
+import { checkOptions, type NvmeOptions } from "./options.ts";
+
+/** The medium of namespace 1. */
+const opened = (options: NvmeOptions): Media => openMedia(checkOptions(options).namespaces[0]!);
 
 let folder: string;
 beforeEach(() => {
@@ -68,7 +72,7 @@ describe("a namespace in a file", () => {
     const file = join(folder, "disk.img");
     writeFileSync(file, "hello");
     const size = 2 ** 33;
-    const media = openMedia(checkOptions({ file, size }));
+    const media = opened({ file, size });
     expect(media.size).toBe(size);
     expect(statSync(file).size).toBe(size);
     expect(statSync(file).blocks).toBeLessThan(100);
@@ -77,25 +81,32 @@ describe("a namespace in a file", () => {
     expect(Buffer.from(into).toString()).toBe("hello\0\0\0");
     media.write(size - 8, Uint8Array.of(1, 2, 3));
     media.close();
-    const again = openMedia(checkOptions({ file })); // the size is the file's
+    const again = opened({ file }); // the size is the file's
     expect(again.size).toBe(size);
     again.read(size - 8, into);
     expect([...into.subarray(0, 4)]).toEqual([1, 2, 3, 0]);
     again.close();
   });
 
+  it("is closed again when a later one cannot be opened", () => {
+    const close = vi.spyOn(FileMedia.prototype, "close");
+    const moreNamespaces = [{ file: join(folder, "no/such") }];
+    const { namespaces } = checkOptions({ file: join(folder, "disk.img"), size: 512, moreNamespaces });
+    expect(() => openNamespaces(namespaces)).toThrow("ENOENT");
+    expect(close).toHaveBeenCalledTimes(1);
+    close.mockRestore();
+  });
+
   it("refuses a file that is no whole number of blocks, or cannot be opened", () => {
     const file = join(folder, "odd.img");
     writeFileSync(file, "hello");
-    expect(() => openMedia(checkOptions({ file }))).toThrow(
-      "nvme: size 5 is not a multiple of the block size",
-    );
-    expect(() => openMedia(checkOptions({ file: join(folder, "no/such") }))).toThrow("ENOENT");
+    expect(() => opened({ file })).toThrow("nvme: size 5 is not a multiple of the block size");
+    expect(() => opened({ file: join(folder, "no/such") })).toThrow("ENOENT");
   });
 
   it("reads zeroes when somebody makes the file shorter, and fails once it is closed", () => {
     const file = join(folder, "disk.img");
-    const media = openMedia(checkOptions({ file, size: 8192 }));
+    const media = opened({ file, size: 8192 });
     media.write(0, new Uint8Array(8192).fill(7));
     truncateSync(file, 4096);
     const into = new Uint8Array(8192).fill(1);
@@ -119,6 +130,8 @@ describe("options of a controller", () => {
       { size: 4608, blockSize: 4096 as const },
       "nvme: size 4608 is not a multiple of the block size, 4096 bytes",
     ],
+    [{ moreNamespaces: [{ size: 1000 }] }, "nvme: size 1000 is not a multiple"],
+    [{ moreNamespaces: Array(32).fill({}) }, "nvme: the number of namespaces is 33; it is an integer from 1"],
     [{ serial: "" }, 'nvme: serial "" is not 1 to 20 printable ASCII characters'],
     [{ serial: "x".repeat(21) }, "is not 1 to 20 printable ASCII characters"],
     [{ queues: 0 }, "nvme: queues is 0; it is an integer from 1 to 1023"],

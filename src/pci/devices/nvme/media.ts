@@ -13,7 +13,7 @@ import {
   readSync,
   writeSync,
 } from "node:fs";
-import { type CheckedOptions, checkSize } from "./options.ts";
+import { type CheckedNamespace, checkSize } from "./options.ts";
 
 /** Each operation says whether it succeeded; a file can fail under us. */
 export interface Media {
@@ -166,5 +166,5 @@ export class FileMedia implements Media {
   }
 }
 
-export const openMedia = ({ file, size, blockSize }: CheckedOptions): Media =>
+export const openMedia = ({ file, size, blockSize }: CheckedNamespace): Media =>
   file === undefined ? new MemoryMedia(size ?? DEFAULT_SIZE) : new FileMedia(file, size, blockSize);

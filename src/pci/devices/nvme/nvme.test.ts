@@ -189,7 +189,7 @@ describe("§5.15 Identify", () => {
   });
 
   it("§7.9 two controllers with one serial number are subsystems of their own", () => {
-    const identity = { serial: "softiommu", mdts: 5, blocks: 1, blockSize: 512 };
+    const identity = { serial: "softiommu", mdts: 5, namespaces: 1 };
     const names = [0x100, 0x200].map((controllerId) =>
       Buffer.from(identifyController({ ...identity, controllerId }).subarray(768, 1024)).toString(),
     );
@@ -223,6 +223,83 @@ describe("§5.15 Identify", () => {
     expect(identify(Cns.DESCRIPTORS, 9).status).toBe(code(StatusCode.INVALID_NAMESPACE));
     expect(identify(Cns.ACTIVE_NAMESPACES, 0xffff_fffe).status).toBe(code(StatusCode.INVALID_NAMESPACE));
     expect(identify(0x1c).status).toBe(code(StatusCode.INVALID_FIELD));
+  });
+});
+
+describe("§6.1 several namespaces", () => {
+  let queue: HostQueue;
+  beforeEach(() => {
+    plug({ moreNamespaces: [{ size: 8 * MIB, blockSize: 4096 }, { size: MIB }] });
+    [queue] = host.initialise() as [HostQueue];
+  });
+  const identify = (cns: number, nsid = 0) => {
+    const page = host.allocate(4096);
+    host.expect({ opcode: Admin.IDENTIFY, nsid, cdw10: cns, prps: [page] });
+    return new DataView(host.bytes(page, 4096).buffer);
+  };
+
+  it("are counted, listed, and described each", () => {
+    expect(identify(Cns.CONTROLLER).getUint32(516, true)).toBe(3);
+    const listed = (above: number) =>
+      [0, 4, 8, 12].map((at) => identify(Cns.ACTIVE_NAMESPACES, above).getUint32(at, true));
+    expect(listed(0)).toEqual([1, 2, 3, 0]);
+    expect(listed(1)).toEqual([2, 3, 0, 0]);
+    const described = [1, 2, 3].map((nsid) => identify(Cns.NAMESPACE, nsid));
+    expect(described.map((view) => view.getBigUint64(0, true))).toEqual([32768n, 2048n, 2048n]);
+    expect(described.map((view) => view.getUint8(130))).toEqual([9, 12, 9]);
+    for (const at of [104 + 8, 120]) {
+      const identifiers = described.map((view) => view.getBigUint64(at));
+      expect(new Set(identifiers).size).toBe(3);
+    }
+    const second = identify(Cns.DESCRIPTORS, 2);
+    expect(second.getBigUint64(4)).toBe(described[1]!.getBigUint64(120));
+  });
+
+  it("have blocks of their own", () => {
+    const page = host.allocate(4096);
+    const of = (nsid: number, opcode: number, lba = 0) =>
+      host.run(queue, { ...host.io(opcode, lba, 1, [page]), nsid }).status;
+    for (const nsid of [1, 2, 3]) {
+      rig.memory.fill(page, 4096, nsid);
+      expect(of(nsid, Nvm.WRITE)).toBe(0);
+    }
+    for (const nsid of [1, 2, 3]) {
+      rig.memory.fill(page, 4096, 0xff);
+      expect(of(nsid, Nvm.READ)).toBe(0);
+      expect([...host.bytes(page, 4096)].filter((byte) => byte === nsid)).toHaveLength(
+        nsid === 2 ? 4096 : 512,
+      );
+    }
+    expect(of(2, Nvm.READ, 2047)).toBe(0);
+    expect(of(2, Nvm.READ, 2048)).toBe(code(StatusCode.LBA_OUT_OF_RANGE));
+    expect(of(1, Nvm.READ, 2048)).toBe(0);
+    expect(of(4, Nvm.READ)).toBe(code(StatusCode.INVALID_NAMESPACE));
+  });
+
+  it("are flushed alone or together", () => {
+    const flush = vi.spyOn(MemoryMedia.prototype, "flush");
+    const status = (nsid: number) => host.run(queue, { opcode: Nvm.FLUSH, nsid }).status;
+    expect(status(2)).toBe(0);
+    expect(flush).toHaveBeenCalledTimes(1);
+    expect(status(0xffff_ffff)).toBe(0);
+    expect(flush).toHaveBeenCalledTimes(4);
+    flush.mockReturnValueOnce(false);
+    expect(status(0xffff_ffff)).toBe(code(StatusCode.WRITE_FAULT));
+    expect(flush).toHaveBeenCalledTimes(7);
+    expect(status(4)).toBe(code(StatusCode.INVALID_NAMESPACE));
+    flush.mockRestore();
+  });
+
+  it("§5.21.1.5 have error recovery values each, and those of one are set for all", () => {
+    const set = (nsid: number, cdw11: number) =>
+      host.expect({ opcode: Admin.SET_FEATURES, nsid, cdw10: Feature.ERROR_RECOVERY, cdw11 });
+    const get = (nsid: number) =>
+      host.run(host.admin, { opcode: Admin.GET_FEATURES, nsid, cdw10: Feature.ERROR_RECOVERY });
+    set(2, 7);
+    expect([1, 2, 3].map((nsid) => get(nsid).result)).toEqual([0, 7, 0]);
+    set(0xffff_ffff, 9);
+    expect([0, 1, 2, 3].map((nsid) => get(nsid).result)).toEqual([9, 9, 9, 9]);
+    expect(get(4).status).toBe(code(StatusCode.INVALID_NAMESPACE));
   });
 });
 

@@ -1,9 +1,9 @@
 /**
  * An NVM Express controller (Base Specification 1.4) as a PCI Express function: the register file of §3.1, doorbells,
- * interrupts (§7.5), enabling, controller and subsystem reset, shutdown (§7.3, §7.6). One namespace. Doorbells only
+ * interrupts (§7.5), enabling, controller and subsystem reset, shutdown (§7.3, §7.6). Doorbells only
  * note what was written; the engine does the work afterwards, in slices given by the scheduler.
  *
- * Left out: everything `spec.ts` and `admin.ts` leave out; more than one namespace or controller in the subsystem.
+ * Left out: everything `spec.ts` and `admin.ts` leave out; more than one controller in the subsystem.
  */
 import { serialNumber } from "../../capabilities.ts";
 import type { PciAddress } from "../../function.ts";
@@ -15,7 +15,7 @@ import { Features } from "./features.ts";
 import { extension, type Identity } from "./identify.ts";
 import { decodeIo, firstBlock, type IoContext } from "./io.ts";
 import { Logs } from "./logs.ts";
-import { type Media, openMedia } from "./media.ts";
+import { flushAll, type Namespace, openNamespaces } from "./namespace.ts";
 import { type CheckedOptions, checkOptions, type NvmeOptions } from "./options.ts";
 import { type Command, CompletionQueue, SubmissionQueue } from "./queue.ts";
 import {
@@ -82,7 +82,7 @@ const controllerId = ({ bus, device, function: number }: PciAddress): number =>
 
 export class Nvme extends Endpoint {
   readonly #options: CheckedOptions;
-  readonly #media: Media;
+  readonly #namespaces: readonly Namespace[];
   readonly #engine: Engine;
   readonly #admin: Admin;
   readonly #features: Features;
@@ -101,20 +101,18 @@ export class Nvme extends Endpoint {
     super(shapeOf(checked, context.address), context);
     this.#options = checked;
     this.#stride = 4 << checked.dstrd;
-    this.#media = openMedia(checked);
+    this.#namespaces = openNamespaces(checked.namespaces);
     const maxTransfer = PAGE * 2 ** checked.mdts;
     const identity: Identity = {
       serial: checked.serial,
       mdts: checked.mdts,
       controllerId: controllerId(context.address),
-      blockSize: checked.blockSize,
-      blocks: this.#media.size / checked.blockSize,
+      namespaces: this.#namespaces.length,
     };
     const vectors = checked.queues + 1;
-    this.#features = new Features({ queues: checked.queues, vectors });
+    this.#features = new Features({ queues: checked.queues, vectors, namespaces: identity.namespaces });
     this.#engine = new Engine({
       dma: this.dma,
-      media: this.#media,
       defer: (work) => this.scheduler.defer(work),
       deferPastPrograms: (work) => this.scheduler.deferPastPrograms(work),
       execute: (command) => this.#execute(command),
@@ -122,12 +120,12 @@ export class Nvme extends Endpoint {
       posted: (cq) => this.#notify(cq),
       fatal: (reason) => this.#fatal(reason),
     });
-    const shared = { identity, maxTransfer, logs: this.#logs };
+    const shared = { namespaces: this.#namespaces, maxTransfer, logs: this.#logs };
     this.#admin = new Admin({
       ...shared,
+      identity,
       engine: this.#engine,
       features: this.#features,
-      media: this.#media,
       queues: checked.queues,
       queueEntries: checked.queueEntries,
       vectors,
@@ -142,14 +140,9 @@ export class Nvme extends Endpoint {
     this.#powerOn();
   }
 
-  /** Bytes of the namespace. */
-  get capacity(): number {
-    return this.#media.size;
-  }
-
   override close(): void {
     super.close();
-    this.#media.close();
+    for (const { media } of this.#namespaces) media.close();
   }
 
   protected readBar(_index: number, offset: number, into: Uint8Array): void {
@@ -271,7 +264,7 @@ export class Nvme extends Endpoint {
   }
 
   #shutDown(): void {
-    this.#media.flush();
+    flushAll(this.#namespaces);
     this.#setShutdown(Shutdown.COMPLETE);
     this.#tell("shutdown");
   }
@@ -451,6 +444,6 @@ export class Nvme extends Endpoint {
   }
 }
 
-/** A controller with one namespace; see `NvmeOptions`. Throws a RangeError for options that cannot be. */
+/** A controller with its namespaces; see `NvmeOptions`. Throws a RangeError for options that cannot be. */
 export const createNvme = (context: FunctionContext, options: NvmeOptions = {}): Nvme =>
   new Nvme(context, options);

@@ -1,4 +1,5 @@
 /** Queues (§4.1) and the commands in them, as the controller keeps them. Addresses are two 32-bit words. */
+import type { Media } from "./media.ts";
 import { PrpWalk } from "./prp.ts";
 import { CommandWord, CQE_BYTES, SQE_BYTES, SqeWord } from "./spec.ts";
 
@@ -116,7 +117,9 @@ export class Command {
   left = 0;
   offset = 0;
   payload: Uint8Array | undefined;
-  /** Called with the payload of a `fromHost` transfer; returns the status. */
+  /** The medium of the namespace it is about. */
+  media: Media | undefined;
+  /** Called when the data has been moved; returns the status. */
   received: (() => number) | undefined;
   /** Flush the medium before completing. */
   through = false;
@@ -144,6 +147,7 @@ export class Command {
     this.left = 0;
     this.offset = 0;
     this.payload = undefined;
+    this.media = undefined;
     this.received = undefined;
     this.through = false;
     this.status = 0;
