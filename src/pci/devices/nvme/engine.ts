@@ -69,6 +69,8 @@ export class Engine {
   #bytesLeft = 0;
   readonly #scratch = new Uint8Array(CHUNK);
   #view = this.#scratch;
+  /** What the host's data is compared with. */
+  readonly #stored = new Uint8Array(CHUNK);
   readonly #entryWords = new Uint32Array(CQE_BYTES / 4);
   readonly #entry = new Uint8Array(this.#entryWords.buffer);
   readonly #phaseByte = this.#entry.subarray(PHASE_BYTE, PHASE_BYTE + 1);
@@ -265,8 +267,19 @@ export class Engine {
     });
   }
 
-  /** Moves the data that is left. When done, the status is in the command. */
+  /** Moves the data, in as many parts as there are. When done, the status is in the command. */
   #transfer(command: Command): Progress {
+    for (;;) {
+      const progress = this.#transferPart(command);
+      const { received } = command;
+      if (progress !== Progress.done || command.status !== 0 || !received) return progress;
+      command.received = undefined;
+      command.status = received();
+      if (command.status !== 0) return Progress.done;
+    }
+  }
+
+  #transferPart(command: Command): Progress {
     while (command.left > 0) {
       if (this.#bytesLeft <= 0) return Progress.more;
       if (command.transfer === Transfer.mediaZero) {
@@ -288,7 +301,6 @@ export class Engine {
       if (command.status !== 0) return Progress.done;
       if (status === TranslateStatus.stalled) return Progress.stalled;
     }
-    if (command.received) command.status = command.received();
     if (command.through && !command.media!.flush()) command.status = StatusCode.WRITE_FAULT;
     return Progress.done;
   }
@@ -309,9 +321,9 @@ export class Engine {
       return status;
     }
     const moved = status === TranslateStatus.ok ? bytes : dma.done;
-    if (moved > 0 && !toHost && !this.#store(command, this.#window(moved))) {
-      command.status = StatusCode.WRITE_FAULT;
-      return status;
+    if (moved > 0 && !toHost) {
+      command.status = this.#store(command, this.#window(moved));
+      if (command.status !== 0) return status;
     }
     prp.consume(moved);
     command.offset += moved;
@@ -334,10 +346,19 @@ export class Engine {
     return true;
   }
 
-  #store(command: Command, view: Uint8Array): boolean {
-    if (command.transfer === Transfer.mediaWrite) return command.media!.write(command.offset, view);
+  /** Takes what came from the host; the status. */
+  #store(command: Command, view: Uint8Array): number {
+    if (command.transfer === Transfer.mediaWrite)
+      return command.media!.write(command.offset, view) ? StatusCode.SUCCESS : StatusCode.WRITE_FAULT;
+    if (command.transfer === Transfer.mediaCompare) return this.#compare(command, view);
     command.payload?.set(view, command.offset);
-    return true;
+    return StatusCode.SUCCESS;
+  }
+
+  #compare(command: Command, view: Uint8Array): number {
+    const stored = this.#stored.subarray(0, view.length);
+    if (!command.media!.read(command.offset, stored)) return StatusCode.UNRECOVERED_READ;
+    return Buffer.compare(stored, view) === 0 ? StatusCode.SUCCESS : StatusCode.COMPARE_FAILURE;
   }
 
   #zero(command: Command): void {

@@ -56,6 +56,9 @@ const HOST_ID_128 = 1;
 const IO_CONTROLLER = 1;
 const ONE_READ_ONLY_SLOT = 0b0011;
 const EFFECTS_AND_EXTENDED_DATA = 0b0110;
+/** Optional NVM commands. */
+const COMPARE = 1 << 0;
+const DATASET_MANAGEMENT = 1 << 2;
 const WRITE_ZEROES = 1 << 3;
 const SAVE_AND_SELECT = 1 << 4;
 /** A cache is present; Flush takes the broadcast namespace. */
@@ -97,7 +100,7 @@ export const identifyController = ({ serial, mdts, controllerId, namespaces }: I
   bytes[Controller.SQES] = (SQE_LG2 << 4) | SQE_LG2;
   bytes[Controller.CQES] = (CQE_LG2 << 4) | CQE_LG2;
   view.setUint32(Controller.NN, namespaces, true);
-  view.setUint16(Controller.ONCS, WRITE_ZEROES | SAVE_AND_SELECT, true);
+  view.setUint16(Controller.ONCS, COMPARE | DATASET_MANAGEMENT | WRITE_ZEROES | SAVE_AND_SELECT, true);
   bytes[Controller.VWC] = VWC_PRESENT;
   // A subsystem of its own, whatever other controllers have for their serial number.
   const subsystem = `softiommu:${serial.trim()}:${controllerId.toString(16)}`;

@@ -1,8 +1,11 @@
-/** The NVM command set (§6): Flush, Write, Read, Write Zeroes. Decodes and checks; the engine moves the data. */
+/**
+ * The NVM command set (§6): Flush, Write, Read, Compare, Write Zeroes, Dataset Management. Decodes and checks; the engine
+ * moves the data. Left out, and answered as invalid opcodes: Write Uncorrectable, Verify, Copy, reservations.
+ */
 import type { Logs } from "./logs.ts";
 import { ALL_NAMESPACES, flushAll, type Namespace } from "./namespace.ts";
 import { type Command, Transfer } from "./queue.ts";
-import { NlbWord, Nvm, SqeWord, StatusCode } from "./spec.ts";
+import { DatasetRange, DatasetWord, NlbWord, Nvm, SqeWord, StatusCode } from "./spec.ts";
 
 const WORD = 0x1_0000_0000;
 
@@ -35,6 +38,7 @@ export const decodeIo = (command: Command, context: IoContext): number => {
     command.through = true;
     return StatusCode.SUCCESS;
   }
+  if (opcode === Nvm.DATASET_MANAGEMENT) return decodeDataset(command, namespace, context);
   return decodeTransfer(command, namespace, context);
 };
 
@@ -49,7 +53,7 @@ const decodeTransfer = (command: Command, { blocks, blockSize }: Namespace, cont
   command.offset = first * blockSize;
   command.left = length;
   const forced = (command.cdw(12) & FUA.mask) !== 0;
-  command.through = opcode !== Nvm.READ && (forced || !context.cached());
+  command.through = changes.has(opcode) && (forced || !context.cached());
   command.transfer = transfers[opcode] ?? Transfer.none;
   if (opcode !== Nvm.WRITE_ZEROES)
     command.prp.start(command.words, SqeWord.PRP1, length, context.pageBytes());
@@ -62,10 +66,65 @@ const transfers: { readonly [opcode: number]: number } = {
   [Nvm.READ]: Transfer.mediaRead,
   [Nvm.WRITE]: Transfer.mediaWrite,
   [Nvm.WRITE_ZEROES]: Transfer.mediaZero,
+  [Nvm.COMPARE]: Transfer.mediaCompare,
+};
+const changes: ReadonlySet<number> = new Set([Nvm.WRITE, Nvm.WRITE_ZEROES]);
+
+/** §6.7: the ranges are fetched, all of them are checked, then they are deallocated: blocks that read as zeroes. */
+const decodeDataset = (command: Command, namespace: Namespace, context: IoContext): number => {
+  const { NR, AD } = DatasetWord.fields;
+  const words = [command.cdw(10), command.cdw(11)];
+  const count = NR.get(words) + 1;
+  const payload = new Uint8Array(count * DatasetRange.BYTES);
+  command.transfer = Transfer.fromHost;
+  command.payload = payload;
+  command.left = payload.length;
+  command.prp.start(command.words, SqeWord.PRP1, payload.length, context.pageBytes());
+  command.received = () => {
+    const ranges = rangesOf(payload);
+    if (ranges.some(({ first, blocks }) => first + blocks > namespace.blocks))
+      return StatusCode.LBA_OUT_OF_RANGE;
+    return AD.get(words) === 0
+      ? StatusCode.SUCCESS
+      : deallocate(command, ranges, namespace.blockSize, context);
+  };
+  return StatusCode.SUCCESS;
+};
+
+interface BlockRange {
+  readonly first: number;
+  readonly blocks: number;
+}
+
+const rangesOf = (payload: Uint8Array): BlockRange[] => {
+  const view = new DataView(payload.buffer);
+  return Array.from({ length: payload.length / DatasetRange.BYTES }, (_, i) => {
+    const at = i * DatasetRange.BYTES;
+    const start = view.getBigUint64(at + DatasetRange.START, true);
+    return { first: Number(start), blocks: view.getUint32(at + DatasetRange.LENGTH, true) };
+  });
+};
+
+/** One range after the other, each as the transfer of the command. */
+const deallocate = (
+  command: Command,
+  [range, ...more]: readonly BlockRange[],
+  blockSize: number,
+  context: IoContext,
+): number => {
+  if (!range) {
+    command.through = !context.cached();
+    return StatusCode.SUCCESS;
+  }
+  command.transfer = Transfer.mediaZero;
+  command.offset = range.first * blockSize;
+  command.left = range.blocks * blockSize;
+  command.received = () => deallocate(command, more, blockSize, context);
+  return StatusCode.SUCCESS;
 };
 
 const tally = (logs: Logs, opcode: number, bytes: number): void => {
-  if (opcode === Nvm.READ) {
+  if (opcode === Nvm.READ || opcode === Nvm.COMPARE) {
     logs.readCommands += 1;
     logs.readBytes += bytes;
   } else if (opcode === Nvm.WRITE) {

@@ -132,6 +132,7 @@ const effects = (): Uint8Array => {
   const page = new Uint8Array(EFFECTS_BYTES);
   for (const opcode of Object.values(Admin)) page[4 * opcode] = CSUPP;
   for (const opcode of Object.values(Nvm)) page[IO_EFFECTS + 4 * opcode] = CSUPP;
-  for (const opcode of [Nvm.WRITE, Nvm.WRITE_ZEROES]) page[IO_EFFECTS + 4 * opcode]! |= LBCC;
+  for (const opcode of [Nvm.WRITE, Nvm.WRITE_ZEROES, Nvm.DATASET_MANAGEMENT])
+    page[IO_EFFECTS + 4 * opcode]! |= LBCC;
   return page;
 };

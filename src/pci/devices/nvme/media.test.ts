@@ -88,6 +88,18 @@ describe("a namespace in a file", () => {
     again.close();
   });
 
+  it("takes no room for zeroes where there is none", () => {
+    const file = join(folder, "disk.img");
+    const media = opened({ file, size: 2 ** 24 });
+    media.write(2 ** 20, new Uint8Array(4096).fill(7));
+    expect(media.zero(0, 2 ** 24)).toBe(true);
+    expect(statSync(file).blocks).toBeLessThan(1000);
+    const into = new Uint8Array(4096).fill(1);
+    media.read(2 ** 20, into);
+    expect(into.every((byte) => byte === 0)).toBe(true);
+    media.close();
+  });
+
   it("is closed again when a later one cannot be opened", () => {
     const close = vi.spyOn(FileMedia.prototype, "close");
     const moreNamespaces = [{ file: join(folder, "no/such") }];

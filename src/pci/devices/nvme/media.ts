@@ -96,6 +96,7 @@ const ZEROES = new Uint8Array(64 * 1024);
 export class FileMedia implements Media {
   readonly size: number;
   readonly #fd: number;
+  readonly #there = new Uint8Array(ZEROES.length);
   #open = true;
 
   /** Opens or makes the file; grows it with a hole to `size`. Throws what open(2) says, or a RangeError. */
@@ -131,11 +132,14 @@ export class FileMedia implements Media {
     });
   }
 
+  /** Holes stay holes. */
   zero(offset: number, length: number): boolean {
     for (let at = 0; at < length; at += ZEROES.length) {
       const count = Math.min(ZEROES.length, length - at);
-      if (!this.write(offset + at, count === ZEROES.length ? ZEROES : ZEROES.subarray(0, count)))
-        return false;
+      const there = this.#there.subarray(0, count);
+      if (!this.read(offset + at, there)) return false;
+      const zeroes = count === ZEROES.length ? ZEROES : ZEROES.subarray(0, count);
+      if (Buffer.compare(there, zeroes) !== 0 && !this.write(offset + at, zeroes)) return false;
     }
     return true;
   }

@@ -185,6 +185,9 @@ describe("§5.15 Identify", () => {
     expect(bytes[111]).toBe(1); // CNTRLTYPE: I/O
     expect([bytes[512], bytes[513]]).toEqual([0x66, 0x44]); // SQES, CQES
     expect(bytes[516]).toBe(1); // NN
+    expect(bytes[520]).toBe(0b1_1101); // ONCS: Compare, Dataset Management, Write Zeroes, Save and Select
+    expect([bytes[256], bytes[257]]).toEqual([0, 0]); // OACS: no Format NVM, nor others
+    expect([bytes[536], bytes[537]]).toEqual([0, 0]); // SGLS
     expect(text(bytes, 768, 29)).toBe("nqn.2014-08.org.nvmexpress:so");
   });
 
@@ -414,7 +417,9 @@ describe("§5.14 log pages", () => {
     const { bytes } = log(LogPage.EFFECTS, 4096);
     expect(bytes[4 * Admin.IDENTIFY]).toBe(1);
     expect(bytes[1024 + 4 * Nvm.WRITE]).toBe(3);
-    expect(bytes[1024 + 4 * 5]).toBe(0);
+    expect(bytes[1024 + 4 * Nvm.COMPARE]).toBe(1);
+    expect(bytes[1024 + 4 * Nvm.DATASET_MANAGEMENT]).toBe(3);
+    expect(bytes[1024 + 4 * 4]).toBe(0);
   });
 
   it("has zeroes behind the end of a page", () => {
@@ -814,7 +819,7 @@ describe("§6 commands", () => {
     const page = host.allocate(4096);
     const run = (changes: object) =>
       host.run(queue, { ...host.io(Nvm.READ, 0, 1, [page]), ...changes }).status;
-    expect(run({ opcode: 0x05 })).toBe(code(StatusCode.INVALID_OPCODE));
+    expect(run({ opcode: 0x04 })).toBe(code(StatusCode.INVALID_OPCODE));
     expect(run({ nsid: 0 })).toBe(code(StatusCode.INVALID_NAMESPACE));
     expect(run({ nsid: 2 })).toBe(code(StatusCode.INVALID_NAMESPACE));
     expect(run({ flags: 0x40 })).toBe(code(StatusCode.INVALID_FIELD)); // SGL
@@ -827,6 +832,137 @@ describe("§6 commands", () => {
     expect(run({ opcode: Nvm.FLUSH, nsid: 0xffff_ffff })).toBe(0);
     const admin = { opcode: 0x18 };
     expect(host.run(host.admin, admin)).toMatchObject({ status: code(StatusCode.INVALID_OPCODE), dnr: true });
+  });
+
+  it("§6.6 Compare tells whether the blocks are as the host has them, and changes nothing", () => {
+    const [page, other] = [host.allocate(8192), host.allocate(8192)];
+    const data = pattern(8192, 3);
+    rig.memory.writeBytes(page, data);
+    expect(host.write(queue, 7, 16, [page, page + 4096]).status).toBe(0);
+    const compare = (changes: object = {}) =>
+      host.run(queue, { ...host.io(Nvm.COMPARE, 7, 16, [other, other + 4096]), ...changes }).status;
+    rig.memory.writeBytes(other, data);
+    expect(compare()).toBe(0);
+    for (const at of [0, 4095, 8191]) {
+      rig.memory.writeBytes(other + at, Uint8Array.of(data[at]! ^ 1));
+      expect(compare()).toBe(code(StatusCode.COMPARE_FAILURE));
+      rig.memory.writeBytes(other + at, Uint8Array.of(data[at]!));
+    }
+    expect(compare()).toBe(0);
+    expect(compare({ cdw12: 14 })).toBe(0);
+    expect(compare({ cdw10: 32760 })).toBe(code(StatusCode.LBA_OUT_OF_RANGE));
+    expect(compare({ cdw12: 2048 })).toBe(code(StatusCode.INVALID_FIELD)); // beyond MDTS
+    vi.spyOn(MemoryMedia.prototype, "read").mockReturnValueOnce(false);
+    expect(compare()).toBe(code(StatusCode.UNRECOVERED_READ));
+    vi.restoreAllMocks();
+  });
+
+  it("§6.6 Compare goes on where a stall has stopped it", () => {
+    const page = host.allocate(8192);
+    rig.memory.writeBytes(page, pattern(8192, 4));
+    expect(host.write(queue, 0, 16, [page, page + 4096]).status).toBe(0);
+    let stalls = 2;
+    rig.unit.stall = ({ lo }) => lo >= page && lo < page + 8192 && stalls-- > 0;
+    expect(host.run(queue, host.io(Nvm.COMPARE, 0, 16, [page, page + 4096])).status).toBe(0);
+    expect(stalls).toBeLessThan(1);
+  });
+
+  describe("§6.7 Dataset Management", () => {
+    const DEALLOCATE = 4;
+    const manage = (ranges: readonly (readonly [first: number, blocks: number])[], cdw11 = DEALLOCATE) => {
+      const page = host.allocate(4096);
+      ranges.forEach(([first, blocks], i) => {
+        rig.memory.store64(page + 16 * i, 0, blocks);
+        rig.memory.store64(page + 16 * i + 8, first >>> 0, Math.floor(first / 2 ** 32));
+      });
+      const prps = [page];
+      return { opcode: Nvm.DATASET_MANAGEMENT, nsid: 1, cdw10: ranges.length - 1, cdw11, prps };
+    };
+    /** Which of the first 16 blocks hold something. */
+    const held = (): number[] => {
+      const page = host.allocate(8192);
+      expect(host.read(queue, 0, 16, [page, page + 4096]).status).toBe(0);
+      return Array.from({ length: 16 }, (_, i) => i).filter((i) => host.bytes(page + 512 * i, 1)[0] !== 0);
+    };
+    const ALL = Array.from({ length: 16 }, (_, i) => i);
+    beforeEach(() => {
+      const page = host.allocate(8192);
+      rig.memory.fill(page, 8192, 0x77);
+      expect(host.write(queue, 0, 16, [page, page + 4096]).status).toBe(0);
+    });
+
+    it("deallocates ranges, which read as zeroes", () => {
+      expect(
+        host.run(
+          queue,
+          manage([
+            [2, 3],
+            [9, 0],
+            [15, 100],
+            [4, 2],
+          ]),
+        ).status,
+      ).toBe(0);
+      expect(held()).toEqual([0, 1, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
+    });
+
+    it("takes the other attributes for hints, and changes nothing for them", () => {
+      expect(host.run(queue, manage([[0, 16]], 3)).status).toBe(0);
+      expect(held()).toEqual(ALL);
+    });
+
+    it("refuses ranges outside before anything is deallocated", () => {
+      for (const bad of [
+        [32767, 2],
+        [2 ** 52, 1],
+        [0, 32769],
+      ] as const) {
+        const { status } = host.run(queue, manage([[0, 16], bad]));
+        expect(status).toBe(code(StatusCode.LBA_OUT_OF_RANGE));
+      }
+      expect(host.run(queue, { ...manage([[0, 1]]), nsid: 2 }).status).toBe(
+        code(StatusCode.INVALID_NAMESPACE),
+      );
+      expect(held()).toEqual(ALL);
+    });
+
+    it("deallocates 256 ranges of a whole namespace in slices, and flushes once without a cache", () => {
+      host.expect({ opcode: Admin.SET_FEATURES, cdw10: Feature.VOLATILE_WRITE_CACHE, cdw11: 0 });
+      const flush = vi.spyOn(MemoryMedia.prototype, "flush");
+      const ranges = Array.from({ length: 256 }, () => [0, 32768] as const);
+      host.submit(queue, manage(ranges));
+      rig.work.run(10);
+      expect(host.collect(queue)).toEqual([]);
+      rig.settle();
+      expect(host.collect(queue)).toMatchObject([{ status: 0 }]);
+      expect(flush).toHaveBeenCalledTimes(1);
+      expect(held()).toEqual([]);
+      vi.restoreAllMocks();
+    });
+
+    it("a medium that fails is a Write Fault", () => {
+      vi.spyOn(MemoryMedia.prototype, "zero").mockReturnValueOnce(false);
+      expect(
+        host.run(
+          queue,
+          manage([
+            [0, 1],
+            [1, 1],
+          ]),
+        ).status,
+      ).toBe(code(StatusCode.WRITE_FAULT));
+      vi.restoreAllMocks();
+    });
+  });
+
+  it.each([
+    ["Write Uncorrectable", 0x04],
+    ["Verify", 0x0c],
+    ["Reservation Register", 0x0d],
+    ["Copy", 0x19],
+  ])("%s, which is optional and not here, is an invalid opcode", (_name, opcode) => {
+    const refused = { status: code(StatusCode.INVALID_OPCODE), dnr: true };
+    expect(host.run(queue, { opcode, nsid: 1 })).toMatchObject(refused);
   });
 
   it("Write Zeroes of 65536 blocks takes several slices", () => {

@@ -99,6 +99,8 @@ export const Transfer = {
   mediaRead: 3,
   mediaWrite: 4,
   mediaZero: 5,
+  /** Data of the host against the medium. */
+  mediaCompare: 6,
 } as const;
 
 /** A command from its fetch to its completion; used again afterwards. */
@@ -119,7 +121,7 @@ export class Command {
   payload: Uint8Array | undefined;
   /** The medium of the namespace it is about. */
   media: Media | undefined;
-  /** Called when the data has been moved; returns the status. */
+  /** Called once when the data has been moved; returns the status, or sets up what is to be done next. */
   received: (() => number) | undefined;
   /** Flush the medium before completing. */
   through = false;

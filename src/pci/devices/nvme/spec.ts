@@ -117,7 +117,14 @@ export const Admin = {
   ASYNC_EVENT: 0x0c,
 } as const;
 /** §6: NVM commands. */
-export const Nvm = { FLUSH: 0x00, WRITE: 0x01, READ: 0x02, WRITE_ZEROES: 0x08 } as const;
+export const Nvm = {
+  FLUSH: 0x00,
+  WRITE: 0x01,
+  READ: 0x02,
+  COMPARE: 0x05,
+  WRITE_ZEROES: 0x08,
+  DATASET_MANAGEMENT: 0x09,
+} as const;
 
 /**
  * §4.6.1.2: a status as type << 8 | code, with DNR where repeating the command as it is cannot help.
@@ -148,6 +155,7 @@ export const StatusCode = {
   FEATURE_NOT_PER_NAMESPACE: specific(0x0f) | DNR,
   WRITE_FAULT: media(0x80),
   UNRECOVERED_READ: media(0x81),
+  COMPARE_FAILURE: media(0x85),
 } as const;
 
 const names = new Map<number, string>(
@@ -194,6 +202,15 @@ export const AsyncEvent = {
   TEMPERATURE_THRESHOLD: { type: 1, info: 1, page: LogPage.SMART },
 } as const;
 export type AsyncEvent = (typeof AsyncEvent)[keyof typeof AsyncEvent];
+
+/** §6.7: CDW10 and CDW11 of Dataset Management, and one of its ranges. */
+export const DatasetWord = layout("CDW10 and CDW11", 8, {
+  NR: bits(0, 7, "ranges, less one"),
+  IDR: bit(32, "integral dataset for read"),
+  IDW: bit(33, "integral dataset for write"),
+  AD: bit(34, "deallocate"),
+});
+export const DatasetRange = { BYTES: 16, LENGTH: 4, START: 8 } as const;
 
 /** §6.15, §6.9: bits of CDW12 of Read and Write. */
 export const NlbWord = layout("CDW12", 4, {
