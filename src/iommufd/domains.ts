@@ -5,7 +5,7 @@
 import type { PagingDomain } from "../iommu/driver.ts";
 import { allocate } from "../kernel/allocations.ts";
 import { LinuxError } from "../uapi/errno.ts";
-import { PAGE_BYTES } from "./address.ts";
+import { hex, PAGE_BYTES } from "./address.ts";
 import { type Area, lastOf, pageRange, release, showArea } from "./areas.ts";
 import { smallestPageAt } from "./page-sizes.ts";
 import { holdAll } from "./pages.ts";
@@ -102,15 +102,15 @@ export class Domains {
     if (area.pages.taken) return;
     const first = Number(area.iova);
     let iova = first;
-    const piece = this.largePages
-      ? Number.POSITIVE_INFINITY
-      : Math.max(PAGE_BYTES, Number(smallestPageAt(domain, first)));
+    const least = Math.max(PAGE_BYTES, Number(smallestPageAt(domain, first)));
+    const piece = this.largePages ? Number.POSITIVE_INFINITY : least;
     const most = Math.max(1, Math.floor(this.#batch.bytes / RUN_BYTES));
     let runs = 0;
     try {
       area.pages.physical(Number(area.start), Number(area.length), (pa, length) => {
         if (runs > 0 && runs % most === 0) allocate("a batch of pages");
         runs += 1;
+        if (least > PAGE_BYTES) this.#requireWhole(area, least, pa, length);
         for (let done = 0; done < length; ) {
           const bytes = Math.min(length - done, piece - ((pa + done) % piece));
           domain.map(iova, pa + done, bytes, area.protection);
@@ -122,6 +122,17 @@ export class Domains {
       if (iova > first) domain.unmap(first, iova - first);
       throw error;
     }
+  }
+
+  /** An entry points to a page of the domain's, at a multiple of its bytes: a run of memory must be whole ones. */
+  #requireWhole(area: Area, page: number, pa: number, length: number): void {
+    if (pa % page === 0 && length % page === 0) return;
+    throw new LinuxError(
+      "EINVAL",
+      `the memory of the area ${showArea(area)} does not lie in pieces of ${hex(page)} bytes on the host, and the page ` +
+        "table has no smaller pages there; huge pages, or a table with smaller ones, are needed",
+      this.#name(),
+    );
   }
 }
 

@@ -2,6 +2,7 @@
 import fc from "fast-check";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import { ModelHost } from "../../test/support/model-host.ts";
+import { reasonOf } from "../../test/support/vfio-client.ts";
 import { IntervalMap } from "../base/interval-map.ts";
 import { type PagingDomain, Protection } from "../iommu/driver.ts";
 import { ModelTask } from "../kernel/model-task.ts";
@@ -446,8 +447,11 @@ describe("a domain with several apertures", () => {
     { start: 0x2_0000, end: 0x3_0000 },
     { start: 0x1000, end: 0x3000 },
   ]);
-  const map = (iova: number | undefined, bytes = 4096, start = 0) => {
-    const source = new UserSource(rig.task.memory, BigInt(USER), 16 * PAGE_BYTES);
+  /** Memory in one piece; that at `USER` is in single frames. */
+  const WHOLE = 0x20_0000;
+  rig.task.memory.map(WHOLE, 16 * PAGE_BYTES, { contiguous: true });
+  const map = (iova: number | undefined, bytes = 4096, start = 0, va = WHOLE) => {
+    const source = new UserSource(rig.task.memory, BigInt(va), 16 * PAGE_BYTES);
     const pages = new Pages(source, true, rig.context.payer(rig.task));
     return pagetable.map(
       [{ pages, start: BigInt(start), length: BigInt(bytes) }],
@@ -518,6 +522,24 @@ describe("a domain with several apertures", () => {
         unmap(iova, bytes);
       pagetable.detachDomain(domain);
       expect(pagetable.alignment).toBe(1n);
+    });
+
+    it("takes memory that lies in whole pages on the host, and says so of other memory", () => {
+      for (const large of [true, false]) {
+        const domain = graded();
+        pagetable.setLargePages(large);
+        pagetable.attachDomain(domain);
+        map(0x2000, 0x2000, 0, USER);
+        const split = () => map(0x2_4000, 0x8000, 0, USER);
+        expect(reasonOf(split)).toMatch(/area \[0x24000, 0x2bfff\] .* in pieces of 0x4000 bytes on the host/);
+        expect(rig.attempt(split)).toBe("EINVAL");
+        expect(domain.grains.size).toBe(0x2000 / GRAIN);
+        expect(map(0x2_4000, 0x8000)).toBe(0x2_4000n);
+        unmap(0x2000, 0x2000);
+        unmap(0x2_4000, 0x8000);
+        pagetable.detachDomain(domain);
+      }
+      pagetable.setLargePages(true);
     });
 
     it("places bytes where their length and memory fit the pages", () => {
