@@ -12,6 +12,7 @@ import { reached, walk } from "../../trace/walk.ts";
 import { HostCalls } from "../../viommu/host-calls.ts";
 import { ZpciNested } from "../../viommu/zpci/nested.ts";
 import { brief, refusalOf } from "./brief.ts";
+import { claimBlocked, claimNothingLeft } from "./endings.ts";
 import { GuestStage } from "./guest-stage.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
@@ -245,17 +246,9 @@ const losing = (scene: GuestStage, teller: Teller, domain: GuestDomain): void =>
   );
 };
 
-const ending = ({ stage: { machine, device }, vmm }: GuestStage, teller: Teller): void => {
+const ending = ({ stage, vmm }: GuestStage, teller: Teller): void => {
   teller.scene("The VMM dies");
   vmm.exit();
-  const left = Object.entries(machine.live()).filter(([, count]) => count !== 0);
-  teller.claim(
-    "nothing is left on the host",
-    left.length === 0,
-    left.map(([what, count]) => `${what}: ${count}`).join(", "),
-  );
-  teller.claim(
-    "the function is blocked again",
-    !reached(walk(machine, { device, iova: BigInt(IOVA), write: false })),
-  );
+  claimNothingLeft(stage, teller);
+  claimBlocked(stage, teller, "function", IOVA);
 };

@@ -2,11 +2,11 @@
  * The first story: one program, one device, one mapping. What a mapping is, how the unit finds it, what happens to a
  * DMA outside it and to one after it was taken away.
  */
-
 import { reached, walk } from "../../trace/walk.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE } from "../../uapi/vfio.ts";
 import { brief } from "./brief.ts";
+import { claimNothingLeft } from "./endings.ts";
 import { Program } from "./program.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
@@ -38,12 +38,7 @@ export const basics = (stage: Stage, teller: Teller): void => {
 
   teller.scene("The program ends without tidying up");
   program.task.exit();
-  const left = Object.entries(machine.live()).filter(([, count]) => count !== 0);
-  teller.claim(
-    "nothing is left: no pin, no domain, no table, no interrupt",
-    left.length === 0,
-    left.map(([what, count]) => `${what}: ${count}`).join(", "),
-  );
+  claimNothingLeft(stage, teller, "nothing is left: no pin, no domain, no table, no interrupt");
   teller.claim(
     `${device} is blocked again: an access would be refused`,
     !reached(walk(machine, { device, iova: BigInt(IOVA), write: false })),

@@ -9,6 +9,7 @@ import type { ShownUnit } from "../../guest/vmm.ts";
 import { Protection } from "../../iommu/driver.ts";
 import { reached, walk } from "../../trace/walk.ts";
 import { brief, refusalOf } from "./brief.ts";
+import { claimNothingLeft } from "./endings.ts";
 import { GuestStage } from "./guest-stage.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
@@ -206,10 +207,5 @@ const sharing = (scene: GuestStage, teller: Teller): void => {
 const ending = ({ vmm, stage }: GuestStage, teller: Teller): void => {
   teller.scene("The VMM dies");
   vmm.exit();
-  const left = Object.entries(stage.machine.live()).filter(([, count]) => count !== 0);
-  teller.claim(
-    "nothing is left on the host",
-    left.length === 0,
-    left.map(([what, count]) => `${what}: ${count}`).join(", "),
-  );
+  claimNothingLeft(stage, teller);
 };

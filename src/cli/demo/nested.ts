@@ -6,7 +6,8 @@
 import type { GuestDomain } from "../../guest/firmware.ts";
 import type { GuestProcess } from "../../guest/process.ts";
 import { Protection } from "../../iommu/driver.ts";
-import { formatWalk, reached, type Walk, walk } from "../../trace/walk.ts";
+import { formatWalk, type Walk, walk } from "../../trace/walk.ts";
+import { claimBlocked, claimNothingLeft } from "./endings.ts";
 import { GuestStage } from "./guest-stage.ts";
 import { WORDS, type Words } from "./nested-words.ts";
 import { shareAddresses } from "./sharing.ts";
@@ -251,19 +252,11 @@ const releasing = (scene: GuestStage, teller: Teller): void => {
   if (told !== undefined) teller.claim(told, guest.driver.faultCount > before);
 };
 
-const ending = ({ stage: { machine, device }, vmm }: GuestStage, teller: Teller): void => {
+const ending = ({ stage, vmm }: GuestStage, teller: Teller): void => {
   teller.scene("The VMM dies");
   vmm.exit();
-  const left = Object.entries(machine.live()).filter(([, count]) => count !== 0);
-  teller.claim(
-    "nothing is left on the host",
-    left.length === 0,
-    left.map(([what, count]) => `${what}: ${count}`).join(", "),
-  );
-  teller.claim(
-    "the device is blocked again",
-    !reached(walk(machine, { device, iova: BigInt(IOVA), write: false })),
-  );
+  claimNothingLeft(stage, teller);
+  claimBlocked(stage, teller, "device", IOVA);
 };
 
 const wordsOf = ({ vmm }: GuestStage): Words => {

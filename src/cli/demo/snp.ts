@@ -8,6 +8,7 @@ import { type WalkStep, walk } from "../../trace/walk.ts";
 import { IommuIoasMap } from "../../uapi/iommufd.ts";
 import { HostCalls } from "../../viommu/host-calls.ts";
 import { brief, refusalOf } from "./brief.ts";
+import { claimNothingLeft } from "./endings.ts";
 import { GuestStage } from "./guest-stage.ts";
 import { type Buffer, type Cost, SecureLife, tableBytes, type Way } from "./secure-life.ts";
 import { Stage } from "./stage.ts";
@@ -306,12 +307,7 @@ const comparing = (teller: Teller, told: readonly Told[]): void => {
   );
 };
 
-const ending = ({ machine }: Stage, teller: Teller): void => {
+const ending = (stage: Stage, teller: Teller): void => {
   teller.scene("The VMMs are gone");
-  const left = Object.entries(machine.live()).filter(([, count]) => count !== 0);
-  teller.claim(
-    "nothing is left on the host, and no page is private",
-    left.length === 0,
-    left.map(([what, count]) => `${what}: ${count}`).join(", "),
-  );
+  claimNothingLeft(stage, teller, "nothing is left on the host, and no page is private");
 };

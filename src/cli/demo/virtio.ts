@@ -7,6 +7,7 @@ import type { GuestDomain } from "../../guest/firmware.ts";
 import { Protection, type UnrecoverableFault } from "../../iommu/driver.ts";
 import { reached, walk } from "../../trace/walk.ts";
 import { brief, refusalOf } from "./brief.ts";
+import { claimNothingLeft } from "./endings.ts";
 import { GuestStage } from "./guest-stage.ts";
 import type { Stage } from "./stage.ts";
 import type { Teller } from "./story.ts";
@@ -190,10 +191,5 @@ const ending = ({ vmm, stage, requester, guest }: GuestStage, teller: Teller): v
   teller.scene("The guest gives the device up, and the VMM dies");
   guest.driver.release(requester);
   vmm.exit();
-  const left = Object.entries(stage.machine.live()).filter(([, count]) => count !== 0);
-  teller.claim(
-    "nothing is left on the host",
-    left.length === 0,
-    left.map(([what, count]) => `${what}: ${count}`).join(", "),
-  );
+  claimNothingLeft(stage, teller);
 };

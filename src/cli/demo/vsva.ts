@@ -6,9 +6,10 @@
 import { QueueDevice } from "../../guest/queue-device.ts";
 import { openNode } from "../../guest/vmm-process.ts";
 import { ModelTask } from "../../kernel/model-task.ts";
-import { formatWalk, reached, walk } from "../../trace/walk.ts";
+import { formatWalk, walk } from "../../trace/walk.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { ContainerCalls } from "../../viommu/container-calls.ts";
+import { claimBlocked, claimNothingLeft } from "./endings.ts";
 import { GuestStage, groupPath } from "./guest-stage.ts";
 import { type Member, shareAddresses } from "./sharing.ts";
 import type { Stage } from "./stage.ts";
@@ -273,17 +274,9 @@ class Neighbour {
   }
 }
 
-const ending = ({ stage: { machine, device }, vmm }: GuestStage, teller: Teller): void => {
+const ending = ({ stage, vmm }: GuestStage, teller: Teller): void => {
   teller.scene("The VMM dies");
   vmm.exit();
-  const left = Object.entries(machine.live()).filter(([, count]) => count !== 0);
-  teller.claim(
-    "nothing is left on the host, and every PASID is free",
-    left.length === 0,
-    left.map(([what, count]) => `${what}: ${count}`).join(", "),
-  );
-  teller.claim(
-    "the device is blocked again",
-    !reached(walk(machine, { device, iova: BigInt(VA), write: false })),
-  );
+  claimNothingLeft(stage, teller, "nothing is left on the host, and every PASID is free");
+  claimBlocked(stage, teller, "device", VA);
 };

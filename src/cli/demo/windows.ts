@@ -3,9 +3,10 @@
  * the bridge says of accesses that are wrong, a page table whose windows and pages a program chose (extension `apertures`), and
  * a guest of POWER, which puts its entries by calls of its hypervisor.
  */
-import { reached, walk } from "../../trace/walk.ts";
+import { walk } from "../../trace/walk.ts";
 import { HostCalls } from "../../viommu/host-calls.ts";
 import { brief, refusalOf } from "./brief.ts";
+import { claimNothingLeft, isBlocked } from "./endings.ts";
 import { tellGuest } from "./fallback.ts";
 import { GuestStage } from "./guest-stage.ts";
 import type { Stage } from "./stage.ts";
@@ -140,13 +141,7 @@ const choosing = ({ scene, calls }: Program, teller: Teller, before: number): vo
 };
 
 const ending = ({ scene: { vmm, stage } }: Program, teller: Teller): void => {
-  const { machine, device } = stage;
   teller.scene("The program ends without tidying up");
   vmm.exit();
-  const left = Object.entries(machine.live()).filter(([, count]) => count !== 0);
-  teller.claim(
-    "nothing is left on the host",
-    left.length === 0 && !reached(walk(machine, { device, iova: BigInt(HIGH), write: false })),
-    left.map(([what, count]) => `${what}: ${count}`).join(", "),
-  );
+  claimNothingLeft(stage, teller, "nothing is left on the host", isBlocked(stage, HIGH));
 };
