@@ -10,6 +10,7 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import { Permission, WalkFault } from "../../pagetable/format.ts";
 import { GuestCache } from "../../pagetable/guest-cache.ts";
 import { NestedResult } from "../../pagetable/nested.ts";
+import type { CachePolicy } from "../cache-policy.ts";
 import { FIRST_STAGE_SPACES, type FirstStageSpace, FirstStageSpaces } from "../first-stage-spaces.ts";
 import { type Iotlb, unitIotlb } from "../iotlb.ts";
 import { PAGE_LG2, RmpVerdict } from "../rmp.ts";
@@ -35,9 +36,6 @@ import {
   uniformLg2,
   wantOf,
 } from "./translate.ts";
-
-/** How much a unit remembers; every choice is one the specification allows. */
-export type CachePolicy = "normal" | "none" | "paranoid";
 
 export interface TransactionsOptions {
   readonly memory: HostMemory;

@@ -18,16 +18,13 @@ import {
   type PageResponder,
   PageResponse,
 } from "../ats.ts";
+import { type CachePolicy, requireRandom } from "../cache-policy.ts";
 import type { Downstream } from "../downstream.ts";
+import { RegisterPort } from "../register-port.ts";
 import { describeRmp, type Rmp } from "../rmp.ts";
 import { RmpMemory } from "../rmp-memory.ts";
-import {
-  type IommuUnit,
-  type SendMessage,
-  Transaction,
-  type TranslateStatus,
-  type UnitContext,
-} from "../unit.ts";
+import { addressOf, tellFault, tellingMessages, walkedTo } from "../telling.ts";
+import { type IommuUnit, Transaction, type TranslateStatus, type UnitContext } from "../unit.ts";
 import type { DeviceSlot } from "./caches.ts";
 import { type AmdViCapabilities, type Capabilities, completeCapabilities } from "./capabilities.ts";
 import { CommandBuffer } from "./command-buffer.ts";
@@ -39,10 +36,10 @@ import { buildCommandEvent, buildEvent, buildPageRequest } from "./records.ts";
 import { RegisterFile, registerName } from "./registers.ts";
 import { Log } from "./rings.ts";
 import { ControlRegister, DeviceTableBase, ExclusionBase, REGISTER_BYTES, Register, Status } from "./spec.ts";
-import { type CachePolicy, Transactions } from "./transactions.ts";
+import { Transactions } from "./transactions.ts";
 
+export type { CachePolicy } from "../cache-policy.ts";
 export type { AmdViCapabilities } from "./capabilities.ts";
-export type { CachePolicy } from "./transactions.ts";
 
 export interface AmdViOptions extends UnitContext {
   readonly name: string;
@@ -87,6 +84,7 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
   readonly #memory: HostMemory;
   readonly #rmp: Rmp | undefined;
   readonly #registers: RegisterFile;
+  readonly #port: RegisterPort;
   readonly #interrupts: Interrupts;
   readonly #transactions: Transactions;
   readonly #commands: CommandBuffer;
@@ -100,20 +98,21 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
     const { name, events, interrupt, cache = "normal", random, iotlbEntries = 4096, rmp } = options;
     const owned = rmp && new RmpMemory(options.memory, rmp);
     const memory = owned ?? options.memory;
-    if (cache === "paranoid" && !random)
-      throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
+    requireRandom(name, cache, random);
     const unit = completeCapabilities(options.capabilities);
     const registers = new RegisterFile(unit);
-    const send: SendMessage = (address, data) => {
-      if (events.on) events.emit("interrupt", { unit: name, address, data });
-      interrupt(address, data);
-    };
+    const send = tellingMessages(name, { events, interrupt });
     this.name = name;
     this.capabilities = unit;
     this.#events = events;
     this.#memory = memory;
     this.#rmp = rmp;
     this.#registers = registers;
+    this.#port = new RegisterPort({
+      ...{ unit: name, events, registers },
+      nameOf: registerName,
+      write: (offset, value) => this.#write(offset, value),
+    });
     this.#interrupts = new Interrupts(registers, send);
     const changed = () => this.#interrupts.update();
     this.#eventLog = new Log(registers, memory, eventPlace, changed);
@@ -167,21 +166,11 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
   // Registers
 
   mmioRead(offset: number, width: 4 | 8): bigint {
-    return this.#registers.read(offset, width);
+    return this.#port.read(offset, width);
   }
 
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
-    if (!this.#registers.takes(offset, width)) return;
-    if (this.#events.on)
-      this.#events.emit("register", {
-        unit: this.name,
-        register: registerName(offset),
-        offset,
-        width,
-        value,
-      });
-    this.#write(offset, Number(value & 0xffff_ffffn));
-    if (width === 8) this.#write(offset + 4, Number((value >> 32n) & 0xffff_ffffn));
+    this.#port.write(offset, width, value);
   }
 
   #write(offset: number, value: number): void {
@@ -257,12 +246,10 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
     const recorded = !suppressed && this.#eventLog.write(event);
     const events = this.#events;
     if (!events.on) return;
-    const { rid, pasid, access, lo, hi } = transaction;
-    const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
     const { code } = fault;
-    const where = this.#walkedTo(transaction);
+    const where = walkedTo(this.explain(transaction));
     const reason = this.#reasonOf(fault);
-    events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded, ...where });
+    tellFault(events, this.name, transaction, { code, reason, recorded, ...where });
   }
 
   #reasonOf({ code, page, pageLg2 }: Fault): string {
@@ -278,14 +265,6 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
     const before = slot.logged;
     slot.logged = true;
     return before;
-  }
-
-  /** The last entry that was looked at, for people. */
-  #walkedTo(transaction: Transaction) {
-    let where = {};
-    for (const { level, address, value } of this.explain(transaction))
-      if (address !== undefined) where = { level, entryAddress: address, entry: value };
-    return where;
   }
 
   #tellCommand(code: number, address: number): void {
@@ -333,7 +312,7 @@ export class AmdViUnit implements IommuUnit, AtsUnit {
     }
     const written = this.#pprLog.write(buildPageRequest(request));
     if (this.#events.on) {
-      const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
+      const address = addressOf(lo, hi);
       const what = "page request";
       const told = { unit: this.name, what, rid, pasid, address, access, group, last, written };
       this.#events.emit("device", told);

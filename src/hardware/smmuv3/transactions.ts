@@ -8,6 +8,7 @@
 import type { Random } from "../../base/clock.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { PageTableFormat } from "../../pagetable/format.ts";
+import type { CachePolicy } from "../cache-policy.ts";
 import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
 import { type ContextSlot, StreamCache, type StreamSlot } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
@@ -27,9 +28,6 @@ import {
   walkStage1,
   walkStage2,
 } from "./translate.ts";
-
-/** How much a unit remembers; every choice is one the specification allows. */
-export type CachePolicy = "normal" | "none" | "paranoid";
 
 export interface TransactionsOptions {
   readonly memory: HostMemory;

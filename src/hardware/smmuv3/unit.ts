@@ -18,15 +18,11 @@ import {
   type PageResponder,
   PageResponse,
 } from "../ats.ts";
+import { type CachePolicy, requireRandom } from "../cache-policy.ts";
 import type { Downstream } from "../downstream.ts";
-import {
-  type IommuUnit,
-  NO_PASID,
-  type SendMessage,
-  type Transaction,
-  TranslateStatus,
-  type UnitContext,
-} from "../unit.ts";
+import { RegisterPort } from "../register-port.ts";
+import { tellFault, tellingMessages, walkedTo } from "../telling.ts";
+import { type IommuUnit, NO_PASID, type Transaction, TranslateStatus, type UnitContext } from "../unit.ts";
 import { type Capabilities, completeCapabilities, type SmmuCapabilities } from "./capabilities.ts";
 import { CommandQueue } from "./command-queue.ts";
 import type { Context, Stream } from "./config.ts";
@@ -49,11 +45,11 @@ import {
 } from "./spec.ts";
 import { Stalls } from "./stalls.ts";
 import { streamTableOf } from "./tables.ts";
-import { type CachePolicy, Transactions } from "./transactions.ts";
+import { Transactions } from "./transactions.ts";
 
+export type { CachePolicy } from "../cache-policy.ts";
 export type { SmmuCapabilities } from "./capabilities.ts";
 export type { Wire } from "./errors.ts";
-export type { CachePolicy } from "./transactions.ts";
 
 export interface SmmuOptions extends UnitContext {
   readonly name: string;
@@ -95,6 +91,7 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
   readonly #events: EventSink;
   readonly #memory: HostMemory;
   readonly #registers: RegisterFile;
+  readonly #port: RegisterPort;
   readonly #errors: Errors;
   readonly #commandQueue: CommandQueue;
   readonly #eventQueue: RecordQueue;
@@ -104,14 +101,10 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
 
   constructor(options: SmmuOptions) {
     const { name, memory, events, interrupt, cache = "normal", random, iotlbEntries = 4096 } = options;
-    if (cache === "paranoid" && !random)
-      throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
+    requireRandom(name, cache, random);
     const unit = completeCapabilities(options.capabilities);
     const registers = new RegisterFile(unit);
-    const send: SendMessage = (address, data) => {
-      if (events.on) events.emit("interrupt", { unit: name, address, data });
-      interrupt(address, data);
-    };
+    const send = tellingMessages(name, { events, interrupt });
     const wire = (line: Wire): void => {
       if (events.on) events.emit("interrupt", { unit: name, wire: line });
       options.wire?.(line);
@@ -121,6 +114,11 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
     this.#events = events;
     this.#memory = memory;
     this.#registers = registers;
+    this.#port = new RegisterPort({
+      ...{ unit: name, events, registers },
+      nameOf: registerName,
+      write: (offset, value) => this.#write(offset, value),
+    });
     this.#stalls = new Stalls(unit.stallMax);
     this.#errors = new Errors({ registers, memory, unit, send, wire });
     this.#transactions = new Transactions({
@@ -187,21 +185,11 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
   // Registers
 
   mmioRead(offset: number, width: 4 | 8): bigint {
-    return this.#registers.read(offset, width);
+    return this.#port.read(offset, width);
   }
 
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
-    if (!this.#registers.takes(offset, width)) return;
-    if (this.#events.on)
-      this.#events.emit("register", {
-        unit: this.name,
-        register: registerName(offset),
-        offset,
-        width,
-        value,
-      });
-    this.#write(offset, Number(value & 0xffff_ffffn));
-    if (width === 8) this.#write(offset + 4, Number((value >> 32n) & 0xffff_ffffn));
+    this.#port.write(offset, width, value);
   }
 
   #write(offset: number, value: number): void {
@@ -309,20 +297,10 @@ export class SmmuV3Unit implements IommuUnit, AtsUnit {
   #tell(transaction: Transaction, fault: Fault, recorded: boolean): void {
     const events = this.#events;
     if (!events.on) return;
-    const { rid, pasid, access, lo, hi } = transaction;
-    const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
     const { code } = fault;
     const reason = `${describeFault(code)}${fault.stage2 ? ", in stage 2" : ""}`;
-    const where = this.#walkedTo(transaction);
-    events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded, ...where });
-  }
-
-  /** The last entry that was looked at, for people. */
-  #walkedTo(transaction: Transaction) {
-    let where = {};
-    for (const { level, address, value } of this.explain(transaction))
-      if (address !== undefined) where = { level, entryAddress: address, entry: value };
-    return where;
+    const where = walkedTo(this.explain(transaction));
+    tellFault(events, this.name, transaction, { code, reason, recorded, ...where });
   }
 
   /** Writes an event; false: it did not get into the queue, and is lost unless it is kept. */

@@ -12,14 +12,10 @@ import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import { WalkResult } from "../../pagetable/walker.ts";
+import { type CachePolicy, requireRandom } from "../cache-policy.ts";
 import { type Iotlb, unitIotlb } from "../iotlb.ts";
-import {
-  type IommuUnit,
-  type SendMessage,
-  type Transaction,
-  TranslateStatus,
-  type UnitContext,
-} from "../unit.ts";
+import { tellFault, tellingMessages, walkedTo } from "../telling.ts";
+import { type IommuUnit, type Transaction, TranslateStatus, type UnitContext } from "../unit.ts";
 import { ChipTables } from "./chip-tables.ts";
 import { Errors } from "./errors.ts";
 import { explainRequest } from "./explain.ts";
@@ -39,8 +35,7 @@ import {
 } from "./spec.ts";
 import { needOf, type TceWindow } from "./translate.ts";
 
-/** How much a bridge remembers: `none`, nothing; `paranoid`, at random things are forgotten and not remembered. */
-export type CachePolicy = "normal" | "none" | "paranoid";
+export type { CachePolicy } from "../cache-policy.ts";
 
 export interface TceOptions extends UnitContext {
   readonly name: string;
@@ -91,12 +86,8 @@ export class TceUnit implements IommuUnit {
 
   constructor(options: TceOptions) {
     const { name, memory, events, interrupt, cache = "normal", random, iotlbEntries = 4096 } = options;
-    if (cache === "paranoid" && !random)
-      throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
-    const send: SendMessage = (address, data) => {
-      if (events.on) events.emit("interrupt", { unit: name, address, data });
-      interrupt(address, data);
-    };
+    requireRandom(name, cache, random);
+    const send = tellingMessages(name, { events, interrupt });
     this.name = name;
     this.pageLg2s = options.pageLg2s ?? TCE_PAGE_LG2S;
     this.messages = options.messages ?? { start: 0, length: 0 };
@@ -269,13 +260,8 @@ export class TceUnit implements IommuUnit {
     const recorded = pe >= 0 && this.#errors.record(pe, transaction, code);
     const events = this.#events;
     if (!events.on) return TranslateStatus.fault;
-    const { rid, pasid, access, lo, hi } = transaction;
-    const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
-    let where = {};
-    for (const { level, address: entryAddress, value } of this.explain(transaction))
-      if (entryAddress !== undefined) where = { level, entryAddress, entry: value };
-    const reason = describeFault(code);
-    events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded, ...where });
+    const where = walkedTo(this.explain(transaction));
+    tellFault(events, this.name, transaction, { code, reason: describeFault(code), recorded, ...where });
     return TranslateStatus.fault;
   }
 }

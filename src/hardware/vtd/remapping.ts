@@ -11,8 +11,10 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import { WalkFault } from "../../pagetable/format.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import { WalkResult } from "../../pagetable/walker.ts";
+import type { CachePolicy } from "../cache-policy.ts";
 import { FIRST_STAGE_SPACES } from "../first-stage-spaces.ts";
 import { type Iotlb, unitIotlb } from "../iotlb.ts";
+import { tellFault } from "../telling.ts";
 import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
 import { CACHED_FAULT_SHIFT, ContextCache, type ContextSlot, cachedFault } from "./caches.ts";
 import type { Capabilities } from "./capabilities.ts";
@@ -39,9 +41,6 @@ import {
   walkFaultCode,
   walkSecondStage,
 } from "./translate.ts";
-
-/** How much a unit remembers; every choice is one the specification allows. */
-export type CachePolicy = "normal" | "none" | "paranoid";
 
 export interface RemappingContext {
   readonly name: string;
@@ -323,12 +322,8 @@ export class Remapping {
     const recorded = code !== FaultCode.aborted && !(silent && faultReasons[code]!.qualified);
     if (recorded) this.#context.faults.record(transaction, code);
     const { events, name } = this.#context;
-    if (events.on) {
-      const { rid, pasid, access, lo, hi } = transaction;
-      const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
-      const reason = describeFault(code);
-      events.emit("fault", { unit: name, rid, pasid, address, access, code, reason, recorded, ...where });
-    }
+    if (events.on)
+      tellFault(events, name, transaction, { code, reason: describeFault(code), recorded, ...where });
     return TranslateStatus.fault;
   }
 

@@ -7,19 +7,21 @@
  * and interrupts pass).
  */
 import type { Random } from "../../base/clock.ts";
-import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
 import type { AtsUnit, DeviceTlbAnswer, DeviceTlbInvalidation, PageRequest, PageResponder } from "../ats.ts";
+import { type CachePolicy, requireRandom } from "../cache-policy.ts";
 import type { Downstream } from "../downstream.ts";
-import type { IommuUnit, SendMessage, Transaction, TranslateStatus, UnitContext } from "../unit.ts";
+import { RegisterPort } from "../register-port.ts";
+import { tellingMessages } from "../telling.ts";
+import type { IommuUnit, Transaction, TranslateStatus, UnitContext } from "../unit.ts";
 import { type Capabilities, completeCapabilities, type VtdCapabilities } from "./capabilities.ts";
 import { EventMessage } from "./event-message.ts";
 import { FaultLog } from "./fault-log.ts";
 import { PageRequests } from "./page-requests.ts";
 import { InvalidationQueue } from "./queue.ts";
 import { RegisterFile, registerName } from "./registers.ts";
-import { type CachePolicy, Remapping } from "./remapping.ts";
+import { Remapping } from "./remapping.ts";
 import {
   CcmdRegister,
   FaultRecording,
@@ -33,8 +35,8 @@ import {
   Ttm,
 } from "./spec.ts";
 
+export type { CachePolicy } from "../cache-policy.ts";
 export type { ScalableCapabilities, VtdCapabilities } from "./capabilities.ts";
-export type { CachePolicy } from "./remapping.ts";
 
 export interface VtdOptions extends UnitContext {
   readonly name: string;
@@ -57,8 +59,8 @@ export class VtdUnit implements IommuUnit, AtsUnit {
   invalidateDeviceTlb: (what: DeviceTlbInvalidation) => DeviceTlbAnswer = () => "done";
   onPageResponse: PageResponder = () => {};
 
-  readonly #events: EventSink;
   readonly #registers: RegisterFile;
+  readonly #port: RegisterPort;
   readonly #faults: FaultLog;
   readonly #faultEvent: EventMessage;
   readonly #completion: EventMessage;
@@ -81,18 +83,18 @@ export class VtdUnit implements IommuUnit, AtsUnit {
       random,
       iotlbEntries = 4096,
     } = options;
-    if (policy === "paranoid" && !random)
-      throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
+    requireRandom(name, policy, random);
     this.name = name;
-    this.#events = events;
     const capabilities = completeCapabilities(options.capabilities);
     this.capabilities = capabilities;
     const registers = new RegisterFile(capabilities);
     this.#registers = registers;
-    const send: SendMessage = (address, data) => {
-      if (events.on) events.emit("interrupt", { unit: name, address, data });
-      interrupt(address, data);
-    };
+    this.#port = new RegisterPort({
+      ...{ unit: name, events, registers },
+      nameOf: (offset) => registerName(offset, capabilities),
+      write: (offset, value) => this.#write(offset, value),
+    });
+    const send = tellingMessages(name, { events, interrupt });
     this.#faultEvent = new EventMessage(registers, Register.FECTL, send);
     this.#completion = new EventMessage(registers, Register.IECTL, send);
     this.#pageEvent = new EventMessage(registers, Register.PECTL, send);
@@ -150,21 +152,11 @@ export class VtdUnit implements IommuUnit, AtsUnit {
   }
 
   mmioRead(offset: number, width: 4 | 8): bigint {
-    return this.#registers.read(offset, width);
+    return this.#port.read(offset, width);
   }
 
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
-    if (!this.#registers.takes(offset, width)) return;
-    if (this.#events.on)
-      this.#events.emit("register", {
-        unit: this.name,
-        register: registerName(offset, this.capabilities),
-        offset,
-        width,
-        value,
-      });
-    this.#write(offset, Number(value & 0xffff_ffffn));
-    if (width === 8) this.#write(offset + 4, Number((value >> 32n) & 0xffff_ffffn));
+    this.#port.write(offset, width, value);
   }
 
   #write(offset: number, value: number): void {

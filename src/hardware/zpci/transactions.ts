@@ -7,15 +7,13 @@ import type { Random } from "../../base/clock.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { Permission } from "../../pagetable/format.ts";
 import { WalkResult } from "../../pagetable/walker.ts";
+import type { CachePolicy } from "../cache-policy.ts";
 import { type Iotlb, unitIotlb } from "../iotlb.ts";
 import { Access, NO_PASID, type Transaction, TranslateStatus } from "../unit.ts";
 import { FaultCode, walkCode } from "./faults.ts";
 import { type FunctionSlot, FunctionTable } from "./functions.ts";
 import { type Parameters, translatedEnd } from "./parameters.ts";
 import { MSI_BYTES } from "./spec.ts";
-
-/** How much a unit remembers. */
-export type CachePolicy = "normal" | "none" | "paranoid";
 
 export interface TransactionsOptions {
   readonly memory: HostMemory;

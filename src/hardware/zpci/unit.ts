@@ -11,6 +11,8 @@ import type { Random } from "../../base/clock.ts";
 import type { EventSink } from "../../base/events.ts";
 import type { HostMemory } from "../../memory/host-memory.ts";
 import type { ExplainStep } from "../../pagetable/step.ts";
+import { type CachePolicy, requireRandom } from "../cache-policy.ts";
+import { RegisterPort } from "../register-port.ts";
 import {
   fixedRegister,
   type RegisterWord,
@@ -18,6 +20,7 @@ import {
   registerNames,
   wideRegister,
 } from "../register-words.ts";
+import { addressOf, tellFault, tellingMessages, walkedTo } from "../telling.ts";
 import {
   Access,
   type IommuUnit,
@@ -40,10 +43,10 @@ import {
   REGISTER_BYTES,
   Register,
 } from "./spec.ts";
-import { type CachePolicy, Transactions } from "./transactions.ts";
+import { Transactions } from "./transactions.ts";
 
+export type { CachePolicy } from "../cache-policy.ts";
 export type { FunctionHost } from "./instructions.ts";
-export type { CachePolicy } from "./transactions.ts";
 
 export interface ZpciOptions extends UnitContext {
   readonly name: string;
@@ -83,8 +86,9 @@ export class ZpciUnit implements IommuUnit {
   onResume: (token: number, ok: boolean) => void = () => {};
   readonly #memory: HostMemory;
   readonly #events: EventSink;
-  readonly #interrupt: SendMessage;
+  readonly #send: SendMessage;
   readonly #registers: RegisterWords;
+  readonly #port: RegisterPort;
   readonly #transactions: Transactions;
   readonly #instructions: Instructions;
   /** Errors that software has not stored yet. */
@@ -102,16 +106,20 @@ export class ZpciUnit implements IommuUnit {
       random,
       refreshes = false,
     } = options;
-    if (cache === "paranoid" && !random)
-      throw new TypeError(`${name}: a paranoid cache needs a source of random numbers`);
+    requireRandom(name, cache, random);
     this.name = name;
     this.#memory = memory;
     this.#events = events;
-    this.#interrupt = interrupt;
+    this.#send = tellingMessages(name, { events, interrupt });
     this.#registers = new RegisterWords(
       REGISTER_BYTES,
       registersOf(CapabilityRegister.make({ REFRESH: refreshes }), msiAddress),
     );
+    this.#port = new RegisterPort({
+      ...{ unit: name, events, registers: this.#registers },
+      nameOf: registerName,
+      write: (offset, value) => this.#write(offset, value),
+    });
     this.#transactions = new Transactions({
       ...{ memory, msiAddress, random },
       policy: cache,
@@ -142,17 +150,11 @@ export class ZpciUnit implements IommuUnit {
   // Registers
 
   mmioRead(offset: number, width: 4 | 8): bigint {
-    return this.#registers.read(offset, width);
+    return this.#port.read(offset, width);
   }
 
   mmioWrite(offset: number, width: 4 | 8, value: bigint): void {
-    if (!this.#registers.takes(offset, width)) return;
-    if (this.#events.on) {
-      const register = registerName(offset);
-      this.#events.emit("register", { unit: this.name, register, offset, width, value });
-    }
-    this.#write(offset, Number(value & 0xffff_ffffn));
-    if (width === 8) this.#write(offset + 4, Number((value >> 32n) & 0xffff_ffffn));
+    this.#port.write(offset, width, value);
   }
 
   #write(offset: number, value: number): void {
@@ -182,13 +184,9 @@ export class ZpciUnit implements IommuUnit {
     const recorded = this.#report(transaction);
     const events = this.#events;
     if (!events.on) return;
-    const { rid, pasid, access, lo, hi, fault: code } = transaction;
-    const address = (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0);
-    const reason = describeFault(code);
-    let where = {};
-    for (const { level, address: entryAddress, value: entry } of this.explain(transaction))
-      if (entryAddress !== undefined) where = { level, entryAddress, entry };
-    events.emit("fault", { unit: this.name, rid, pasid, address, access, code, reason, recorded, ...where });
+    const { fault: code } = transaction;
+    const where = walkedTo(this.explain(transaction));
+    tellFault(events, this.name, transaction, { code, reason: describeFault(code), recorded, ...where });
   }
 
   /** Keeps the error for software, and interrupts it; false: there were too many. */
@@ -210,15 +208,10 @@ export class ZpciUnit implements IommuUnit {
       LOST: this.#lost,
       W: (access & (Access.write | Access.atomic)) !== 0,
       PEC: fault,
-      FADDR: (BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0),
+      FADDR: addressOf(lo, hi),
     });
     ErrorEvent.write(bytes, event);
     return bytes;
-  }
-
-  #send(address: bigint, data: number): void {
-    if (this.#events.on) this.#events.emit("interrupt", { unit: this.name, address, data });
-    this.#interrupt(address, data);
   }
 
   /** What is registered for a function; undefined: nothing. */
