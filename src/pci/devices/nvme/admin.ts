@@ -2,8 +2,8 @@
  * The admin command set (§5): queues, Identify, features, log pages, Abort, Asynchronous Event Request. Each command
  * is checked, then either done at once or given the data the engine is to move.
  *
- * Left out, and answered as invalid opcodes: namespace management, firmware download, self-test, Keep Alive (KAS is 0),
- * directives, sanitize, security.
+ * Left out, and answered as invalid opcodes: namespace management, Format NVM, firmware download, self-test, Keep Alive
+ * (KAS is 0), directives, sanitize, security, doorbell buffers. Log pages are the controller's: none of a namespace.
  */
 import type { Engine } from "./engine.ts";
 import { EXTENDED_HOST_IDENTIFIER, type Features, HOST_IDENTIFIER_BYTES } from "./features.ts";
@@ -177,6 +177,7 @@ export class Admin {
     const id = cdw10 & 0xff;
     const page = logs.page(id, now());
     if (!page) return StatusCode.INVALID_LOG_PAGE;
+    if (command.nsid !== 0 && command.nsid !== ALL_NAMESPACES) return StatusCode.INVALID_FIELD;
     const length = ((cdw10 >>> 16) + (command.cdw(11) & 0xffff) * 0x1_0000 + 1) * 4;
     const offset = command.cdw(13) * 0x1_0000_0000 + command.cdw(12);
     if (length > maxTransfer || offset % 4 || offset > page.length) return StatusCode.INVALID_FIELD;

@@ -19,6 +19,9 @@ interface Declared {
   readonly perNamespace?: boolean;
 }
 
+/** Events for critical warnings can be asked for; none of the notices, of which Identify has none (OAES is 0). */
+const CRITICAL_WARNINGS = 0xff;
+
 /** §5.21.1. A power state other than 0 and errors for deallocated blocks do not exist here. */
 const declared = new Map<number, Declared>([
   [Feature.ARBITRATION, { value: 0, mask: 0xffff_ff07 }],
@@ -27,7 +30,7 @@ const declared = new Map<number, Declared>([
   [Feature.VOLATILE_WRITE_CACHE, { value: 1, mask: 1 }],
   [Feature.INTERRUPT_COALESCING, { value: 0, mask: 0xffff }],
   [Feature.WRITE_ATOMICITY, { value: 0, mask: 1 }],
-  [Feature.ASYNC_EVENTS, { value: 0, mask: 0x3ff }],
+  [Feature.ASYNC_EVENTS, { value: 0, mask: CRITICAL_WARNINGS }],
 ]);
 
 const VECTOR_MASK = 0xffff;

@@ -430,6 +430,24 @@ describe("§5.14 log pages", () => {
     expect(bytes.subarray(512).every((byte) => byte === 0)).toBe(true);
   });
 
+  it("refuses pages of one namespace: they are the controller's", () => {
+    const page = { opcode: Admin.GET_LOG_PAGE, cdw10: LogPage.SMART, prps: [host.allocate(4096)] };
+    expect([0, 0xffff_ffff].map((nsid) => host.run(host.admin, { ...page, nsid }).status)).toEqual([0, 0]);
+    expect(host.run(host.admin, { ...page, nsid: 1 }).status).toBe(code(StatusCode.INVALID_FIELD));
+  });
+
+  it("the error log names the namespace and the status of a comparison that failed", () => {
+    plug({ moreNamespaces: [{ size: MIB }] });
+    [queue] = host.initialise() as [HostQueue];
+    const page = host.allocate(4096);
+    rig.memory.fill(page, 4096, 1);
+    host.run(queue, { ...host.io(Nvm.COMPARE, 9, 1, [page]), nsid: 2 });
+    const view = new DataView(log(LogPage.ERROR, 64).bytes.buffer);
+    expect((view.getUint16(12, true) >>> 1) & 0x7ff).toBe(code(StatusCode.COMPARE_FAILURE));
+    expect(view.getBigUint64(16, true)).toBe(9n);
+    expect(view.getUint32(24, true)).toBe(2);
+  });
+
   it("refuses pages, offsets and lengths that cannot be", () => {
     expect(log(0x7f, 64).status).toBe(code(StatusCode.INVALID_LOG_PAGE));
     expect(log(LogPage.SMART, 64, 2).status).toBe(code(StatusCode.INVALID_FIELD));
@@ -662,6 +680,28 @@ describe("§5.2 asynchronous events", () => {
     host.submit(host.admin, { opcode: Admin.SET_FEATURES, cdw10: Feature.TEMPERATURE_THRESHOLD, cdw11: 300 });
     rig.settle();
     expect(host.collect(host.admin).find((one) => one.cid === cid)?.result).toBe(0x02_01_01);
+  });
+
+  it("reports no temperature while the host has that event off", () => {
+    const cid = host.submit(host.admin, request);
+    const threshold = { opcode: Admin.SET_FEATURES, cdw10: Feature.TEMPERATURE_THRESHOLD, cdw11: 300 };
+    host.expect({ opcode: Admin.SET_FEATURES, cdw10: Feature.ASYNC_EVENTS, cdw11: 0xff & ~2 });
+    host.expect(threshold);
+    host.expect({ opcode: Admin.SET_FEATURES, cdw10: Feature.ASYNC_EVENTS, cdw11: 2 });
+    const set = host.submit(host.admin, threshold);
+    rig.settle();
+    const ends = host.collect(host.admin).map((one) => one.cid);
+    expect([...ends].sort()).toEqual([cid, set].sort());
+  });
+
+  it("takes no wish for notices that Identify does not have", () => {
+    const page = host.allocate(4096);
+    host.expect({ opcode: Admin.IDENTIFY, cdw10: Cns.CONTROLLER, prps: [page] });
+    expect([...host.bytes(page + 92, 4)]).toEqual([0, 0, 0, 0]); // OAES
+    for (const notice of [8, 9]) {
+      const wish = { opcode: Admin.SET_FEATURES, cdw10: Feature.ASYNC_EVENTS, cdw11: 1 << notice };
+      expect(host.run(host.admin, wish).status).toBe(code(StatusCode.INVALID_FIELD));
+    }
   });
 
   it("refuses more requests than AERL, and gives them up when aborted or reset", () => {
@@ -953,6 +993,26 @@ describe("§6 commands", () => {
       ).toBe(code(StatusCode.WRITE_FAULT));
       vi.restoreAllMocks();
     });
+  });
+
+  it.each([
+    ["Namespace Management", 0x0d],
+    ["Firmware Commit", 0x10],
+    ["Device Self-test", 0x14],
+    ["Keep Alive", 0x18],
+    ["Doorbell Buffer Config", 0x7c],
+    ["Format NVM", 0x80],
+    ["Security Send", 0x81],
+    ["Sanitize", 0x84],
+  ])("%s, which is optional and not here, is an invalid opcode and changes nothing", (_name, opcode) => {
+    const page = host.allocate(4096);
+    rig.memory.fill(page, 4096, 0x31);
+    host.write(queue, 0, 8, [page]);
+    const refused = { status: code(StatusCode.INVALID_OPCODE), dnr: true };
+    expect(host.run(host.admin, { opcode, nsid: 1 })).toMatchObject(refused);
+    rig.memory.fill(page, 4096, 0);
+    host.read(queue, 0, 8, [page]);
+    expect(host.bytes(page, 4096).every((byte) => byte === 0x31)).toBe(true);
   });
 
   it.each([
