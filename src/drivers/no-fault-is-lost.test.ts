@@ -6,8 +6,9 @@
  * were lost.
  */
 import { describe, expect, it } from "vitest";
-import { FaultHost, STALL_MAX, type Vendor } from "../../test/support/fault-rig.ts";
+import { FaultHost, type PlainVendor, STALL_MAX, type Vendor } from "../../test/support/fault-rig.ts";
 import { Books, FaultVmm } from "../../test/support/fault-vmm.ts";
+import { iovaOf, PlainVmm } from "../../test/support/plain-vmm.ts";
 import { Random } from "../base/clock.ts";
 import { NO_PASID } from "../hardware/unit.ts";
 
@@ -21,6 +22,12 @@ const FLOOD = 160;
 const FEW = 3;
 const FIRST_PAGE = 0x10_0000;
 const PAGES = 2 ** 22;
+
+/** Times that a unit had no room for what went wrong; one that says only that something did has no number for it. */
+const overflowsOf = (driver: FaultHost["driver"]): number => {
+  if ("overflows" in driver) return driver.overflows;
+  return "faultOverflows" in driver ? driver.faultOverflows : 0;
+};
 
 /** What is counted at the unit, by its driver and by VMMs, at one moment. */
 type Counts = ReturnType<World["counts"]>;
@@ -47,7 +54,7 @@ class World {
     const { host, books } = this;
     const sum = (of: (index: 0 | 1) => number): number => of(0) + of(1);
     const { driver } = host;
-    const overflowed = "overflows" in driver ? driver.overflows : driver.faultOverflows;
+    const overflowed = overflowsOf(driver);
     const requests = "pageRequests" in driver ? driver.pageRequests : undefined;
     return {
       faulted: sum((i) => host.functions[i]!.counts.faulted),
@@ -297,5 +304,81 @@ describe("no fault is lost: what did not go through is read, an event, denied, i
     }
     for (const [what, count] of Object.entries(met)) expect(count, what).toBeGreaterThan(FEW);
     world.end();
+  });
+});
+
+/** Units that tell errors and nothing else; what fails is in the host's log, or behind a marker. */
+describe("no error is lost", () => {
+  const EPOCHS = 200;
+
+  /** One epoch's accesses and disturbances, until everything was told. */
+  const run = (host: FaultHost, vmm: PlainVmm, random: Random): void => {
+    for (let step = 0; step < 6; step++) {
+      const device = random.below(2);
+      const made = host.functions[device]!;
+      const what = random.below(12);
+      if (what === 0) vmm.reset(device);
+      else if (what < 3) vmm.detach(device);
+      else if (what < 6) vmm.attach(device, vmm.tables[random.below(vmm.tables.length)]!);
+      else if (what < 8) host.interrupt();
+      else {
+        made.master(true);
+        // One page of these is there under some tables, and more under others.
+        const count = random.below(6) === 0 ? FLOOD : 1 + random.below(8);
+        for (let more = 0; more < count; more++) made.begin(iovaOf(host) + random.below(40) * 4096, NO_PASID);
+      }
+    }
+    while (host.interrupt());
+    // That errors were lost is said by the next one: where no table has anything.
+    host.functions[0]!.master(true);
+    host.functions[0]!.begin(iovaOf(host) + 2 ** 24, NO_PASID);
+    while (host.interrupt());
+  };
+
+  /** `saysSo`: the unit has a marker for what was lost. */
+  const check = (vendor: PlainVendor, saysSo: boolean): void => {
+    const host = new FaultHost(vendor);
+    const random = new Random(10);
+    const met = { done: 0, exact: 0, prompt: 0, lost: 0 };
+    let vmm = new PlainVmm(host);
+    const count = () => ({
+      failed: host.functions.reduce((sum, { counts }) => sum + counts.faulted, 0),
+      done: host.functions.reduce((sum, { counts }) => sum + counts.done, 0),
+      logged: host.driver.faultCount,
+      fell: overflowsOf(host.driver),
+    });
+    for (let epoch = 0; epoch < EPOCHS; epoch++) {
+      host.prompt = epoch % 3 === 0;
+      const before = count();
+      run(host, vmm, random);
+      const after = count();
+      const [failed, logged] = [after.failed - before.failed, after.logged - before.logged];
+      const fell = after.fell - before.fell;
+      const untold = failed - logged;
+      const where = JSON.stringify({ epoch, failed, logged, fell });
+      expect(untold, where).toBeGreaterThanOrEqual(0);
+      if (untold > 0) expect(logged, where).toBeGreaterThan(0);
+      if (host.prompt) expect([untold, fell], where).toEqual([0, 0]);
+      else if (saysSo) expect(untold > 0, where).toBe(fell > 0);
+      met.done += after.done - before.done;
+      if (host.prompt) met.prompt += logged;
+      else if (untold === 0) met.exact += logged;
+      met.lost += untold;
+      if (random.below(20) > 0) continue;
+      vmm.task.exit();
+      vmm = new PlainVmm(host);
+    }
+    for (const [what, times] of Object.entries(met)) expect(times, what).toBeGreaterThan(FEW);
+    vmm.task.exit();
+    expect(Object.entries(host.live()).filter(([, left]) => left !== 0)).toEqual([]);
+    host.host.memory.close();
+  };
+
+  it("s390: each is an error of its own, until 64 wait; then one says that more were lost", TIME, () => {
+    check("zpci", true);
+  });
+
+  it("POWER: the first of each PE is recorded, and the next one once software has read it", TIME, () => {
+    check("tce", false);
   });
 });

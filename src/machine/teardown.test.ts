@@ -4,15 +4,18 @@
  * been read, or are still with the unit. Afterwards nothing is left, nobody waits, and functions are refused what they ask for.
  */
 import { describe, expect, it } from "vitest";
-import { FaultHost, type Vendor } from "../../test/support/fault-rig.ts";
+import { FaultHost, type PlainVendor, type Vendor } from "../../test/support/fault-rig.ts";
 import { Books, FaultVmm } from "../../test/support/fault-vmm.ts";
 import { GuestRig } from "../../test/support/guest-rig.ts";
-import { outcome, VfioClient } from "../../test/support/vfio-client.ts";
+import { iovaOf, PlainVmm } from "../../test/support/plain-vmm.ts";
+import { SpaprClient } from "../../test/support/spapr-client.ts";
+import { outcome } from "../../test/support/vfio-client.ts";
 import { NO_PASID } from "../hardware/unit.ts";
 import { ModelTask } from "../kernel/model-task.ts";
+import { VFIO_SPAPR_TCE_v2_IOMMU, VFIO_TYPE1v2_IOMMU } from "../uapi/vfio.ts";
 
 const UNITS: readonly Vendor[] = ["vtd", "smmuv3", "amdvi"];
-const IOVA = 0x1_0000_0000;
+const PLAIN: readonly PlainVendor[] = ["zpci", "tce"];
 const PAGE = 4096;
 const VA = 0x7000_0000;
 /** Bytes of the small memory of a client of containers. */
@@ -46,10 +49,25 @@ const scene = (host: FaultHost): FaultVmm => {
   return vmm;
 };
 
-const ask = ({ functions }: FaultHost): void => {
-  for (const made of functions)
+const ask = (host: FaultHost): void => {
+  for (const made of host.functions)
     for (const pasid of [NO_PASID, 5, 6])
-      for (let page = 0; page < 3; page++) made.begin(IOVA + page * PAGE, pasid);
+      for (let page = 0; page < 3; page++) made.begin(iovaOf(host) + page * PAGE, pasid);
+};
+
+/** Both functions have tables, the first that of a guest where there are such: see above. */
+const plainScene = (host: FaultHost): PlainVmm => {
+  const vmm = new PlainVmm(host);
+  vmm.attach(0, vmm.tables.at(-1)!);
+  vmm.attach(1, vmm.tables[0]!);
+  for (const made of host.functions) {
+    made.master(true);
+    const { done } = made.counts;
+    made.begin(iovaOf(host), NO_PASID);
+    expect(made.counts.done).toBe(done + 1);
+  }
+  ask(host);
+  return vmm;
 };
 
 /** Nothing is left, nobody waits, and every access is refused. */
@@ -65,7 +83,7 @@ const expectNothing = (host: FaultHost, where: string): void => {
     // As if it were still a bus master: the unit must not let anything through.
     made.master(true);
     const before = { ...made.counts };
-    for (const pasid of [NO_PASID, 5, 6]) made.begin(IOVA, pasid);
+    for (const pasid of [NO_PASID, 5, 6]) made.begin(iovaOf(host), pasid);
     expect(made.counts, where).toEqual({ ...before, faulted: before.faulted + 3 });
     made.master(false);
   }
@@ -133,20 +151,80 @@ describe.each(UNITS)("%s: whatever goes first", (vendor) => {
     expect(answers).toEqual(new Set([undefined, "EBUSY", "ENOENT"]));
     host.host.memory.close();
   });
+});
 
+describe.each(PLAIN)("%s: whatever goes first", (vendor) => {
+  it("files are closed in every order, and the VMM is killed after any of them", TIME, () => {
+    const host = new FaultHost(vendor);
+    for (const order of orders([0, 1, 2])) {
+      const vmm = plainScene(host);
+      const { files } = vmm;
+      for (const index of order) {
+        vmm.task.close(files[index]!);
+        ask(host);
+      }
+      vmm.task.exit();
+      expectNothing(host, `closed ${order.join(", ")}, then killed`);
+    }
+    host.host.memory.close();
+  });
+
+  it("objects are destroyed and functions detached in every order, as far as each may go", TIME, () => {
+    const host = new FaultHost(vendor);
+    const answers = new Set<unknown>();
+    for (const order of permutations([0, 1, 2, 3])) {
+      const vmm = plainScene(host);
+      const { devices, objects } = vmm;
+      const half = objects.length >> 1;
+      const destroy = (ids: readonly number[]): boolean => {
+        const codes = ids.map((id) => outcome(() => vmm.calls.destroy(id)));
+        for (const code of codes) answers.add(code);
+        return codes.includes(undefined);
+      };
+      const steps = [
+        () => vmm.detach(0),
+        () => vmm.task.close(devices[1]!.fd),
+        () => destroy(objects.slice(0, half)),
+        () => destroy(objects.slice(half)),
+      ];
+      for (const index of order) {
+        steps[index]!();
+        ask(host);
+      }
+      vmm.task.close(devices[0]!.fd);
+      while (destroy(objects));
+      expect(host.iommufd.live(), order.join()).toMatchObject({
+        files: 1,
+        objects: 0,
+        areas: 0,
+        pinnedPages: 0,
+      });
+      vmm.task.exit();
+      expectNothing(host, order.join());
+    }
+    expect(answers).toEqual(new Set([undefined, "EBUSY", "ENOENT"]));
+    host.host.memory.close();
+  });
+});
+
+describe.each([
+  ...[...UNITS, ...PLAIN].map((vendor) => [vendor, "type 1", VFIO_TYPE1v2_IOMMU] as const),
+  ["tce", "sPAPR", VFIO_SPAPR_TCE_v2_IOMMU] as const,
+])("%s, %s: whatever goes first", (vendor, _, type) => {
   it("container, group and device go in every order, the program is killed after any of them", TIME, () => {
     const host = new FaultHost(vendor);
     for (const order of orders([0, 1, 2, 3])) {
       const task = new ModelTask(host.host.memory);
       task.memory.map(VA, SMALL);
-      const client = new VfioClient(task, host.vfio);
-      const { container, group } = client.attach(0);
+      const client = new SpaprClient(task, host.vfio);
+      const { container, group } = client.attach(0, type);
       const { name } = host.functions[0]!;
       const files = [container, group, client.device(group, name), client.device(group, name)];
-      client.map(container, { vaddr: VA, iova: IOVA, size: SMALL });
+      if (type === VFIO_SPAPR_TCE_v2_IOMMU) client.register(container, VA, SMALL);
+      client.map(container, { vaddr: VA, iova: iovaOf(host), size: SMALL });
       host.functions[0]!.master(true);
       const { done } = host.functions[0]!.counts;
-      host.functions[0]!.begin(IOVA, NO_PASID);
+      host.functions[0]!.begin(iovaOf(host), NO_PASID);
       expect(host.functions[0]!.counts.done).toBe(done + 1);
       for (const index of order) {
         task.close(files[index]!);

@@ -6,22 +6,29 @@
 import { silent } from "../../src/base/events.ts";
 import { AmdDriver } from "../../src/drivers/amdvi/driver.ts";
 import { SmmuDriver } from "../../src/drivers/smmuv3/driver.ts";
+import { TceDriver } from "../../src/drivers/tce/driver.ts";
 import { VtdDriver } from "../../src/drivers/vtd/driver.ts";
+import { ZpciDriver } from "../../src/drivers/zpci/driver.ts";
 import { AmdViUnit } from "../../src/hardware/amdvi/unit.ts";
 import { PageResponse } from "../../src/hardware/ats.ts";
 import { ABORTED } from "../../src/hardware/smmuv3/faults.ts";
 import { SmmuV3Unit } from "../../src/hardware/smmuv3/unit.ts";
+import { TceUnit } from "../../src/hardware/tce/unit.ts";
 import { type IommuUnit, TranslateStatus } from "../../src/hardware/unit.ts";
 import { VtdUnit } from "../../src/hardware/vtd/unit.ts";
+import { ZpciUnit } from "../../src/hardware/zpci/unit.ts";
 import { pageRequestsOf } from "../../src/iommu/page-requests.ts";
 import { IommufdSubsystem } from "../../src/iommufd/file.ts";
+import { MSI_BASE, MSI_BYTES } from "../../src/kernel/msi.ts";
 import { ats, pri } from "../../src/pci/capabilities.ts";
 import type { FunctionContext, FunctionShape } from "../../src/pci/pci-function.ts";
 import { Command, Header } from "../../src/pci/spec.ts";
 import { VfioSubsystem } from "../../src/vfio/subsystem.ts";
 import { ModelHost, TestEndpoint } from "./model-host.ts";
 
+/** Those whose functions can wait for pages; and those that tell errors and nothing else. */
 export type Vendor = "vtd" | "smmuv3" | "amdvi";
+export type PlainVendor = "zpci" | "tce";
 
 /** Stalls that the SMMUv3 can have; further ones wait without a record. */
 export const STALL_MAX = 48;
@@ -94,20 +101,20 @@ export interface UnitCounts {
 }
 
 export class FaultHost {
-  readonly vendor: Vendor;
+  readonly vendor: Vendor | PlainVendor;
   readonly host: ModelHost;
   readonly vfio: VfioSubsystem;
   readonly iommufd: IommufdSubsystem;
   readonly functions: readonly BusyFunction[];
   readonly seen: UnitCounts = { aborted: 0, resumed: 0, terminated: 0, success: 0, invalid: 0 };
   readonly #frames: number;
-  #driver: SmmuDriver | VtdDriver | AmdDriver | undefined;
-  /** Interrupts of a VT-d unit arrive at once; those of the others are taken up later anyway. */
+  #driver: SmmuDriver | VtdDriver | AmdDriver | ZpciDriver | TceDriver | undefined;
+  /** Interrupts of a unit arrive at once; those of an SMMUv3 and of an AMD-Vi are taken up later anyway. */
   prompt = false;
   #held: (() => void)[] = [];
-  #unit: (IommuUnit & Pick<VtdUnit, "onPageResponse">) | undefined;
+  #unit: (IommuUnit & Partial<Pick<VtdUnit, "onPageResponse">>) | undefined;
 
-  constructor(vendor: Vendor) {
+  constructor(vendor: Vendor | PlainVendor) {
     this.vendor = vendor;
     const functions: BusyFunction[] = [];
     this.functions = functions;
@@ -151,9 +158,27 @@ export class FaultHost {
           this.#watch(unit);
           return { unit, driver };
         }
+        const held = (address: bigint, data: number) => this.#deliver(() => message(address, data));
+        if (vendor === "zpci") {
+          const unit = new ZpciUnit({ ...common, interrupt: held, msiAddress: MSI_BASE });
+          const firmware = { covers, start: 0, end: 2 ** 42 };
+          const driver = new ZpciDriver({ ...common, unit, msi, firmware, nesting: true });
+          this.#driver = driver;
+          this.#watch(unit);
+          return { unit, driver };
+        }
+        if (vendor === "tce") {
+          const messages = { start: MSI_BASE, length: MSI_BYTES };
+          const unit = new TceUnit({ ...common, interrupt: held, messages });
+          const firmware = { covers, pageLg2s: unit.pageLg2s };
+          const driver = new TceDriver({ ...common, unit, msi, firmware, apertures: false });
+          this.#driver = driver;
+          this.#watch(unit);
+          return { unit, driver };
+        }
         const unit = new VtdUnit({
           ...common,
-          interrupt: (address, data) => this.#deliver(() => message(address, data)),
+          interrupt: held,
           capabilities: {
             addressWidths: [39, 48],
             hostAddressWidth: 46,
@@ -174,13 +199,18 @@ export class FaultHost {
     });
     this.vfio = new VfioSubsystem(this.host);
     this.iommufd = new IommufdSubsystem(this.host);
-    pageRequestsOf(this.driver);
+    if (this.asks || vendor === "smmuv3") pageRequestsOf(this.driver);
     this.#listen();
     this.#frames = this.host.memory.allocated;
   }
 
-  get driver(): SmmuDriver | VtdDriver | AmdDriver {
+  get driver(): SmmuDriver | VtdDriver | AmdDriver | ZpciDriver | TceDriver {
     return this.#driver!;
+  }
+
+  /** Functions have ATS and can ask for pages. */
+  get asks(): boolean {
+    return this.vendor === "vtd" || this.vendor === "amdvi";
   }
 
   /** Lets interrupts arrive, and what was set going by them happen. */
@@ -208,12 +238,12 @@ export class FaultHost {
   }
 
   #function(shape: FunctionShape, context: FunctionContext): BusyFunction {
-    const more = this.vendor === "smmuv3" ? [] : [ats(), pri(CAPACITY)];
+    const more = this.asks ? [ats(), pri(CAPACITY)] : [];
     return new BusyFunction({ ...shape, capabilities: [...shape.capabilities!, ...more] }, context);
   }
 
   /** Accesses that end without a record, and page requests' answers. */
-  #watch(unit: SmmuV3Unit | VtdUnit | AmdViUnit): void {
+  #watch(unit: SmmuV3Unit | VtdUnit | AmdViUnit | ZpciUnit | TceUnit): void {
     const { seen } = this;
     const translate = unit.translate.bind(unit);
     unit.translate = (transaction) => {
@@ -233,6 +263,7 @@ export class FaultHost {
       seen[ok ? "resumed" : "terminated"] += 1;
       onResume(token, ok);
     };
+    if (!onPageResponse) return;
     unit.onPageResponse = (rid, pasid, group, response) => {
       seen[response === PageResponse.success ? "success" : "invalid"] += 1;
       onPageResponse(rid, pasid, group, response);
