@@ -11,6 +11,19 @@ export interface Scheduler {
   deferPastPrograms(work: () => void): void;
 }
 
+/** Has the work done later when it is called; however often it is called before, the work is done once. */
+export const once = (scheduler: Pick<Scheduler, "defer">, work: () => void): (() => void) => {
+  let scheduled = false;
+  return () => {
+    if (scheduled) return;
+    scheduled = true;
+    scheduler.defer(() => {
+      scheduled = false;
+      work();
+    });
+  };
+};
+
 export class WorkQueue implements Scheduler {
   #queue: (() => void)[] = [];
   #head = 0;

@@ -1,5 +1,5 @@
 /** How a VMM takes what comes in a file of the kernel: when it gets to run, not within what made the file ready. */
-import type { Scheduler } from "../base/scheduler.ts";
+import { once, type Scheduler } from "../base/scheduler.ts";
 import type { ModelTask } from "../kernel/model-task.ts";
 
 /** `read` is called once after the file became ready, unless it was closed or the VMM died meanwhile. */
@@ -15,17 +15,4 @@ export const whenCounted = (task: ModelTask, fd: number, scheduler: Scheduler, r
   counter.onCount = once(scheduler, () => {
     if (counter.take() > 0) read();
   });
-};
-
-/** However often it is told to before the work is done. */
-const once = (scheduler: Scheduler, work: () => void) => {
-  let scheduled = false;
-  return (): void => {
-    if (scheduled) return;
-    scheduled = true;
-    scheduler.defer(() => {
-      scheduled = false;
-      work();
-    });
-  };
 };

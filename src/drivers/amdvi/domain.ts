@@ -7,8 +7,8 @@ import type { DirtyTracking, DomainGeometry, PagingDomain } from "../../iommu/dr
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { mappedEnd, type PageTableFormat, Protection } from "../../pagetable/format.ts";
 import { Mapper } from "../../pagetable/mapper.ts";
-import { LinuxError } from "../../uapi/errno.ts";
 import type { Range } from "../range.ts";
+import { requireEnd, stillUsed } from "../refusals.ts";
 import type { DteValues } from "./device-table.ts";
 
 /** What a domain asks of the driver that made it. */
@@ -99,12 +99,7 @@ export class AmdDomain implements PagingDomain {
 
   map(iova: number, pa: number, length: number, protection: number): void {
     const { end } = this.apertures[0]!;
-    if (iova + length > end)
-      throw new LinuxError(
-        "EFAULT",
-        `iova 0x${iova.toString(16)} + 0x${length.toString(16)} is beyond 0x${end.toString(16)}, where this domain's addresses end`,
-        this.name,
-      );
+    requireEnd(this.name, iova, length, end);
     // A table of processors cannot say that a page is to be written only.
     const alsoRead = this.table === "guest" && protection & Protection.write;
     this.#mapper.map(iova, pa, length, alsoRead ? protection | Protection.read : protection);
@@ -125,8 +120,7 @@ export class AmdDomain implements PagingDomain {
 
   free(): void {
     if (this.#freed) return;
-    if (this.users > 0)
-      throw new LinuxError("EBUSY", `${this.users} users still have it; they must leave first`, this.name);
+    if (this.users > 0) throw stillUsed(this.name, `${this.users} users`);
     this.#freed = true;
     this.#host.forget(this);
     this.#mapper.destroy();

@@ -9,7 +9,7 @@
  */
 import type { EventSink } from "../../base/events.ts";
 import { Ids } from "../../base/ids.ts";
-import type { Scheduler } from "../../base/scheduler.ts";
+import { once, type Scheduler } from "../../base/scheduler.ts";
 import type { Capabilities } from "../../hardware/amdvi/capabilities.ts";
 import { guestStage, hostStage } from "../../hardware/amdvi/formats.ts";
 import { EventCode, EventEntry, PprEntry } from "../../hardware/amdvi/queue-spec.ts";
@@ -37,7 +37,9 @@ import type { PageTableFormat } from "../../pagetable/format.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HW_INFO_TYPE_AMD, IommuHwInfoAmd } from "../../uapi/vendor/amd.ts";
 import { EVERYTHING } from "../range.ts";
+import { notNestParent } from "../refusals.ts";
 import type { RegisterFile } from "../register-file.ts";
+import { keepReport } from "../reports.ts";
 import { Assignments } from "./assignments.ts";
 import { CommandBuffer } from "./command-buffer.ts";
 import { AmdDevice } from "./device.ts";
@@ -91,8 +93,6 @@ export interface AmdDriverOptions {
   readonly domainIds?: number;
 }
 
-/** Reports kept for whoever asks; older ones are counted only. */
-const REPORTS = 256;
 /** Type of hardware information: IOMMU_HW_INFO_TYPE_DEFAULT, which structures of a vendor do not define. */
 const WHATEVER_IT_IS = 0;
 const LAST_DEVICE = 0xffff;
@@ -123,7 +123,6 @@ export class AmdDriver implements IommuDriver {
   readonly #hugePages: boolean;
   readonly #registers: Registers;
   readonly #memory: HostMemory;
-  readonly #scheduler: Scheduler;
   readonly #firmware: AmdFirmware;
   readonly #events: EventSink;
   readonly #table: DeviceTable;
@@ -137,7 +136,6 @@ export class AmdDriver implements IommuDriver {
   readonly #viommus = new Set<AmdViommu>();
   readonly #assignments: Assignments;
   readonly #host: DomainHost;
-  #serving = false;
   #closed = false;
 
   get #guestTablesOnly(): boolean {
@@ -150,7 +148,6 @@ export class AmdDriver implements IommuDriver {
     this.name = name;
     this.#domainIds = new Ids(1, domainIds);
     this.#memory = memory;
-    this.#scheduler = options.scheduler;
     this.#firmware = firmware;
     this.#events = options.events;
     const registers = new Registers(options.unit, name);
@@ -188,7 +185,8 @@ export class AmdDriver implements IommuDriver {
       refresh: (domain) => this.#assignments.refresh(domain),
       forget: (domain) => this.#forget(domain),
     };
-    this.#message = options.msi.allocate(() => this.#interrupted());
+    const interrupted = once(options.scheduler, () => this.#serve());
+    this.#message = options.msi.allocate(interrupted);
     registers.enableMessages(this.#message);
     this.#powerUp();
     this.#invalidations.everything();
@@ -277,11 +275,7 @@ export class AmdDriver implements IommuDriver {
 
   allocateViommu(_device: Requester, parent: PagingDomain, _data: UserData): AmdViommu {
     if (!(parent instanceof AmdDomain) || !this.#domains.has(parent) || !parent.nestParent)
-      throw new LinuxError(
-        "EINVAL",
-        `${parent.name} is not a nest parent of ${this.name}, the unit of this device`,
-        this.name,
-      );
+      throw notNestParent(parent, this.name);
     allocate("a vIOMMU of the unit");
     const host: ViommuHost = {
       unit: this.unit,
@@ -431,15 +425,6 @@ export class AmdDriver implements IommuDriver {
 
   // Interrupts
 
-  #interrupted(): void {
-    if (this.#serving) return;
-    this.#serving = true;
-    this.#scheduler.defer(() => {
-      this.#serving = false;
-      this.#serve();
-    });
-  }
-
   /** Takes what the unit has reported. */
   #serve(): void {
     if (this.#closed) return;
@@ -459,8 +444,7 @@ export class AmdDriver implements IommuDriver {
       return;
     }
     this.faultCount += 1;
-    if (this.faults.length === REPORTS) this.faults.shift();
-    this.faults.push(reportOf(words));
+    keepReport(this.faults, reportOf(words));
     if (device) this.onFault?.(device.requester, faultOf(words, throughGuestTable(device)));
   }
 

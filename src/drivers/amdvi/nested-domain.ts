@@ -11,6 +11,7 @@ import { Dte } from "../../hardware/amdvi/spec.ts";
 import type { NestedDomain, UserData } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { IOMMU_HWPT_DATA_AMD_GUEST, IommuHwptAmdGuest } from "../../uapi/vendor/amd.ts";
+import { stillUsed } from "../refusals.ts";
 import { BLOCKING, type DteValues } from "./device-table.ts";
 import type { AmdDomain } from "./domain.ts";
 
@@ -94,12 +95,7 @@ export class AmdNestedDomain implements NestedDomain {
   }
 
   free(): void {
-    if (this.users > 0)
-      throw new LinuxError(
-        "EBUSY",
-        `${this.users} functions still have it; they must leave first`,
-        this.name,
-      );
+    if (this.users > 0) throw stillUsed(this.name, `${this.users} functions`);
     this.parent.users -= 1;
     if (this.#domainId !== undefined) this.guest.release(this.#guestId);
   }

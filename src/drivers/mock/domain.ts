@@ -27,6 +27,7 @@ import {
   MOCK_NESTED_DOMAIN_IOTLB_NUM,
   MOCK_PAGE_SIZE,
 } from "../../uapi/vendor/mock.ts";
+import { stillUsed } from "../refusals.ts";
 import { mockFormat } from "./format.ts";
 
 /** Bytes of two small pages. */
@@ -120,8 +121,7 @@ export class MockDomain implements PagingDomain {
   }
 
   free(): void {
-    if (this.users > 0)
-      throw new LinuxError("EBUSY", `${this.users} users still have it; they must leave first`, this.name);
+    if (this.users > 0) throw stillUsed(this.name, `${this.users} users`);
     this.#mapper.destroy();
     this.#forget(this);
   }
@@ -182,8 +182,7 @@ export class MockNestedDomain implements NestedDomain {
   }
 
   free(): void {
-    if (this.users > 0)
-      throw new LinuxError("EBUSY", `${this.users} devices still have it; they must leave first`, this.name);
+    if (this.users > 0) throw stillUsed(this.name, `${this.users} devices`);
     this.parent.users -= 1;
   }
 

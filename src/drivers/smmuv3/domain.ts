@@ -18,7 +18,7 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import type { PageTableFormat } from "../../pagetable/format.ts";
 import { Mapper } from "../../pagetable/mapper.ts";
 import { levelShift, vmsaStage1, vmsaStage2 } from "../../pagetable/vmsa.ts";
-import { LinuxError } from "../../uapi/errno.ts";
+import { requireEnd, stillUsed } from "../refusals.ts";
 import type { Tag } from "./invalidations.ts";
 
 /** Where functions find the doorbells of interrupts, as on Linux. */
@@ -176,12 +176,7 @@ export class SmmuDomain implements PagingDomain {
 
   map(iova: number, pa: number, length: number, protection: number): void {
     const { end } = this.apertures[0]!;
-    if (iova + length > end)
-      throw new LinuxError(
-        "EFAULT",
-        `iova 0x${iova.toString(16)} + 0x${length.toString(16)} is beyond 0x${end.toString(16)}, where this domain's addresses end`,
-        this.name,
-      );
+    requireEnd(this.name, iova, length, end);
     this.#mapper.map(iova, pa, length, protection);
     if (this.#host.flushesAdded) this.#host.flush(this, iova, length, false);
     if (this.#events.on) this.#events.emit("map", { domain: this.name, iova, pa, length, protection });
@@ -228,8 +223,7 @@ export class SmmuDomain implements PagingDomain {
 
   free(): void {
     if (this.#freed) return;
-    if (this.users > 0)
-      throw new LinuxError("EBUSY", `${this.users} users still have it; they must leave first`, this.name);
+    if (this.users > 0) throw stillUsed(this.name, `${this.users} users`);
     this.#freed = true;
     this.#host.forget(this);
     this.#mapper.destroy();

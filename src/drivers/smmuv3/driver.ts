@@ -8,7 +8,7 @@
  */
 import type { EventSink } from "../../base/events.ts";
 import { Ids } from "../../base/ids.ts";
-import type { Scheduler } from "../../base/scheduler.ts";
+import { once, type Scheduler } from "../../base/scheduler.ts";
 import type { Capabilities } from "../../hardware/smmuv3/capabilities.ts";
 import { EVENT_BYTES, EventRecord, PageRequestRecord, PRI_BYTES } from "../../hardware/smmuv3/queue-spec.ts";
 import { Config, Cr0, Gbpa, Gerror, IrqCtrl, Register, S1Dss, Ste } from "../../hardware/smmuv3/spec.ts";
@@ -38,7 +38,9 @@ import {
   IommuHwInfoArmSmmuv3,
 } from "../../uapi/vendor/smmuv3.ts";
 import { FunctionServices } from "../function-services.ts";
+import { notNestParent } from "../refusals.ts";
 import type { RegisterFile } from "../register-file.ts";
+import { keepReport } from "../reports.ts";
 import { CommandQueue } from "./command-queue.ts";
 import { ContextTable, contextBits } from "./context-table.ts";
 import { DOORBELL_WINDOW, type DomainHost, doorbellAddress, SmmuDomain } from "./domain.ts";
@@ -84,8 +86,6 @@ export interface ReportedFault {
   readonly stage2: boolean;
 }
 
-/** Reports kept for whoever asks; older ones are counted only. */
-const REPORTS = 256;
 /** Type of hardware information: IOMMU_HW_INFO_TYPE_DEFAULT, which structures of a vendor do not define. */
 const WHATEVER_IT_IS = 0;
 /** Data of the unit's messages: one of a block for each source. */
@@ -114,7 +114,6 @@ export class SmmuDriver implements IommuDriver {
   readonly unit: Capabilities;
   readonly #registers: Registers;
   readonly #memory: HostMemory;
-  readonly #scheduler: Scheduler;
   readonly #firmware: SmmuFirmware;
   readonly #events: EventSink;
   readonly #streams: StreamTable;
@@ -130,7 +129,6 @@ export class SmmuDriver implements IommuDriver {
   readonly #masters = new Map<Requester, Master>();
   readonly #bySid = new Map<number, Master>();
   readonly #host: DomainHost;
-  #serving = false;
   #closed = false;
 
   /** Brings the unit up, every function blocked. Throws ENODEV when the unit lacks what the driver needs, ENOMEM. */
@@ -138,7 +136,6 @@ export class SmmuDriver implements IommuDriver {
     const { name, memory } = options;
     this.name = name;
     this.#memory = memory;
-    this.#scheduler = options.scheduler;
     this.#firmware = options.firmware;
     this.#events = options.events;
     const registers = new Registers(options.unit, name);
@@ -175,7 +172,8 @@ export class SmmuDriver implements IommuDriver {
       flush: (domain, iova, length, leavesOnly) => this.#flush(domain, iova, length, leavesOnly),
       forget: (domain) => this.#forget(domain),
     };
-    this.#message = options.msi.allocate(() => this.#interrupted(), { count: MESSAGES });
+    const interrupted = once(options.scheduler, () => this.#serve());
+    this.#message = options.msi.allocate(interrupted, { count: MESSAGES });
     this.#enableInterrupts();
     registers.control(Cr0.CMDQEN);
     this.#invalidations.everything();
@@ -282,11 +280,7 @@ export class SmmuDriver implements IommuDriver {
 
   allocateViommu(_device: Requester, parent: PagingDomain, _data: UserData): SmmuViommu {
     if (!(parent instanceof SmmuDomain) || !this.#domains.has(parent) || !parent.nestParent)
-      throw new LinuxError(
-        "EINVAL",
-        `${parent.name} is not a nest parent of ${this.name}, the unit of this device`,
-        this.name,
-      );
+      throw notNestParent(parent, this.name);
     allocate("a vIOMMU of the unit");
     const viommu = new SmmuViommu(parent, {
       invalidations: this.#invalidations,
@@ -547,15 +541,6 @@ export class SmmuDriver implements IommuDriver {
     );
   }
 
-  #interrupted(): void {
-    if (this.#serving) return;
-    this.#serving = true;
-    this.#scheduler.defer(() => {
-      this.#serving = false;
-      this.#serve();
-    });
-  }
-
   /** Takes what the unit has reported. */
   #serve(): void {
     if (this.#closed) return;
@@ -611,8 +596,7 @@ export class SmmuDriver implements IommuDriver {
   #report(record: Uint32Array): void {
     const { TYPE, SID, SSV, SSID, RNW, S2 } = EventRecord.fields;
     this.faultCount += 1;
-    if (this.faults.length === REPORTS) this.faults.shift();
-    this.faults.push({
+    keepReport(this.faults, {
       rid: SID.get(record),
       pasid: SSV.get(record) ? SSID.get(record) : NO_PASID,
       address: inputAddress(record),

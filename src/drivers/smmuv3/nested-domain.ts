@@ -6,6 +6,7 @@ import { Config, Ste } from "../../hardware/smmuv3/spec.ts";
 import type { NestedDomain, Requester, UserData } from "../../iommu/driver.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import { GUEST_STE_BITS, IOMMU_HWPT_DATA_ARM_SMMUV3, IommuHwptArmSmmuv3 } from "../../uapi/vendor/smmuv3.ts";
+import { stillUsed } from "../refusals.ts";
 import type { SmmuDomain } from "./domain.ts";
 import type { SteValues } from "./stream-table.ts";
 
@@ -82,12 +83,7 @@ export class SmmuNestedDomain implements NestedDomain {
   }
 
   free(): void {
-    if (this.users > 0)
-      throw new LinuxError(
-        "EBUSY",
-        `${this.users} functions still have it; they must leave first`,
-        this.name,
-      );
+    if (this.users > 0) throw stillUsed(this.name, `${this.users} functions`);
     this.parent.users -= 1;
   }
 }

@@ -6,6 +6,7 @@ import { mappedEnd, Protection } from "../../pagetable/format.ts";
 import { Mapper } from "../../pagetable/mapper.ts";
 import { x86Paging } from "../../pagetable/x86-64.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import { requireEnd } from "../refusals.ts";
 
 export const softwareFormat = x86Paging(4, { accessedDirty: false });
 export const walkSoftware = compileWalker(softwareFormat);
@@ -43,12 +44,7 @@ export class SoftwareDomain implements PagingDomain {
   }
 
   map(iova: number, pa: number, length: number, protection: number): void {
-    if (iova + length > END)
-      throw new LinuxError(
-        "EFAULT",
-        `iova 0x${iova.toString(16)} + 0x${length.toString(16)} is beyond 0x${END.toString(16)}, where this domain's addresses end`,
-        this.name,
-      );
+    requireEnd(this.name, iova, length, END);
     // A table entry cannot say that a page is to be written only.
     this.#mapper.map(
       iova,

@@ -28,6 +28,7 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import { TCE_LEVELS_MAX } from "../../pagetable/tce.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { RegisterFile } from "../register-file.ts";
+import { keepReport } from "../reports.ts";
 import { Bridge, RESERVED_PE, type ReportedFault } from "./bridge.ts";
 import { type DomainHost, TceDomain } from "./domain.ts";
 import { DEFAULT_WINDOWS, readWindows } from "./windows.ts";
@@ -53,8 +54,6 @@ export interface TceDriverOptions {
 
 /** Memory as a window that is not translated: as much as its two words can say but for the last 16 MiB. */
 const IDENTITY = RealTve.make({ END: 0xffff_ff00_0000n, END_HIGH: 3 });
-/** Reports kept for whoever asks; older ones are counted only. */
-const REPORTS = 256;
 
 const REASONS = new Map<number, FaultReason>([
   [TceFault.memory, "walk-abort"],
@@ -222,8 +221,7 @@ export class TceDriver implements IommuDriver {
   #serve(): void {
     for (const fault of this.#bridge.takeErrors()) {
       this.faultCount += 1;
-      if (this.faults.length === REPORTS) this.faults.shift();
-      this.faults.push(fault);
+      keepReport(this.faults, fault);
       const endpoint = this.#endpoints.get(fault.rid);
       if (!endpoint) continue;
       this.onFault?.(endpoint.requester, {

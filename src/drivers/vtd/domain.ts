@@ -12,6 +12,7 @@ import { vtdFirstLevel } from "../../pagetable/vtd-first-level.ts";
 import { vtdSecondLevel } from "../../pagetable/vtd-second-level.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { Range } from "../range.ts";
+import { requireEnd, stillUsed } from "../refusals.ts";
 import type { Abilities, Levels } from "./abilities.ts";
 import { type Residence, Resident } from "./residence.ts";
 import type { SecondStage, Translation } from "./translation.ts";
@@ -147,12 +148,7 @@ export class VtdDomain extends Resident implements PagingDomain {
 
   map(iova: number, pa: number, length: number, protection: number): void {
     const { end } = this.#geometry;
-    if (iova + length > end)
-      throw new LinuxError(
-        "EFAULT",
-        `iova 0x${iova.toString(16)} + 0x${length.toString(16)} is beyond 0x${end.toString(16)}, where this domain's addresses end`,
-        this.name,
-      );
+    requireEnd(this.name, iova, length, end);
     if (this.options.nestParent && !(protection & Protection.write))
       throw new LinuxError(
         "EINVAL",
@@ -180,11 +176,7 @@ export class VtdDomain extends Resident implements PagingDomain {
   free(): void {
     if (this.#freed) return;
     if (this.isAttached || this.nested.size > 0)
-      throw new LinuxError(
-        "EBUSY",
-        "devices, or guests' tables above it, still have it; they must leave first",
-        this.name,
-      );
+      throw stillUsed(this.name, "devices, or guests' tables above it,");
     this.#freed = true;
     for (const unit of [...this.residences.keys()]) this.depart(unit);
     this.#forget(this);

@@ -3,6 +3,7 @@ import { FaultCode } from "../../hardware/vtd/faults.ts";
 import { FaultRecording, Fsts, FstsRegister, Register } from "../../hardware/vtd/spec.ts";
 import type { FaultReason } from "../../iommu/driver.ts";
 import type { Message, MsiController } from "../../kernel/msi.ts";
+import { keepReport } from "../reports.ts";
 import type { Abilities } from "./abilities.ts";
 import { enableEvent } from "./event-message.ts";
 import type { Registers } from "./registers.ts";
@@ -16,9 +17,6 @@ export interface ReportedFault {
   readonly write: boolean;
   readonly code: number;
 }
-
-/** Reports kept for whoever asks; older ones are counted only. */
-const REPORTS = 256;
 
 export class Faults {
   /** The last ones, and how many there were in all. */
@@ -70,7 +68,6 @@ export class Faults {
   #report(record: bigint): void {
     const { FI, SID, FR, T1, PP, PV } = FaultRecording.fields;
     this.count += 1;
-    if (this.reports.length === REPORTS) this.reports.shift();
     const fault: ReportedFault = {
       rid: Number(SID.of(record)),
       ...(PP.of(record) === 1n && { pasid: Number(PV.of(record)) }),
@@ -78,7 +75,7 @@ export class Faults {
       write: T1.of(record) === 0n,
       code: Number(FR.of(record)),
     };
-    this.reports.push(fault);
+    keepReport(this.reports, fault);
     this.#told(fault);
   }
 }

@@ -10,6 +10,7 @@ import { Protection } from "../../pagetable/format.ts";
 import { Mapper } from "../../pagetable/mapper.ts";
 import { s390Dat } from "../../pagetable/s390.ts";
 import { LinuxError } from "../../uapi/errno.ts";
+import { stillUsed } from "../refusals.ts";
 import type { ZpciDevice } from "./device.ts";
 
 /** What lies above a nest parent. */
@@ -110,11 +111,7 @@ export class ZpciDomain implements PagingDomain {
   free(): void {
     if (this.#freed) return;
     if (this.devices.size > 0 || this.nested.size > 0)
-      throw new LinuxError(
-        "EBUSY",
-        "devices, or guests' tables above it, still have it; they must leave first",
-        this.name,
-      );
+      throw stillUsed(this.name, "devices, or guests' tables above it,");
     this.#freed = true;
     this.#forget(this);
     this.#mapper.destroy();

@@ -31,6 +31,7 @@ import { type Message, MSI_BASE, MSI_BYTES, type MsiController } from "../../ker
 import type { HostMemory } from "../../memory/host-memory.ts";
 import { LinuxError } from "../../uapi/errno.ts";
 import type { RegisterFile } from "../register-file.ts";
+import { keepReport } from "../reports.ts";
 import { ZpciDevice } from "./device.ts";
 import { ZpciDomain } from "./domain.ts";
 import { type FunctionParameters, Instructions } from "./instructions.ts";
@@ -65,8 +66,6 @@ export interface ReportedFault {
   readonly code: number;
 }
 
-/** Reports kept for whoever asks; older ones are counted only. */
-const REPORTS = 256;
 const DOMAINS = 2 ** 16;
 const RID_MASK = 0xffff;
 
@@ -239,8 +238,7 @@ export class ZpciDriver implements IommuDriver {
       code: Number(PEC.of(event)),
     };
     this.faultCount += 1;
-    if (this.faults.length === REPORTS) this.faults.shift();
-    this.faults.push(fault);
+    keepReport(this.faults, fault);
     const device = this.#devices.get(fault.rid);
     if (!device) return;
     const permissions = fault.write ? RequestPermission.write : RequestPermission.read;
