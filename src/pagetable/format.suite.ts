@@ -635,11 +635,10 @@ class Scene {
     this.#tables = [...this.#allocated, 2 ** 20];
     this.root = this.#tables[0]!;
     this.#slots = [0, 1, 2, 85, 170, 255, 256, 511, 1023, 2047, 4095, 8191];
-    for (const table of this.#tables)
-      for (const slot of this.#slots) {
-        if (slot * 8 >= this.#frames * FRAME) continue;
-        this.#store(table + slot * 8, this.#entry());
-      }
+    this.#tables.forEach((table, nth) => {
+      for (const slot of this.#slots)
+        if (slot * 8 < this.#frames * FRAME) this.#store(table + slot * 8, this.#entry(nth));
+    });
   }
 
   free(): void {
@@ -673,16 +672,21 @@ class Scene {
     this.#memory[store](pa, ...words(entry));
   }
 
-  /** Any kind at any level, mostly as the format would write it, sometimes with bits turned over. */
-  #entry(): bigint {
+  /**
+   * Any kind at any level, mostly as the format would write it, sometimes with bits turned over. Half of them are as
+   * if the `nth` table were that of the nth level from the root: formats whose entries tell their level need such a way.
+   */
+  #entry(nth: number): bigint {
     const random = this.#random;
     const { levels } = this.#format;
     if (random.below(10) === 0) return this.#format.empty;
     if (random.below(20) === 0) return (BigInt(random.next()) << 32n) | BigInt(random.next());
-    const level = this.#pick(levels);
+    const orderly = random.below(2) === 0;
+    const level = (orderly ? levels.at(-1 - nth) : undefined) ?? this.#pick(levels);
     const table = level.leaves.length === 0 || (level.tables.length > 0 && random.below(3) > 0);
     const kind: TableKind | LeafKind = table ? this.#pick(level.tables) : this.#pick(level.leaves);
-    let target = BigInt(this.#pick(this.#tables));
+    const next = orderly ? this.#tables[nth + 1] : undefined;
+    let target = BigInt(next ?? this.#pick(this.#tables));
     if ("lg2" in kind) target = BigInt(random.next()) << BigInt(random.below(21) + 12);
     if (random.below(2)) target &= (1n << BigInt(this.#format.outputBits)) - 1n;
     if (!("lg2" in kind) && random.below(12) === 0) target = BigInt(this.#pick(this.#nowhere));
