@@ -9,7 +9,8 @@ import { Random } from "../base/clock.ts";
 import type { EventFields, EventKind, EventSink } from "../base/events.ts";
 import type { HostMemory } from "../memory/host-memory.ts";
 import type { ExplainStep } from "../pagetable/step.ts";
-import { Access, type IommuUnit, Transaction, TranslateStatus } from "./unit.ts";
+import type { Layout } from "../uapi/layout.ts";
+import { Access, type IommuUnit, NO_PASID, Transaction, TranslateStatus } from "./unit.ts";
 
 /** A listener that keeps what it is told. */
 export class EventLog implements EventSink {
@@ -64,6 +65,38 @@ export const answer = (unit: IommuUnit, transaction: Transaction) => {
   const { pa, span, fault } = transaction;
   return ok ? { ok, pa, span } : { ok, code: fault };
 };
+
+/** A request of a PASID, at any address of 64 bits. */
+export const requestOf = (
+  rid: number,
+  iova: number | bigint,
+  access: number,
+  pasid = NO_PASID,
+): Transaction => {
+  const transaction = request(rid, 0, access);
+  transaction.lo = Number(BigInt(iova) & 0xffff_ffffn);
+  transaction.hi = Number(BigInt(iova) >> 32n);
+  transaction.pasid = pasid;
+  return transaction;
+};
+
+/** What a read, or other access, of a requester does. */
+export const access = (
+  { unit }: Pick<UnitUnderTest, "unit">,
+  rid: number,
+  iova: number | bigint,
+  what: number = Access.read,
+  pasid = NO_PASID,
+) => answer(unit, requestOf(rid, iova, what, pasid));
+
+/** The fields of an entry or record that are not 0. */
+export const decoded = (layout: Layout, value: bigint): Record<string, bigint> =>
+  Object.fromEntries(
+    layout
+      .decode(value)
+      .filter((field) => field.value !== 0n)
+      .map((field) => [field.name, field.value]),
+  );
 
 export const explained = (unit: IommuUnit, transaction: Transaction) => {
   const outcome = outcomeOf(unit.explain(transaction));

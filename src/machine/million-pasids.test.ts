@@ -1,6 +1,6 @@
 /**
- * A million times, or a twentieth of it, a PASID of a device gets a page table and loses it again, by encoded system calls, behind every kind of
- * IOMMU; a few dozen others are attached meanwhile. Nothing grows: frames, objects, numbers, nor this program's heap.
+ * A million times a PASID of a device gets a page table and loses it again, by encoded system calls, behind an Intel, an Arm and
+ * the mock IOMMU, and a twentieth of that behind an AMD one; a few dozen others are attached meanwhile. Nothing grows: frames, objects, numbers, nor this program's heap.
  */
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
@@ -139,7 +139,7 @@ it.each([
   host.machine.close();
 });
 
-it.each([PART])("mock: PASIDs of 20 bits come and go, %i times", TIME, (times) => {
+it("mock: a million PASIDs come and go", TIME, () => {
   const rig = new MockRig();
   const p = rig.spawn();
   const ioas = p.ioas();
@@ -165,7 +165,7 @@ it.each([PART])("mock: PASIDs of 20 bits come and go, %i times", TIME, (times) =
       detach: call(detaching),
       live: () => rig.live(),
     },
-    times,
+    COUNT,
   );
   p.exit();
   expect(Object.entries(rig.live()).filter(([, count]) => count !== 0)).toEqual([]);

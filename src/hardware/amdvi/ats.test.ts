@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
+import { requestOf } from "../unit.suite.ts";
 import { Access, NO_PASID, TranslateStatus } from "../unit.ts";
 import { EventCode } from "./queue-spec.ts";
-import { AmdViRig, type DteFields, readWrite, requestOf } from "./rig.suite.ts";
+import { AmdViRig, type DteFields, readWrite } from "./rig.suite.ts";
 
 const RID = 0x18;
 const { read, write, execute } = Access;

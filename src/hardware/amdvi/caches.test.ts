@@ -1,17 +1,10 @@
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Random } from "../../base/clock.ts";
+import { access, requestOf } from "../unit.suite.ts";
 import { Access, NO_PASID } from "../unit.ts";
 import { InvalidateAll, Opcode } from "./queue-spec.ts";
-import {
-  AmdViRig,
-  access,
-  invalidateDevice,
-  invalidatePages,
-  readWrite,
-  requestOf,
-  wait,
-} from "./rig.suite.ts";
+import { AmdViRig, invalidateDevice, invalidatePages, readWrite, wait } from "./rig.suite.ts";
 import { AmdViUnit, type CachePolicy } from "./unit.ts";
 
 const RID = 0x18;

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { SparseMemory } from "../../memory/sparse-memory.ts";
 import type { DeviceTlbInvalidation } from "../ats.ts";
-import { EventLog } from "../unit.suite.ts";
+import { access, EventLog } from "../unit.suite.ts";
 import { Access, NO_PASID } from "../unit.ts";
 import { encodedLg2 } from "./command-buffer.ts";
 import {
@@ -12,7 +12,7 @@ import {
   Opcode,
   PrefetchPages,
 } from "./queue-spec.ts";
-import { AmdViRig, access, invalidateDevice, invalidatePages, running, wait } from "./rig.suite.ts";
+import { AmdViRig, invalidateDevice, invalidatePages, running, wait } from "./rig.suite.ts";
 import { ExtendedFeature, Register, RingBase, Status } from "./spec.ts";
 import { AmdViUnit } from "./unit.ts";
 

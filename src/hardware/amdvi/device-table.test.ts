@@ -1,16 +1,15 @@
 import { describe, expect, it } from "vitest";
+import { access, requestOf } from "../unit.suite.ts";
 import { Access, NO_PASID } from "../unit.ts";
 import { EVERYTHING } from "./capabilities.ts";
 import { EventCode, InvalidRequest } from "./queue-spec.ts";
 import {
   AmdViRig,
-  access,
   type DteFields,
   invalidateDevice,
   invalidatePages,
   type RigOptions,
   readWrite,
-  requestOf,
   wait,
 } from "./rig.suite.ts";
 import { AddressRange, Dte, ExclusionBase, ExtendedFeature, Gcr3Entry, Register } from "./spec.ts";

@@ -7,18 +7,10 @@ import { describe, expect, it } from "vitest";
 import { Random } from "../../base/clock.ts";
 import { silent } from "../../base/events.ts";
 import { SparseMemory } from "../../memory/sparse-memory.ts";
-import { answer, explained } from "../unit.suite.ts";
+import { access, answer, explained, requestOf } from "../unit.suite.ts";
 import { Access } from "../unit.ts";
 import { parseVectors, type Vector } from "../vectors/vector.ts";
-import {
-  AmdViRig,
-  access,
-  invalidateDevice,
-  invalidatePages,
-  readWrite,
-  requestOf,
-  wait,
-} from "./rig.suite.ts";
+import { AmdViRig, invalidateDevice, invalidatePages, readWrite, wait } from "./rig.suite.ts";
 import { Dte } from "./spec.ts";
 import { AmdViUnit } from "./unit.ts";
 

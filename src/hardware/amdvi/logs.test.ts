@@ -1,9 +1,10 @@
 import { describe, expect, it } from "vitest";
 import { type PageRequest, PageResponse } from "../ats.ts";
+import { access } from "../unit.suite.ts";
 import { Access, NO_PASID } from "../unit.ts";
 import { EVERYTHING } from "./capabilities.ts";
 import { CompletePpr, EventCode, Opcode } from "./queue-spec.ts";
-import { AmdViRig, access, type ControlFields, readWrite, running } from "./rig.suite.ts";
+import { AmdViRig, type ControlFields, readWrite, running } from "./rig.suite.ts";
 import { ExtendedFeature, Register, RingBase, Status } from "./spec.ts";
 
 const RID = 0x18;

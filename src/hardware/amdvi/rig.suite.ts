@@ -3,8 +3,8 @@ import { Random } from "../../base/clock.ts";
 import { SparseMemory } from "../../memory/sparse-memory.ts";
 import type { Declarations, Layout } from "../../uapi/layout.ts";
 import type { Rmp } from "../rmp.ts";
-import { answer, EventLog, request, type UnitUnderTest } from "../unit.suite.ts";
-import { Access, NO_PASID, type Transaction } from "../unit.ts";
+import { decoded, EventLog, type UnitUnderTest } from "../unit.suite.ts";
+import { Access } from "../unit.ts";
 import {
   CompletionWait,
   DeviceCommand,
@@ -273,37 +273,6 @@ export class AmdViRig implements UnitUnderTest {
     return taken;
   }
 }
-
-const decoded = (layout: Layout, value: bigint): Record<string, bigint> =>
-  Object.fromEntries(
-    layout
-      .decode(value)
-      .filter((field) => field.value !== 0n)
-      .map((field) => [field.name, field.value]),
-  );
-
-/** A request of a PASID. */
-export const requestOf = (
-  rid: number,
-  iova: number | bigint,
-  access: number,
-  pasid = NO_PASID,
-): Transaction => {
-  const transaction = request(rid, 0, access);
-  transaction.lo = Number(BigInt(iova) & 0xffff_ffffn);
-  transaction.hi = Number(BigInt(iova) >> 32n);
-  transaction.pasid = pasid;
-  return transaction;
-};
-
-/** What a read, or other access, of a requester does. */
-export const access = (
-  rig: AmdViRig,
-  rid: number,
-  iova: number | bigint,
-  what: number = Access.read,
-  pasid = NO_PASID,
-) => answer(rig.unit, requestOf(rid, iova, what, pasid));
 
 export const wait = (values: Fields<typeof CompletionWait> = {}): bigint =>
   CompletionWait.make({ OPCODE: Opcode.COMPLETION_WAIT, ...values });

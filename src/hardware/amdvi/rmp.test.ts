@@ -1,10 +1,10 @@
 /** Secure nested paging: what the reverse map table keeps from devices, and from the unit itself. */
 import { describe, expect, it } from "vitest";
 import { Rmp, type RmpState } from "../rmp.ts";
-import { answer } from "../unit.suite.ts";
+import { access, answer, requestOf } from "../unit.suite.ts";
 import { Access, NO_PASID, TranslateStatus } from "../unit.ts";
 import { EventCode } from "./queue-spec.ts";
-import { AmdViRig, access, type RigOptions, readWrite, requestOf, wait } from "./rig.suite.ts";
+import { AmdViRig, type RigOptions, readWrite, wait } from "./rig.suite.ts";
 import { Register, Status } from "./spec.ts";
 
 const RID = 0x18;

@@ -1,8 +1,9 @@
 import { describe, expect, it } from "vitest";
 import { type PageRequest, PageResponse } from "../ats.ts";
+import { access, requestOf } from "../unit.suite.ts";
 import { Access, NO_PASID, TranslateStatus } from "../unit.ts";
 import { EventCode, PageRequestRecord } from "./queue-spec.ts";
-import { access, readWrite, requestOf, SmmuRig, type SteFields } from "./rig.suite.ts";
+import { readWrite, SmmuRig, type SteFields } from "./rig.suite.ts";
 import { Config, Cr0, Gerror, Register } from "./spec.ts";
 
 const RID = 0x18;

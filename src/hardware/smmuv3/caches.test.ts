@@ -1,9 +1,10 @@
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Random } from "../../base/clock.ts";
+import { access, requestOf } from "../unit.suite.ts";
 import { Access } from "../unit.ts";
 import { Opcode } from "./queue-spec.ts";
-import { access, cfgi, readWrite, requestOf, SmmuRig, type Stages, sync, tlbi } from "./rig.suite.ts";
+import { cfgi, readWrite, SmmuRig, type Stages, sync, tlbi } from "./rig.suite.ts";
 import { Config } from "./spec.ts";
 import { type CachePolicy, SmmuV3Unit } from "./unit.ts";
 

@@ -1,8 +1,9 @@
 import { describe, expect, it } from "vitest";
 import { type DeviceTlbAnswer, type DeviceTlbInvalidation, PageResponse } from "../ats.ts";
+import { access } from "../unit.suite.ts";
 import { NO_PASID } from "../unit.ts";
 import { AtcCommand, Opcode, PriCommand, SyncCommand } from "./queue-spec.ts";
-import { access, cfgi, type RigOptions, readWrite, SmmuRig, sync, tlbi } from "./rig.suite.ts";
+import { cfgi, type RigOptions, readWrite, SmmuRig, sync, tlbi } from "./rig.suite.ts";
 import { CommandError, Cr0, Gerror, Register } from "./spec.ts";
 
 const running = (options: RigOptions = {}) => {

@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
+import { access } from "../unit.suite.ts";
 import { Access } from "../unit.ts";
 import { EventCode, Opcode } from "./queue-spec.ts";
 import {
-  access,
   type CdFields,
   cfgi,
   type RigOptions,

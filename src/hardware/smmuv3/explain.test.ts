@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
+import { access, requestOf } from "../unit.suite.ts";
 import { Access } from "../unit.ts";
 import { Opcode } from "./queue-spec.ts";
-import { access, readWrite, requestOf, SmmuRig, sync, tlbi } from "./rig.suite.ts";
+import { readWrite, SmmuRig, sync, tlbi } from "./rig.suite.ts";
 import { Config } from "./spec.ts";
 
 const RID = 0x18;

@@ -1,16 +1,8 @@
 import { describe, expect, it } from "vitest";
+import { access, requestOf } from "../unit.suite.ts";
 import { Access, TranslateStatus } from "../unit.ts";
 import { EventCode, Opcode, ResumeCommand } from "./queue-spec.ts";
-import {
-  access,
-  type CdFields,
-  type RigOptions,
-  readWrite,
-  requestOf,
-  SmmuRig,
-  type SteFields,
-  tlbi,
-} from "./rig.suite.ts";
+import { type CdFields, type RigOptions, readWrite, SmmuRig, type SteFields, tlbi } from "./rig.suite.ts";
 import { Config, Cr0, Cr2, Gerror, Register } from "./spec.ts";
 
 const RID = 0x18;

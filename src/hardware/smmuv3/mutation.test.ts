@@ -7,11 +7,10 @@ import { describe, expect, it } from "vitest";
 import { Random } from "../../base/clock.ts";
 import { silent } from "../../base/events.ts";
 import { SparseMemory } from "../../memory/sparse-memory.ts";
-import { answer, explained } from "../unit.suite.ts";
+import { answer, explained, requestOf } from "../unit.suite.ts";
 import { Access } from "../unit.ts";
 import { parseVectors, type Vector } from "../vectors/vector.ts";
 import { capabilitiesOf } from "./capabilities.ts";
-import { requestOf } from "./rig.suite.ts";
 import { type SmmuCapabilities, SmmuV3Unit } from "./unit.ts";
 
 const load = (name: string): Vector[] =>

@@ -3,8 +3,8 @@ import { Random } from "../../base/clock.ts";
 import { SparseMemory } from "../../memory/sparse-memory.ts";
 import { type Granule, levelShift, stage1Start } from "../../pagetable/vmsa.ts";
 import type { Declarations, Layout } from "../../uapi/layout.ts";
-import { answer, EventLog, request, type UnitUnderTest } from "../unit.suite.ts";
-import { Access, NO_PASID, type Transaction } from "../unit.ts";
+import { decoded, EventLog, type UnitUnderTest } from "../unit.suite.ts";
+import { Access } from "../unit.ts";
 import {
   COMMAND_BYTES,
   EVENT_BYTES,
@@ -240,42 +240,13 @@ export class SmmuRig implements UnitUnderTest {
       let value = 0n;
       const at = this.eventQueue + (this.#seen % 2 ** QUEUE_LG2) * EVENT_BYTES;
       for (let offset = 24; offset >= 0; offset -= 8) value = (value << 64n) | this.load64(at + offset);
-      taken.push(
-        Object.fromEntries(
-          EventRecord.decode(value)
-            .filter((field) => field.value !== 0n)
-            .map((field) => [field.name, field.value]),
-        ),
-      );
+      taken.push(decoded(EventRecord, value));
     }
     const flag = Number(this.read(Register.EVENTQ_PROD)) & 0x8000_0000;
     this.write(Register.EVENTQ_CONS, (prod | flag) >>> 0);
     return taken;
   }
 }
-
-/** A request of a substream. */
-export const requestOf = (
-  rid: number,
-  iova: number | bigint,
-  access: number,
-  pasid = NO_PASID,
-): Transaction => {
-  const transaction = request(rid, 0, access);
-  transaction.lo = Number(BigInt(iova) & 0xffff_ffffn);
-  transaction.hi = Number(BigInt(iova) >> 32n);
-  transaction.pasid = pasid;
-  return transaction;
-};
-
-/** What a read, or other access, of a requester does. */
-export const access = (
-  rig: SmmuRig,
-  rid: number,
-  iova: number | bigint,
-  what: number = Access.read,
-  pasid = NO_PASID,
-) => answer(rig.unit, requestOf(rid, iova, what, pasid));
 
 const addressed = (layout: typeof TlbiCommand, opcode: number, values: Fields<typeof TlbiCommand>): bigint =>
   layout.make({ OPCODE: opcode, ...values });
